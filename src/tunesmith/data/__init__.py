@@ -1,0 +1,1 @@
+"""Data: records from files become packed batches."""

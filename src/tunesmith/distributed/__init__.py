@@ -1,0 +1,1 @@
+"""Distributed: ranks and what they share."""

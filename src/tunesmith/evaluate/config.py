@@ -1,0 +1,18 @@
+"""The `evaluate` part of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tunesmith.config import Config
+from tunesmith.data.config import SourceConfig
+
+Metric = Literal["loss", "perplexity", "exact_match", "contains", "valid_json", "rouge_l", "chrf", "bleu"]
+
+
+class EvaluateConfig(Config):
+    data: tuple[SourceConfig, ...] = Field((), description="Records whose answers are generated and scored after training.")
+    metrics: tuple[Metric, ...] = Field(("loss", "perplexity", "exact_match"), description="What is measured.")
+    max_new_tokens: Annotated[int, Field(ge=1, le=131_072)] = 256
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="Prompts decoded together.")
+    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only the first n records.")

@@ -1,0 +1,1 @@
+"""Models: load, attend, score, adapt."""

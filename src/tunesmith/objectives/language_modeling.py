@@ -1,0 +1,19 @@
+"""Losses on the log-probability of given tokens."""
+
+from typing import ClassVar, Literal
+
+from tunesmith.objectives.base import Objective
+from tunesmith.types import Batch, Loss, Scores
+
+
+class SFT(Objective):
+    """Negative log-likelihood of the weighted tokens, sum of w * -log p (arXiv:2203.02155 section 3.1)."""
+
+    name: Literal["sft"] = "sft"
+    unit: ClassVar = "token"
+    paper: ClassVar[str] = "arXiv:2203.02155"
+
+    def __call__(self, policy: Scores, batch: Batch) -> Loss:
+        loss = -(batch.weight * policy.logprobs).sum()
+        metrics = {} if policy.correct is None else {"accuracy": (batch.weight * policy.correct).sum()}
+        return Loss(loss, batch.weight.sum(), metrics)

@@ -1,0 +1,1 @@
+"""Rollout: text from a model."""
