@@ -104,16 +104,14 @@ class Scores:
     """What the model says of the scored tokens of a batch."""
 
     logprobs: Float[Tensor, " K"]  # fp32 log-probability of each target
-    entropy: Float[Tensor, " K"] | None = None
-    correct: Float[Tensor, " K"] | None = None  # 1 where the target is the most likely token, no gradient
+    correct: Float[Tensor, " K"]  # 1 where the target is the most likely token, no gradient
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A SUM over units and how many units it covers; `metrics` are sums as well, divided by the same count."""
+    """A SUM over units; `metrics` are sums as well, divided by the same global count."""
 
     sum: Float[Tensor, ""]
-    count: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 

@@ -7,11 +7,16 @@ from tunesmith.types import Batch, Loss, Scores
 
 
 class Objective(Config):
-    """The settings ARE the objective. Calling it returns a SUM over its unit; the step divides once by the global count."""
+    """The settings ARE the objective; calling it returns a SUM, which the step divides once by the global count."""
 
     unit: ClassVar[Literal["token", "sequence", "pair"]]
     needs: ClassVar[frozenset[str]] = frozenset()  # streams it reads
+    metric_names: ClassVar[tuple[str, ...]] = ()  # keys of Loss.metrics, the same in every batch
     paper: ClassVar[str]
 
     def __call__(self, policy: Scores, batch: Batch) -> Loss:
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> float:
+        """How many units the batch holds; known before the forward pass."""
         raise NotImplementedError

@@ -11,9 +11,13 @@ class SFT(Objective):
 
     name: Literal["sft"] = "sft"
     unit: ClassVar = "token"
+    metric_names: ClassVar = ("accuracy",)
     paper: ClassVar[str] = "arXiv:2203.02155"
 
     def __call__(self, policy: Scores, batch: Batch) -> Loss:
         loss = -(batch.weight * policy.logprobs).sum()
-        metrics = {} if policy.correct is None else {"accuracy": (batch.weight * policy.correct).sum()}
-        return Loss(loss, batch.weight.sum(), metrics)
+        metrics = {"accuracy": (batch.weight * policy.correct).sum()}
+        return Loss(loss, metrics)
+
+    def count(self, batch: Batch) -> float:
+        return batch.weight.sum().item()

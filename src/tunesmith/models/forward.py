@@ -1,0 +1,70 @@
+"""Batch to scores: the one place where a model is run for training and evaluation losses."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunesmith.models.forest import Forest
+from tunesmith.models.head import token_logprobs
+from tunesmith.types import Batch, Scores
+
+
+def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | None = None) -> Scores:
+    """Log-probabilities of the batch's targets; the vocabulary is projected at the scored positions only.
+
+    `embeddings` replaces the embedded tokens, for methods that disturb or learn them.
+    """
+    hidden = hidden_states(model, batch, embeddings)
+    rows = hidden.index_select(0, batch.query)
+    base = base_model(model)
+    head = base.get_output_embeddings()
+    assert head is not None, "a causal model without a head got past loading"
+    logprobs, correct = token_logprobs(rows, active_module(head), batch.target, logit_softcap(base))
+    return Scores(logprobs, correct)
+
+
+def hidden_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "T D"]:
+    decoder = base_model(model).get_decoder()
+    tokens = batch.tokens[None] if embeddings is None else None
+    out = decoder(
+        input_ids=tokens,
+        inputs_embeds=None if embeddings is None else embeddings[None],
+        position_ids=batch.positions[None],
+        use_cache=False,
+        forest=Forest.of(batch.segments),
+    )
+    return out.last_hidden_state[0]
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face causal model inside an adapter wrapper, adapters still in place."""
+    inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # pyright: ignore[reportCallIssue]
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def active_module(module: nn.Module) -> nn.Module:
+    """The copy that PEFT trains in place of a module listed in modules_to_save, or the module itself."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(module, ModulesToSaveWrapper):
+        return module.modules_to_save[module.active_adapters[0]]
+    return module
+
+
+def logit_softcap(model: PreTrainedModel) -> float | None:
+    return model.config.to_dict().get("final_logit_softcapping")
+
+
+@torch.no_grad()
+def score_only(model: nn.Module, batch: Batch) -> Scores:
+    """`score` without gradients, in evaluation mode; the mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        return score(model, batch)
+    finally:
+        model.train(training)

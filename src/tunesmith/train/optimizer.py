@@ -1,0 +1,119 @@
+"""AdamW over fp32 masters: parameter groups, fp32 accumulation, and state as plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tunesmith.train.config import OptimizerConfig
+
+
+class Optimizer:
+    """Updates the trainable parameters of a model.
+
+    A parameter below fp32 gets an fp32 master that collects its gradient, is stepped, and is copied back.
+    """
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], settings: OptimizerConfig, new_layers: Iterable[str] = ()
+    ) -> None:
+        self.parameters = parameters
+        self.masters = {name: master_of(parameter) for name, parameter in parameters.items()}
+        self.hooks = [
+            parameter.register_post_accumulate_grad_hook(collector(self.masters[name]))
+            for name, parameter in parameters.items()
+            if self.masters[name] is not parameter
+        ]
+        self.groups = parameter_groups(self.masters, settings, tuple(new_layers))
+        self.torch = torch.optim.AdamW(
+            self.groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
+        )
+        self.peaks = [group["lr"] for group in self.torch.param_groups]
+
+    def gradients(self) -> list[Tensor]:
+        """Every master's gradient, zeros where no loss reached it, in a fixed order."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` times each group's peak rate."""
+        for group, peak in zip(self.torch.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.torch.step()
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if self.masters[name] is not parameter:
+                    parameter.copy_(self.masters[name])
+
+    def clear(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        for master in self.masters.values():
+            master.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments, step counts and masters as `name.kind` tensors, for a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            tensors |= {f"{name}.{kind}": value for kind, value in self.torch.state.get(master, {}).items()}
+            if master is not self.parameters[name]:
+                tensors[f"{name}.master"] = master.detach()
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        for name, master in self.masters.items():
+            kinds = ("step", "exp_avg", "exp_avg_sq")
+            if f"{name}.step" in tensors:
+                self.torch.state[master] = {kind: tensors[f"{name}.{kind}"].to(master.device).clone() for kind in kinds}
+            if f"{name}.master" in tensors:
+                with torch.no_grad():
+                    master.copy_(tensors[f"{name}.master"])
+                    self.parameters[name].copy_(master)
+
+
+def master_of(parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.dtype == torch.float32:
+        return parameter
+    return nn.Parameter(parameter.detach().float())
+
+
+def collector(master: nn.Parameter):
+    """A hook that moves a finished gradient into the master's fp32 one and frees it."""
+
+    def collect(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
+
+    return collect
+
+
+def parameter_groups(
+    masters: dict[str, nn.Parameter], settings: OptimizerConfig, new_layers: tuple[str, ...]
+) -> list[dict]:
+    """At most four groups: matrices decay, norms and biases do not; new layers may have a rate of their own."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, master in masters.items():
+        is_new = any(layer in name for layer in new_layers)
+        rate = settings.lr_new_layers if is_new and settings.lr_new_layers is not None else settings.lr
+        decay = settings.weight_decay if master.ndim >= 2 else 0.0
+        groups.setdefault((rate, decay), []).append(master)
+    return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+
+
+@torch.no_grad()
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """Euclidean norm over all gradients together; NaN or Inf comes through."""
+    return torch.nn.utils.get_total_norm(gradients, foreach=True).item()
+
+
+@torch.no_grad()
+def clip(gradients: list[Tensor], norm: float, limit: float) -> None:
+    """Scale the gradients down to `limit` when `norm` exceeds it; a limit of 0 never clips."""
+    if limit > 0 and norm > limit:
+        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
