@@ -10,29 +10,37 @@ Shape = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "
 
 
 class SourceConfig(Config):
-    path: str = Field(description="File, folder, glob or hub data set (hub:owner/name). jsonl, json, csv, parquet, txt, gz of these.")
-    shape: Shape = Field("auto", description="Shape of the records; auto looks at the keys of the first record.")
-    columns: dict[str, str] = Field({}, description="Our field name -> the file's column name.")
+    path: str = Field(
+        description="File, folder, glob or hub data set (hub:owner/name). jsonl, json, csv, parquet, txt, gz of these."
+    )
+    shape: Shape = Field(
+        default="auto", description="Shape of the records; auto looks at the keys of the first record."
+    )
+    columns: dict[str, str] = Field(default={}, description="Our field name -> the file's column name.")
     weight: Annotated[float, Field(gt=0, le=1000)] = Field(
-        1.0, description="How often each record appears per epoch; 0.5 takes another half each epoch."
+        default=1.0, description="How often each record appears per epoch; 0.5 takes another half each epoch."
     )
 
 
 class DataConfig(Config):
-    train: tuple[SourceConfig, ...] = Field((), description="Training sources; a bare path works.")
-    eval: tuple[SourceConfig, ...] = Field((), description="Held-out sources for the evaluation loss.")
+    train: tuple[SourceConfig, ...] = Field(default=(), description="Training sources; a bare path works.")
+    eval: tuple[SourceConfig, ...] = Field(default=(), description="Held-out sources for the evaluation loss.")
     train_on: Literal["all_assistant", "last_assistant", "completion", "all"] = Field(
-        "all_assistant", description="Which tokens the loss sees; completion is the last answer of each record."
+        default="all_assistant", description="Which tokens the loss sees; completion is the last answer of each record."
     )
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
-        2048, description="Longest example in tokens."
+        default=2048, description="Longest example in tokens."
     )
     overlong: Literal["drop", "cut_turns", "split", "error"] = Field(
-        "drop", description="What happens to longer examples; every choice is counted and reported."
+        default="drop", description="What happens to longer examples; every choice is counted and reported."
     )
-    on_bad: Literal["error", "skip"] = Field("error", description="Stop at bad records, or skip and count them.")
-    shuffle: bool = Field(True, description="A new order every epoch, fixed by train.seed.")
+    on_bad: Literal["error", "skip"] = Field(
+        default="error", description="Stop at bad records, or skip and count them."
+    )
+    shuffle: bool = Field(default=True, description="A new order every epoch, fixed by train.seed.")
     special_tokens_in_text: Literal["escape", "error"] = Field(
-        "escape", description="Control tokens written inside user text: keep them as plain text, or refuse."
+        default="escape", description="Control tokens written inside user text: keep them as plain text, or refuse."
     )
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only the first n records of each source.")
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Use only the first n records of each source."
+    )

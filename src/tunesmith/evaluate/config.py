@@ -11,8 +11,12 @@ Metric = Literal["loss", "perplexity", "exact_match", "contains", "valid_json", 
 
 
 class EvaluateConfig(Config):
-    data: tuple[SourceConfig, ...] = Field((), description="Records whose answers are generated and scored after training.")
-    metrics: tuple[Metric, ...] = Field(("loss", "perplexity", "exact_match"), description="What is measured.")
-    max_new_tokens: Annotated[int, Field(ge=1, le=131_072)] = 256
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="Prompts decoded together.")
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only the first n records.")
+    data: tuple[SourceConfig, ...] = Field(
+        default=(), description="Records whose answers are generated and scored after training."
+    )
+    metrics: tuple[Metric, ...] = Field(default=("loss", "perplexity", "exact_match"), description="What is measured.")
+    max_new_tokens: Annotated[int, Field(ge=1, le=131_072)] = Field(
+        default=256, description="Longest answer in tokens."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="Prompts decoded together.")
+    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Use only the first n records.")

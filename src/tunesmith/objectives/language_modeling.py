@@ -2,6 +2,8 @@
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from tunesmith.objectives.base import Objective
 from tunesmith.types import Batch, Loss, Scores
 
@@ -9,7 +11,7 @@ from tunesmith.types import Batch, Loss, Scores
 class SFT(Objective):
     """Negative log-likelihood of the weighted tokens, sum of w * -log p (arXiv:2203.02155 section 3.1)."""
 
-    name: Literal["sft"] = "sft"
+    name: Literal["sft"] = Field(default="sft", description="Next-token loss on the tokens data.train_on selects.")
     unit: ClassVar = "token"
     metric_names: ClassVar = ("accuracy",)
     paper: ClassVar[str] = "arXiv:2203.02155"

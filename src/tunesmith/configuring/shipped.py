@@ -1,0 +1,34 @@
+"""The recipes that come with the package, found from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunesmith.errors import Fix, UsageError, Where, nearest
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """Name to file, sorted by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The user's file when there is one, else the shipped recipe `NAME` or `recipes/NAME.yaml`; E015 otherwise."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    known = shipped()
+    if path.stem in known and str(path) in (path.stem, f"{path.stem}.yaml", f"recipes/{path.stem}.yaml"):
+        return known[path.stem]
+    like = nearest(path.stem, known)
+    fixes = [Fix(f"did you mean {like}?", command=f"tunesmith recipes show {like}")] if like else []
+    fixes.append(Fix("list the shipped recipes", command="tunesmith recipes"))
+    raise UsageError("E015", f"the recipe {name} does not exist", where=Where(name), fixes=fixes)
+
+
+def summary(path: Path) -> str:
+    """The first comment line of a recipe: what it is for."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip()

@@ -1,0 +1,136 @@
+"""Settings that contradict one another: each with both fields and one way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.configuring.catalogue import plain
+from tunesmith.configuring.layers import DEFAULT, Origin
+from tunesmith.errors import Diagnostic, Fix, Where
+from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
+
+if TYPE_CHECKING:
+    from tunesmith.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Two fields that do not go together, the key whose place is shown first, and the setting that ends it."""
+
+    message: str
+    fields: tuple[str, ...]
+    set: dict[str, Any]
+    code: str = "E014"
+    effect: str | None = None
+
+
+def contradictions(recipe: Recipe, origins: Mapping[str, Origin], path: str) -> list[Diagnostic]:
+    """All clashes of the recipe; warnings (W) change nothing, errors (E) must stop."""
+    return [_diagnostic(clash, origins, path) for rule in RULES for clash in rule(recipe, origins)]
+
+
+def _diagnostic(clash: Clash, origins: Mapping[str, Origin], path: str) -> Diagnostic:
+    written = [name for name in clash.fields if origins.get(name, DEFAULT).kind != "default"]
+    first = (written or list(clash.fields))[0]
+    origin = origins.get(first, DEFAULT)
+    where = replace(origin.where, field=first) if origin.kind in ("file", "default") else origin.where
+    places = [f"{name}: {origins.get(name, DEFAULT)}" for name in clash.fields]
+    words = " ".join(f"{key}={_word(value)}" for key, value in clash.set.items())
+    fix = Fix(words, clash.set, f"tunesmith train {path} {words}" if path else None, clash.effect)
+    level = "warning" if clash.code.startswith("W") else "error"
+    return Diagnostic(clash.code, clash.message, level, where or Where(), tuple(places), (fix,))
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else plain(value)
+
+
+def _step_size(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    train = recipe.train
+    fields = ("train.tokens_per_step", "train.sequences_per_step")
+    both = train.tokens_per_step is not None and origins.get(fields[1], DEFAULT).kind != "default"
+    if both and train.sequences_per_step is not None:
+        message = f"a step is {train.tokens_per_step} tokens and also {train.sequences_per_step} sequences"
+        yield Clash(message, fields, {"train.sequences_per_step": None}, effect="tokens decide")
+    if train.tokens_per_step is None and train.sequences_per_step is None:
+        yield Clash("a step has neither tokens nor sequences", fields, {"train.sequences_per_step": 16})
+
+
+def _microbatch(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    size, longest = recipe.train.microbatch_tokens, recipe.data.max_length
+    if size < longest:
+        message = f"an example may have {longest} tokens, but a microbatch holds {size}"
+        yield Clash(message, ("train.microbatch_tokens", "data.max_length"), {"train.microbatch_tokens": longest})
+
+
+def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    train = recipe.train
+    warmup = train.schedule.warmup
+    if train.steps is not None and warmup >= 1 and warmup > train.steps:
+        message = f"{warmup:g} warm-up steps, but the run has {train.steps}"
+        yield Clash(message, ("train.schedule.warmup", "train.steps"), {"train.schedule.warmup": 0.03})
+    written = [origins.get(name, DEFAULT).kind != "default" for name in ("train.steps", "train.epochs")]
+    if train.steps is not None and all(written):
+        message = f"train.steps: {train.steps} decides the length; train.epochs: {train.epochs:g} is not used"
+        yield Clash(message, ("train.epochs", "train.steps"), {"train.steps": None}, "W010", "epochs decide")
+
+
+def _early_stopping(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    train = recipe.train
+    if train.early_stopping is None:
+        return
+    if not recipe.data.eval:
+        message = "early stopping watches the evaluation loss, but there is no held-out data"
+        fields = ("train.early_stopping.patience", "data.eval")
+        yield Clash(message, fields, {"train.early_stopping": None}, effect="or give data.eval=FILE")
+    elif train.evaluate_every == 0:
+        message = "early stopping watches the evaluation loss, but it is measured only at the end"
+        yield Clash(message, ("train.early_stopping.patience", "train.evaluate_every"), {"train.evaluate_every": 50})
+
+
+def _evaluation(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    if recipe.train.evaluate_every > 0 and not recipe.data.eval:
+        message = f"an evaluation loss every {recipe.train.evaluate_every} steps, but there is no held-out data"
+        fields = ("train.evaluate_every", "data.eval")
+        yield Clash(message, fields, {"train.evaluate_every": 0}, effect="or give data.eval=FILE")
+
+
+def _adapter(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    adapter, method = recipe.model.adapter, "model.adapter.method"
+    if isinstance(adapter, FreezeConfig) and not (adapter.first or adapter.last or adapter.names):
+        message = "everything is frozen: first, last and names are empty"
+        yield Clash(message, ("model.adapter.last", "model.adapter.first", method), {"model.adapter.last": 2})
+    if recipe.model.adapter_path is not None and not isinstance(adapter, LoraConfig):
+        message = f"an adapter folder is given, but the method is {adapter.method}"
+        yield Clash(message, ("model.adapter_path", method), {method: "lora"})
+    if isinstance(adapter, LoraConfig) and not adapter.targets and not adapter.modules_to_save:
+        yield Clash("no module is adapted", ("model.adapter.targets", method), {"model.adapter.targets": ["all"]})
+
+
+def _rates(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    adapter, optimizer = recipe.model.adapter, recipe.train.optimizer
+    saved = isinstance(adapter, LoraConfig) and adapter.modules_to_save
+    rate = "train.optimizer.lr_new_layers"
+    if optimizer.lr_new_layers is not None and not saved:
+        message = f"a rate of {optimizer.lr_new_layers:g} for new layers, but there are none"
+        yield Clash(message, (rate, "model.adapter.modules_to_save"), {rate: None})
+    if isinstance(adapter, FullConfig) and optimizer.lr >= 1e-4:
+        message = f"a learning rate of {optimizer.lr:g} is one for LoRA; full fine-tuning usually diverges with it"
+        fields = ("train.optimizer.lr", "model.adapter.method")
+        yield Clash(message, fields, {"train.optimizer.lr": 2e-5}, "W011")
+
+
+def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    names = recipe.run.report_to
+    if "none" in names and len(names) > 1:
+        others = [name for name in names if name != "none"]
+        message = f"report_to says none and {', '.join(others)}"
+        yield Clash(message, ("run.report_to.0",), {"run.report_to": others})
+
+
+Rule = Callable[["Recipe", Mapping[str, Origin]], Iterator[Clash]]
+RULES: tuple[Rule, ...] = (
+    _step_size, _microbatch, _length, _early_stopping, _evaluation, _adapter, _rates, _reports,
+)  # fmt: skip
