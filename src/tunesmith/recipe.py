@@ -16,6 +16,7 @@ from tunesmith.configuring.load import check, leaves
 from tunesmith.configuring.problems import usage_error
 from tunesmith.configuring.reader import Key, read_file
 from tunesmith.configuring.shipped import find_recipe
+from tunesmith.configuring.writer import write_yaml
 from tunesmith.data.config import DataConfig
 from tunesmith.errors import Diagnostic
 from tunesmith.evaluate.config import EvaluateConfig
@@ -110,6 +111,11 @@ def load_recipe(
     if errors:
         raise usage_error(errors)
     return Loaded(recipe, origins, file, tuple(found))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe as a file; loading it gives an equal recipe."""
+    return write_yaml(recipe.model_dump(mode="json"))
 
 
 def expand(value: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.configuring.catalogue import plain
-from tunesmith.configuring.layers import DEFAULT, Origin
+from tunesmith.configuring.layers import DEFAULT, RANK, Origin
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
 
@@ -71,8 +71,8 @@ def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     if train.steps is not None and warmup >= 1 and warmup > train.steps:
         message = f"{warmup:g} warm-up steps, but the run has {train.steps}"
         yield Clash(message, ("train.schedule.warmup", "train.steps"), {"train.schedule.warmup": 0.03})
-    written = [origins.get(name, DEFAULT).kind != "default" for name in ("train.steps", "train.epochs")]
-    if train.steps is not None and all(written):
+    steps, epochs = (RANK[origins.get(name, DEFAULT).kind] for name in ("train.steps", "train.epochs"))
+    if train.steps is not None and epochs >= steps > 0:
         message = f"train.steps: {train.steps} decides the length; train.epochs: {train.epochs:g} is not used"
         yield Clash(message, ("train.epochs", "train.steps"), {"train.steps": None}, "W010", "epochs decide")
 

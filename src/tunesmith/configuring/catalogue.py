@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Schema = Mapping[str, Any]
+
+SCHEMA_FILE = Path(__file__).parent.parent / "schema.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ def catalogue(schema: Schema) -> dict[str, Setting]:
         elif known.variant and setting.variant:
             found[setting.key] = _joined(known, setting)
     return found
+
+
+def stored_schema() -> dict[str, Any]:
+    """The schema of a recipe as generated into the package."""
+    return json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 
 
 def general_key(key: tuple[str | int, ...], known: Mapping[str, Setting]) -> str:

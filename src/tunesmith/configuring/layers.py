@@ -12,7 +12,7 @@ from tunesmith.errors import Fix, TunesmithError, UsageError, Where
 PREFIX = "TUNESMITH__"
 _NOWHERE = Where()
 Kind = Literal["default", "file", "environment", "override"]
-_RANK: dict[Kind, int] = {"default": 0, "file": 1, "environment": 2, "override": 3}
+RANK: dict[Kind, int] = {"default": 0, "file": 1, "environment": 2, "override": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,6 @@ class Layers:
         if settings.get(key[-1]) in (None, value):
             return
         for name in list(settings):
-            if name != key[-1] and _RANK[self.origin((*group, name)).kind] < _RANK[origin.kind]:
+            if name != key[-1] and RANK[self.origin((*group, name)).kind] < RANK[origin.kind]:
                 del settings[name]
                 self._forget((*group, name))

@@ -45,7 +45,7 @@ def leaves(value: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def _mend(error: ValidationError, layers: Layers) -> bool:
-    """Put back the written text where text is wanted (`name: 2024`), and leave out groups with nothing in them."""
+    """Read as meant: `name: 2024` where text is wanted, one word for a list, a group with nothing in it."""
     mended = False
     for detail in error.errors(include_url=False):
         key = data_key(detail["loc"], layers.value)
@@ -59,6 +59,9 @@ def _mend(error: ValidationError, layers: Layers) -> bool:
             if text is not None and key in layers.origins:
                 parent[key[-1]] = text
                 mended = True
+        elif detail["type"] == "tuple_type" and isinstance(detail["input"], str):
+            parent[key[-1]] = [detail["input"]]
+            mended = True
         elif detail["input"] is None and isinstance(parent, dict) and key[-1] in parent and _is_group(detail["type"]):
             del parent[key[-1]]
             mended = True

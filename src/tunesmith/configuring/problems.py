@@ -47,17 +47,23 @@ def place(layers: Layers, key: Key) -> Where:
     return Where(field=dotted(key)) if origin.kind == "default" else origin.where
 
 
-def data_key(location: tuple[int | str, ...], value: Any) -> Key:
+def data_key(location: tuple[int | str, ...], tree: Any) -> Key:
     """A pydantic location without the names of union variants, as a place in the tree."""
     key: Key = ()
+    value: Any = tree
     for index, part in enumerate(location):
-        within = isinstance(value, list) and isinstance(part, int) and part < len(value)
-        if within or (isinstance(value, dict) and part in value):
+        if _holds(value, part):
             value = value[part]
         elif index + 1 < len(location) or not isinstance(value, dict):
             continue
         key = (*key, part)
     return key
+
+
+def _holds(value: Any, part: int | str) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
 
 
 def _fault(detail: ErrorDetails, layers: Layers, settings: Mapping[str, Setting]) -> Diagnostic:

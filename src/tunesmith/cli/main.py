@@ -1,0 +1,110 @@
+"""`tunesmith`: the verbs, assembled; a command's heavy imports happen inside it, so that help is instant."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tunesmith import __version__
+from tunesmith.cli.output import crash, fail
+from tunesmith.errors import TunesmithError, UsageError, Where
+
+GROUPS = ("recipes", "config", "explain", "train", "quickstart", "data", "runs", "model", "doctor")
+PANELS: dict[str, tuple[str, ...]] = {
+    "Start": ("quickstart", "init", "recipes", "doctor"),
+    "Train": ("data", "plan", "train"),
+    "Look": ("runs", "config", "explain"),
+    "Use": ("chat", "eval", "merge"),
+}
+EPILOG = """[bold]Examples[/bold]
+
+  [cyan]tunesmith quickstart[/cyan]                       [dim]before and after, in minutes[/dim]
+
+  [cyan]tunesmith plan sft data.train=chats.jsonl[/cyan]  [dim]memory, time, steps[/dim]
+
+  [cyan]tunesmith train sft data.train=chats.jsonl[/cyan] [dim]LoRA on your own data[/dim]
+
+  [cyan]tunesmith chat runs/NAME[/cyan]                   [dim]talk to the result[/dim]
+"""
+
+
+class _Ordered(TyperGroup):
+    """Commands in the order of PANELS, whoever registered them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = [name for names in PANELS.values() for name in names]
+        return sorted(super().list_commands(ctx), key=order.index)
+
+
+def build() -> typer.Typer:
+    """The application with every command group that is present."""
+    app = typer.Typer(
+        help="From raw text to an aligned, exported language model.",
+        epilog=EPILOG,
+        cls=_Ordered,
+        invoke_without_command=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for group in GROUPS:
+        name = f"tunesmith.cli.{group}"
+        if find_spec(name) is not None:
+            import_module(name).register(app)
+    _arrange(app)
+    return app
+
+
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """From raw text to an aligned, exported language model."""
+    if version:
+        sys.stdout.write(f"{__version__}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _arrange(app: typer.Typer) -> None:
+    """Give every command its panel."""
+    panel_of = {name: panel for panel, names in PANELS.items() for name in names}
+    for command in app.registered_commands:
+        command.name = command.name or (command.callback.__name__ if command.callback else "")
+        command.rich_help_panel = panel_of[command.name]
+    for group in app.registered_groups:
+        group.rich_help_panel = panel_of[str(group.name)]
+
+
+def run(argv: list[str] | None = None) -> None:
+    """Run one command and leave with its exit code; every failure becomes a diagnostic."""
+    words = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in words
+    try:
+        code = build()(args=words, prog_name="tunesmith", standalone_mode=False)
+    except TunesmithError as error:
+        code = fail(error, as_json=as_json)
+    except typer.TyperException as error:  # without a message it is a group's help, already printed
+        code = fail(_usage(error), as_json=as_json) if error.format_message() else 2
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except Exception as error:
+        code = crash(error, as_json=as_json)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: typer.TyperException) -> UsageError:
+    """A wrong command or option in the form of every other error."""
+    message = error.format_message()
+    names = re.findall(r"(?:Did you mean|Possible options:) ?'?([\w-]+)", message)
+    plain = re.split(r"[.?]? ?\(?(?:Did you mean|Possible options)", message)[0].rstrip(".")
+    fixes = [f"did you mean {name}?" for name in names] or ["tunesmith --help"]
+    return UsageError("E020", plain[:1].lower() + plain[1:], where=Where("command line"), fixes=fixes)
