@@ -1,0 +1,192 @@
+"""Failpoints: named places where `TUNESMITH_FAULT` makes the program die, stop, fail or wait on purpose.
+
+`TUNESMITH_FAULT="ckpt.after_rename@step=12:kill; ckpt.mid_write@file=state.json:errno:ENOSPC"` arms two faults.
+Each is a point (or `*`), conditions and an action.
+Conditions: `step=N`, `file=NAME`, `hit=N` (the Nth time that the rest matches).
+Actions: `kill` `stop` `raise` `errno:NAME` `delay:MS` `trace:FILE` (append the point and the step to FILE)
+`flip[:NAME]` (change one bit of the file at hand, or of NAME in the folder at hand).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunesmith.errors import Fix, UsageError, nearest
+
+VARIABLE = "TUNESMITH_FAULT"
+
+POINTS = (
+    "run.start",
+    "run.before_load",
+    "run.after_load",
+    "run.before_resume",
+    "run.after_resume",
+    "run.before_finish",
+    "run.end",
+    "loader.before_fetch",
+    "loader.after_fetch",
+    "train.before_step",
+    "train.before_update",
+    "train.after_update",
+    "train.after_step",
+    "train.before_evaluate",
+    "train.after_evaluate",
+    "log.before_write",
+    "log.after_write",
+    "log.before_flush",
+    "log.after_flush",
+    "ckpt.begin",
+    "ckpt.before_stage",
+    "ckpt.after_stage",
+    "ckpt.before_open",
+    "ckpt.mid_write",
+    "ckpt.before_fsync",
+    "ckpt.after_fsync",
+    "ckpt.before_barrier",
+    "ckpt.after_barrier",
+    "ckpt.before_manifest",
+    "ckpt.after_manifest",
+    "ckpt.before_folder_fsync",
+    "ckpt.after_folder_fsync",
+    "ckpt.before_set_aside",
+    "ckpt.after_set_aside",
+    "ckpt.before_rename",
+    "ckpt.after_rename",
+    "ckpt.after_parent_fsync",
+    "ckpt.before_latest",
+    "ckpt.after_latest",
+    "ckpt.before_replace",
+    "ckpt.before_mark_best",
+    "ckpt.after_mark_best",
+    "ckpt.before_prune",
+    "ckpt.mid_prune",
+    "ckpt.mid_remove",
+    "ckpt.after_prune",
+    "ckpt.before_clean",
+    "ckpt.mid_clean",
+    "ckpt.after_clean",
+    "ckpt.end",
+)
+
+ACTIONS = ("kill", "stop", "raise", "errno", "delay", "flip", "trace")
+CONDITIONS = ("step", "file", "hit")
+ERRORS = {name: number for number, name in errno.errorcode.items()}
+
+
+class InjectedFault(Exception):
+    """What the action `raise` raises; nothing catches it by name."""
+
+
+@dataclass(slots=True)
+class _Fault:
+    point: str
+    action: str
+    argument: str = ""
+    step: int | None = None
+    file: str | None = None
+    hit: int | None = None
+    hits: int = field(default=0, repr=False)
+
+    def matches(self, point: str, step: int | None, path: Path | None) -> bool:
+        if self.point not in ("*", point) or self.step not in (None, step):
+            return False
+        if self.file is not None and (path is None or path.name != self.file):
+            return False
+        self.hits += 1
+        return self.hit in (None, self.hits)
+
+
+_armed: tuple[_Fault, ...] | None = None
+
+
+def fault(point: str, step: int | None = None, path: Path | None = None) -> None:
+    """Pass the failpoint `point`; does nothing unless `TUNESMITH_FAULT` names it.
+
+    `path` is the file being written (or the folder at hand), for the condition `file` and the action `flip`.
+    """
+    if _armed == ():
+        return
+    if _armed is None:
+        arm(os.environ.get(VARIABLE, ""))
+    for each in _armed or ():
+        if each.matches(point, step, path):
+            _act(each, point, step, path)
+
+
+def arm(text: str) -> None:
+    """Replace the armed faults by those in `text` (empty: none); a UsageError names what it does not know."""
+    global _armed
+    _armed = tuple(_parse(part.strip()) for part in text.split(";") if part.strip())
+
+
+def _parse(text: str) -> _Fault:
+    """`point[@condition=value...]:action[:argument]` as a fault."""
+    head, _, tail = text.partition(":")
+    point, *conditions = head.split("@")
+    action, _, argument = tail.partition(":")
+    if point != "*" and point not in POINTS:
+        raise _refusal(text, f"there is no failpoint {point!r}", nearest(point, POINTS), POINTS)
+    if action not in ACTIONS:
+        raise _refusal(text, f"there is no fault action {action!r}", nearest(action, ACTIONS), ACTIONS)
+    if action == "errno" and argument not in ERRORS:
+        raise _refusal(text, f"there is no errno {argument!r}", nearest(argument, ERRORS), ("ENOSPC", "EIO"))
+    if action == "delay" and not argument.isdecimal():
+        raise _refusal(text, f"a delay is a number of milliseconds, not {argument!r}", None, ("delay:100",))
+    if action == "trace" and not argument:
+        raise _refusal(text, "trace needs a file", None, ("trace:/tmp/points.txt",))
+    parsed = _Fault(point, action, argument)
+    for condition in conditions:
+        name, _, value = condition.partition("=")
+        if name == "file":
+            parsed.file = value
+        elif name in CONDITIONS and value.isdecimal():
+            parsed.step, parsed.hit = (int(value), parsed.hit) if name == "step" else (parsed.step, int(value))
+        else:
+            raise _refusal(text, f"{condition!r} is no condition", nearest(name, CONDITIONS), ("step=12", "hit=2"))
+    return parsed
+
+
+def _refusal(text: str, message: str, near: str | None, known: tuple[str, ...]) -> UsageError:
+    fixes = [Fix(f"did you mean {near}?")] if near else []
+    evidence = (text, "known: " + ", ".join(known))
+    return UsageError("E149", f"{VARIABLE}: {message}", evidence=evidence, fixes=[*fixes, f"unset {VARIABLE}"])
+
+
+def _act(armed: _Fault, point: str, step: int | None, path: Path | None) -> None:
+    match armed.action:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "raise":
+            raise InjectedFault(f"{point} at step {step}")
+        case "errno":
+            number = ERRORS[armed.argument]
+            raise OSError(number, os.strerror(number), str(path) if path else None)
+        case "delay":
+            time.sleep(int(armed.argument) / 1000)
+        case "flip":
+            _flip(point, path, armed.argument)
+        case "trace":
+            descriptor = os.open(armed.argument, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.write(descriptor, f"{point} {'-' if step is None else step}\n".encode())
+            os.close(descriptor)
+
+
+def _flip(point: str, path: Path | None, name: str) -> None:
+    """Change the lowest bit of the middle byte of the file."""
+    target = path / name if path is not None and path.is_dir() else path
+    if target is None or not target.is_file():
+        example = "ckpt.after_rename:flip:state.json"
+        raise _refusal(f"{point}:flip:{name}", "there is no such file at this point", None, (example,))
+    middle = target.stat().st_size // 2
+    with target.open("r+b") as file:
+        file.seek(middle)
+        byte = file.read(1)[0]
+        file.seek(middle)
+        file.write(bytes([byte ^ 1]))
