@@ -1,0 +1,87 @@
+"""The manifest of a checkpoint: what it holds, with a hash for every file and for itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+import tunesmith
+from tunesmith.train.durable import to_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class Broken(Exception):
+    """A committed folder that does not verify; the text says which file and why."""
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """The text of a manifest, with a checksum over the rest of it, so that no byte of it can change unnoticed."""
+    body = {key: value for key, value in manifest.items() if key != "checksum"}
+    return to_json({**body, "checksum": hashlib.sha256(to_json(body).encode()).hexdigest()})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a committed folder, its own checksum verified; Broken says what is wrong."""
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes().decode()
+        manifest = json.loads(text)
+    except FileNotFoundError:
+        raise Broken(f"{MANIFEST} is missing") from None
+    except OSError as error:
+        raise Broken(f"{MANIFEST} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise Broken(f"{MANIFEST} is damaged: it is not JSON") from None
+    if not isinstance(manifest, dict) or seal(manifest) != text:
+        raise Broken(f"{MANIFEST} is damaged: its checksum does not match")
+    return manifest
+
+
+def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare every listed file with its size and hash; Broken names the first file that differs."""
+    for name, entry in files.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise Broken(f"{MANIFEST} lists {name!r}, which is no plain file name")
+        try:
+            size = path.stat().st_size
+            if size != entry["size"]:
+                raise Broken(f"{name} has {size:,} bytes instead of {entry['size']:,}")
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise Broken(f"{name} is missing") from None
+        except OSError as error:
+            raise Broken(f"{name} cannot be read: {error.strerror}") from None
+        if found != entry["sha256"]:
+            raise Broken(f"{name} is damaged: its sha256 is {found[:12]}... instead of {entry['sha256'][:12]}...")
+
+
+def verify(folder: Path, step: int) -> dict[str, Any]:
+    """The manifest of the checkpoint of `step` once every file of it fits; Broken says what does not."""
+    manifest = read_manifest(folder)
+    if manifest.get("format") != FORMAT:
+        raise Broken(f"its format is {manifest.get('format')!r}; this version reads {FORMAT}")
+    if manifest["step"] != step:
+        raise Broken(f"{MANIFEST} is of step {manifest['step']}")
+    verify_files(folder, manifest["files"])
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Versions that bitwise equality after a resume depends on."""
+    return {
+        "tunesmith": tunesmith.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "safetensors": safetensors.__version__,
+    }
