@@ -1,0 +1,95 @@
+"""Signals that ask a run to save or to stop, noticed at step boundaries."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from tunesmith.errors import Fix, Interrupted, Preempted, TunesmithError
+
+
+class Request(IntEnum):
+    """What was asked, the more urgent the larger: ranks agree by the maximum, with 0 for nothing."""
+
+    SAVE = 1
+    INTERRUPT = 2
+    TERMINATE = 3
+
+    @property
+    def stops(self) -> bool:
+        return self is not Request.SAVE
+
+
+_REQUESTS = {signal.SIGUSR1: Request.SAVE, signal.SIGINT: Request.INTERRUPT, signal.SIGTERM: Request.TERMINATE}
+_FIRST = {
+    Request.SAVE: "saving after this step, then going on",
+    Request.INTERRUPT: "finishing this step and saving; press Ctrl-C again to stop at once without saving",
+    Request.TERMINATE: "finishing this step and saving; a second SIGTERM stops at once without saving",
+}
+
+
+class Signals:
+    """SIGTERM, SIGINT and SIGUSR1 as requests that the loop polls, while inside `with`.
+
+    The second SIGTERM or SIGINT leaves at once by SystemExit (143 or 130), so that `finally` still releases locks.
+    With `detached`, SIGHUP is ignored. Outside the main thread nothing is installed. The old handlers come back after.
+    """
+
+    def __init__(self, *, detached: bool = False) -> None:
+        self._detached = detached
+        self._pending: Request | None = None
+        self._old: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in _REQUESTS:
+                self._old[number] = signal.signal(number, self._note)
+            if self._detached:
+                self._old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()
+
+    def requested(self) -> Request | None:
+        """The most urgent request so far; a stop stays, SAVE stays until `saved`."""
+        return self._pending
+
+    def saved(self) -> None:
+        """A SAVE request was served."""
+        if self._pending is Request.SAVE:
+            self._pending = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        request = _REQUESTS[signal.Signals(number)]
+        if request.stops and self._pending is not None and self._pending.stops:
+            _say("stopping at once; the last checkpoint stands")
+            raise SystemExit(128 + number)
+        self._pending = max(request, self._pending or request)
+        _say(_FIRST[request])
+
+
+def _say(text: str) -> None:
+    """Write straight to stderr: a handler may run in the middle of a buffered write."""
+    try:
+        os.write(2, f"tunesmith: {text}\n".encode())
+    except OSError:  # the terminal is gone: the request itself still counts
+        return
+
+
+def stop_error(request: Request, step: int, checkpoint: Path, resume: str) -> TunesmithError:
+    """The error that ends a run stopped by `request` after its checkpoint was saved: exit code 75 or 130."""
+    fixes = (Fix("go on from here", command=resume),)
+    evidence = (f"saved: {checkpoint}",)
+    if request is Request.TERMINATE:
+        return Preempted("E130", f"stopped by SIGTERM after step {step}, saved", evidence=evidence, fixes=fixes)
+    return Interrupted("E131", f"interrupted after step {step}, saved", evidence=evidence, fixes=fixes)

@@ -1,0 +1,85 @@
+"""Signals become requests; a second one leaves at once."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tunesmith.train.signals import Request, Signals, stop_error
+
+
+def _send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_nothing_is_requested_at_first_and_old_handlers_return():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)]
+    with Signals(detached=True) as signals:
+        assert signals.requested() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)]
+    assert after == before
+
+
+def test_p03_first_interrupt_is_a_request_that_says_so(capfd):
+    with Signals() as signals:
+        _send(signal.SIGINT)
+        assert signals.requested() is Request.INTERRUPT
+        assert signals.requested().stops
+    assert "press Ctrl-C again" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_p03_second_signal_leaves_at_once(number, code):
+    with Signals():
+        _send(number)
+        with pytest.raises(SystemExit) as caught:
+            _send(number)
+    assert caught.value.code == code
+
+
+def test_p04_save_request_is_served_once():
+    with Signals() as signals:
+        _send(signal.SIGUSR1)
+        assert signals.requested() is Request.SAVE
+        assert not signals.requested().stops
+        signals.saved()
+        assert signals.requested() is None
+
+
+def test_a_stop_outranks_a_save_and_stays():
+    with Signals() as signals:
+        _send(signal.SIGTERM)
+        _send(signal.SIGUSR1)
+        signals.saved()
+        assert signals.requested() is Request.TERMINATE
+
+
+def test_p03_hangup_is_ignored_when_detached():
+    with Signals(detached=True) as signals:
+        _send(signal.SIGHUP)
+        assert signals.requested() is None
+
+
+def test_another_thread_installs_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def body() -> None:
+        with Signals() as signals:
+            seen.append((signals.requested(), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
+
+
+@pytest.mark.parametrize(("request_", "code"), [(Request.TERMINATE, 75), (Request.INTERRUPT, 130)])
+def test_stop_errors_carry_the_exit_code_and_the_way_back(request_, code):
+    error = stop_error(request_, 12, Path("checkpoints/step-12"), "tunesmith runs resume demo")
+    assert error.exit_code == code
+    assert "tunesmith runs resume demo" in str(error)
+    assert "step-12" in str(error)
