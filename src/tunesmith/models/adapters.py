@@ -102,7 +102,9 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Attach a PEFT LoRA folder, trainable; every key of the file must find its place and the other way round."""
     config = read_adapter_config(folder)
+    base, config.base_model_name_or_path = config.base_model_name_or_path, None
     wrapped = wrap(model, config)
+    config.base_model_name_or_path = base
     tensors = read_adapter_tensors(folder)
     expected = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -122,7 +124,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
                 *(f"unknown {name}" for name in unexpected[:7]),
                 *shapes[:6],
             ],
-            fixes=[f"load it on the model it was trained from: {config.base_model_name_or_path}"],
+            fixes=[f"load it on the model it was trained from: {base}"],
         )
     peft.set_peft_model_state_dict(wrapped, tensors)
     return wrapped

@@ -15,8 +15,9 @@ from tunesmith.errors import ModelError, Where
 from tunesmith.models import attention
 from tunesmith.models.adapters import attach, load_adapter
 from tunesmith.models.config import ModelConfig
+from tunesmith.models.headers import read_headers
 from tunesmith.models.locate import locate
-from tunesmith.models.safety import read_config, read_headers
+from tunesmith.models.safety import read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROVEN = frozenset(

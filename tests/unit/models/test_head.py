@@ -1,0 +1,61 @@
+"""The chunked head equals the full softmax, forward and backward, frozen and trained."""
+
+import pytest
+import torch
+from torch import nn
+
+from tunesmith.models import head as head_module
+from tunesmith.models.head import token_logprobs
+
+
+def reference(rows, head, target, softcap=None):
+    logits = head(rows)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trained", "biased", "softcapped"])
+def test_chunked_head_equals_full_softmax(kind, monkeypatch):
+    monkeypatch.setattr(head_module, "CHUNK", 7)
+    torch.manual_seed(0)
+    head = nn.Linear(12, 31, bias=kind == "biased").double()
+    head.requires_grad_(kind != "frozen")
+    softcap = 3.0 if kind == "softcapped" else None
+    rows = torch.randn(20, 12, dtype=torch.float64, requires_grad=True)
+    target, slope = torch.randint(0, 31, (20,)), torch.randn(20)
+    want = reference(rows, head, target, softcap)
+    (want * slope).sum().backward()
+    expected = [rows.grad.clone(), *(p.grad.clone() for p in head.parameters() if p.requires_grad)]
+    rows.grad = None
+    head.zero_grad()
+    got, correct = token_logprobs(rows, head, target, softcap)
+    (got * slope).sum().backward()
+    found = [rows.grad, *(p.grad for p in head.parameters() if p.requires_grad)]
+    torch.testing.assert_close(got, want.float(), atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert torch.equal(correct.bool(), head(rows).argmax(1) == target)
+    assert not correct.requires_grad
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_extreme_logits_stay_finite(trained):
+    head = nn.Linear(4, 9, bias=False)
+    nn.init.constant_(head.weight, 0.0)
+    with torch.no_grad():
+        head.weight[0] = 1e4
+    head.requires_grad_(trained)
+    rows = torch.ones(2, 4, requires_grad=True)
+    logprobs, _ = token_logprobs(rows, head, torch.tensor([0, 1]))
+    logprobs.sum().backward()
+    assert logprobs.tolist() == [0.0, -4e4]
+    assert torch.isfinite(rows.grad).all()
+
+
+def test_no_scored_position_gives_an_empty_result_with_a_gradient():
+    head = nn.Linear(4, 9, bias=False).requires_grad_(False)
+    rows = torch.empty(0, 4, requires_grad=True)
+    logprobs, _ = token_logprobs(rows, head, torch.empty(0, dtype=torch.long))
+    logprobs.sum().backward()
+    assert rows.grad.shape == (0, 4)
