@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from tests.unit.models.architectures import ARCHITECTURES, VOCABULARY, build
+
 from tunesmith.data.packing import Node, assemble
 from tunesmith.models import attention
 from tunesmith.models.forward import score

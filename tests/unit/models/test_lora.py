@@ -4,9 +4,9 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from tests.unit.models.architectures import build
 from tests.unit.models.test_forward import all_scored, gradients, sequences
+
 from tunesmith.data.packing import assemble
 from tunesmith.errors import ModelError
 from tunesmith.models.adapters import attach, load_adapter, merge, save_adapter, trainable
