@@ -3,7 +3,7 @@
 `TUNESMITH_FAULT="ckpt.after_rename@step=12:kill; ckpt.mid_write@file=state.json:errno:ENOSPC"` arms two faults.
 Each is a point (or `*`), conditions and an action.
 Conditions: `step=N`, `file=NAME`, `hit=N` (the Nth time that the rest matches).
-Actions: `kill` `stop` `raise` `errno:NAME` `delay:MS` `trace:FILE` (append the point and the step to FILE)
+Actions: `kill` `stop` `raise` `errno:NAME` `delay:MS` `trace:FILE` (append point, step and file name to FILE)
 `flip[:NAME]` (change one bit of the file at hand, or of NAME in the folder at hand).
 """
 
@@ -30,10 +30,9 @@ POINTS = (
     "run.end",
     "loader.before_fetch",
     "loader.after_fetch",
-    "train.before_step",
+    "train.step",
     "train.before_update",
     "train.after_update",
-    "train.after_step",
     "train.before_evaluate",
     "train.after_evaluate",
     "log.before_write",
@@ -174,7 +173,7 @@ def _act(armed: _Fault, point: str, step: int | None, path: Path | None) -> None
             _flip(point, path, armed.argument)
         case "trace":
             descriptor = os.open(armed.argument, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            os.write(descriptor, f"{point} {'-' if step is None else step}\n".encode())
+            os.write(descriptor, f"{point} {'-' if step is None else step} {path.name if path else '-'}\n".encode())
             os.close(descriptor)
 
 

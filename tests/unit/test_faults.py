@@ -55,7 +55,7 @@ def test_an_unarmed_failpoint_costs_less_than_a_microsecond():
 def _seconds_for(count: int) -> float:
     start = time.perf_counter()
     for _ in range(count):
-        fault("train.before_step", 1)
+        fault("train.step", 1)
     return time.perf_counter() - start
 
 
@@ -98,7 +98,7 @@ def test_trace_appends_and_delay_waits(tmp_path):
     fault("ckpt.begin", 7)
     fault("ckpt.end")
     assert time.monotonic() - start >= 0.03
-    assert (tmp_path / "points").read_text() == "ckpt.begin 7\nckpt.end -\n"
+    assert (tmp_path / "points").read_text() == "ckpt.begin 7 -\nckpt.end - -\n"
 
 
 @pytest.mark.parametrize(

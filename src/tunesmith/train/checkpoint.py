@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +193,7 @@ class CheckpointStore:
         aside = self.folder / f"{TEMPORARY}old-step-{step}-{self._writers.token}"
         self._path(step).rename(aside)
         fault("ckpt.mid_remove", saved, aside)
-        shutil.rmtree(aside)
+        commit.remove(aside)
 
     def _marked_best(self, step: int) -> bool:
         try:

@@ -131,9 +131,10 @@ class Commit:
 
     def publish(self) -> None:
         """Rename the sealed folder to its own name; a damaged one of the same step makes way."""
+        bad = self._folder / f"{TEMPORARY}bad-{self.final.name}-{self._writers.token}"
         if os.path.lexists(self.final):
             fault("ckpt.before_set_aside", self._step)
-            self.final.rename(self._folder / f"{TEMPORARY}bad-{self.final.name}-{self._writers.token}")
+            self.final.rename(bad)
             fault("ckpt.after_set_aside", self._step)
         fault("ckpt.before_rename", self._step)
         self._staging.rename(self.final)
@@ -141,6 +142,7 @@ class Commit:
         fault("ckpt.after_rename", self._step, self.final)
         durable.sync_folder(self._folder)
         fault("ckpt.after_parent_fsync", self._step, self.final)
+        remove(bad)
         fault("ckpt.before_latest", self._step)
         self._replace(self._folder / "latest", f"{self.final.name}\n")
         fault("ckpt.after_latest", self._step)
@@ -167,10 +169,15 @@ def clean(folder: Path) -> list[str]:
     fault("ckpt.before_clean")
     left_over = sorted(folder.glob(f"{TEMPORARY}*")) if folder.is_dir() else []
     for path in left_over:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
         fault("ckpt.mid_clean")
     fault("ckpt.after_clean")
     return [path.name for path in left_over]
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -65,18 +65,22 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview], step: int) -> E
     fault("ckpt.before_open", step, path)
     digest = hashlib.sha256()
     size = 0
-    with path.open("xb", buffering=0) as file:
-        for piece in pieces:
-            rest = memoryview(piece)
-            digest.update(rest)
-            while len(rest):
-                written = file.write(rest)
-                size += written
-                rest = rest[written:]
-            fault("ckpt.mid_write", step, path)
-        fault("ckpt.before_fsync", step, path)
-        os.fsync(file.fileno())
-        fault("ckpt.after_fsync", step, path)
+    try:
+        with path.open("xb", buffering=0) as file:
+            for piece in pieces:
+                rest = memoryview(piece)
+                digest.update(rest)
+                while len(rest):
+                    written = file.write(rest)
+                    size += written
+                    rest = rest[written:]
+                fault("ckpt.mid_write", step, path)
+            fault("ckpt.before_fsync", step, path)
+            os.fsync(file.fileno())
+            fault("ckpt.after_fsync", step, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a refused write does not say which file it was
+        raise
     return Entry(size, digest.hexdigest())
 
 
