@@ -1,8 +1,8 @@
 """Sentence frames of the messy-text task: train and test frames share no wording.
 
-A frame holds {name} once and {date}, {quantity} and {amount} at most once; a missing one becomes null in the answer. A part in [brackets] is
-left out of some notes, or replaced by what follows its bar. {item} fits the unit, {ref} is a number that belongs to no key.
-GOODS frames take weights, volumes and packages, TIME frames hours, days, nights and weeks.
+A frame holds {name} once and {date}, {quantity} and {amount} at most once; a missing one becomes null in the answer.
+A part in [brackets] is left out of some notes, or replaced by what follows its bar. {item} fits the unit, {ref} is a
+number that belongs to no key. GOODS frames take weights, volumes and packages, TIME frames hours to weeks.
 """
 
 TRAIN_GOODS = (

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from random import Random
@@ -98,7 +98,7 @@ def _name(split: Split, random: Random) -> Filled:
     return Filled(name, {"name": name})
 
 
-def _names_of(split: Split, names: list[str]) -> list[str]:
+def _names_of(split: Split, names: Sequence[str]) -> list[str]:
     return [name for index, name in enumerate(names) if (index % 5 == 0) == (split == "test")]
 
 
