@@ -1,0 +1,147 @@
+"""The offline batch source: order, mixture, steps and their share for each rank, resumable at every step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.packing import batch_of, pack
+from tunesmith.data.prepared import Prepared
+from tunesmith.types import Batch
+
+
+class OfflineSource:
+    """Steps over prepared examples; the same seed, data and position give the same batches on every machine.
+
+    A step never crosses an epoch: the last one of an epoch is smaller and has its own denominator.
+    """
+
+    supplies: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        weights: Sequence[float],
+        *,
+        sequences_per_step: int | None,
+        tokens_per_step: int | None,
+        microbatch_tokens: int,
+        seed: int,
+        shuffle: bool = True,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.prepared = prepared
+        self.weights = tuple(weights)
+        self.sequences_per_step = sequences_per_step
+        self.tokens_per_step = tokens_per_step
+        self.microbatch_tokens = microbatch_tokens
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank, self.world = share
+        self.lengths = prepared.lengths
+        self.number, self.cursor, self.step_tokens = 0, 0, 0
+        self.order = self.epoch_order(0)
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Indices of the examples of one epoch, each source as often as its weight says."""
+        parts = []
+        for index, weight in enumerate(self.weights):
+            members = np.arange(self.prepared.bounds[index], self.prepared.bounds[index + 1])
+            whole, fraction = divmod(weight, 1.0)
+            parts += [members] * int(whole)
+            if fraction:
+                parts.append(rotating_share(members, fraction, epoch, (self.seed, index)))
+        order = np.concatenate(parts)
+        if self.shuffle:
+            np.random.default_rng((self.seed, 1, epoch)).shuffle(order)
+        return order
+
+    def step_end(self, order: np.ndarray, cursor: int) -> int:
+        """Where the step that starts at `cursor` ends: a number of examples, or as many tokens as fit (at least one)."""
+        if self.tokens_per_step is None:
+            assert self.sequences_per_step is not None
+            return min(cursor + self.sequences_per_step, len(order))
+        end, used = cursor, 0
+        while end < len(order) and (end == cursor or used + self.lengths[order[end]] <= self.tokens_per_step):
+            used += int(self.lengths[order[end]])
+            end += 1
+        return end
+
+    def steps_in(self, epoch: int) -> int:
+        order = self.epoch_order(epoch)
+        if self.tokens_per_step is None:
+            assert self.sequences_per_step is not None
+            return math.ceil(len(order) / self.sequences_per_step)
+        steps, cursor = 0, 0
+        while cursor < len(order):
+            cursor = self.step_end(order, cursor)
+            steps += 1
+        return steps
+
+    def steps_for(self, epochs: float) -> int:
+        """Optimiser steps of `epochs` passes; a fraction of an epoch is a fraction of its steps, rounded up."""
+        whole = int(epochs)
+        steps = sum(self.steps_in(epoch) for epoch in range(whole))
+        if epochs > whole:
+            steps += math.ceil((epochs - whole) * self.steps_in(whole))
+        return steps
+
+    def next_step(self) -> list[Batch]:
+        """This rank's microbatches; a rank without examples has none and still takes part in the reduction."""
+        if self.cursor >= len(self.order):
+            self.number, self.cursor = self.number + 1, 0
+            self.order = self.epoch_order(self.number)
+        end = self.step_end(self.order, self.cursor)
+        chosen = self.order[self.cursor : end].tolist()
+        self.cursor = end
+        self.step_tokens = int(self.lengths[chosen].sum())
+        mine = deal([int(self.lengths[index]) for index in chosen], self.world)[self.rank]
+        lengths = [int(self.lengths[chosen[place]]) for place in mine]
+        return [
+            batch_of([self.prepared[chosen[mine[place]]] for place in group])
+            for group in pack(lengths, self.microbatch_tokens)
+        ]
+
+    def epoch(self) -> float:
+        return self.number + self.cursor / len(self.order)
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self.number, "cursor": self.cursor}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.number, self.cursor = state["epoch"], state["cursor"]
+        self.order = self.epoch_order(self.number)
+
+    def fingerprint(self) -> str:
+        shaping = [
+            self.prepared.key,
+            self.weights,
+            self.sequences_per_step,
+            self.tokens_per_step,
+            self.seed,
+            self.shuffle,
+        ]
+        return hashlib.sha256(json.dumps(shaping).encode()).hexdigest()
+
+
+def rotating_share(members: np.ndarray, fraction: float, epoch: int, seed: tuple[int, int]) -> np.ndarray:
+    """A `fraction` of the members, the next ones each epoch, around a fixed shuffled circle."""
+    circle = np.random.default_rng((*seed, 2)).permutation(members)
+    count = max(1, round(fraction * len(circle)))
+    return np.take(circle, np.arange(epoch * count, (epoch + 1) * count), mode="wrap")
+
+
+def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices for each rank: longest first to the rank with the fewest tokens, then back in ascending order."""
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        rank = held.index(min(held))
+        hands[rank].append(index)
+        held[rank] += lengths[index]
+    return [sorted(hand) for hand in hands]

@@ -1,0 +1,205 @@
+"""Prepared examples: every record tokenised once, kept in memory-mapped files under a content hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tunesmith.data.config import DataConfig, SourceConfig
+from tunesmith.data.chat import encode_record
+from tunesmith.data.entries import alike, read_entries
+from tunesmith.data.sources import find_files, fingerprint_files
+from tunesmith.data.tally import Tally
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import DataError, Fix, Where
+from tunesmith.paths import home
+from tunesmith.types import Example
+
+VERSION = 1  # raise it when the same records would be prepared differently
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareReport:
+    """What became of the records; `dropped` counts by reason, `notes` what was cut, split or shielded."""
+
+    records: int
+    examples: int
+    tokens: int
+    trained_tokens: int
+    dropped: dict[str, int]
+    notes: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Prepared:
+    """Examples of several sources, read from disk on demand; `bounds[i]:bounds[i + 1]` belong to source i."""
+
+    def __init__(self, folder: Path) -> None:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        self.folder = folder
+        self.key: str = about["key"]
+        self.files: list[str] = about["files"]
+        self.bounds: list[int] = about["bounds"]
+        self.report = PrepareReport(**about["report"])
+        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        self.places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
+        self.tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
+        self.weights = np.memmap(folder / "weights.bin", dtype=np.float32, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Example:
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        file, line = self.places[index].tolist()
+        return Example(np.asarray(self.tokens[span]), np.asarray(self.weights[span]), self.files[file], line)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets).astype(np.int32)
+
+
+def prepare(
+    sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None
+) -> Prepared:
+    """The examples of `sources`, from the cache when the same bytes were prepared with the same settings before."""
+    key = prepare_key(sources, settings, tokenizer)
+    folder = home() / "prepared" / key
+    if not (folder / "about.json").exists():
+        write_prepared(folder, key, sources, settings, tokenizer, progress)
+    return Prepared(folder)
+
+
+def prepare_key(sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer) -> str:
+    """sha256 over file bytes, shapes, template, tokenizer and every setting that changes tokens or weights."""
+    shaping = settings.model_dump(mode="json", exclude={"train", "eval", "shuffle"})
+    parts = [VERSION, tokenizer.fingerprint(), shaping]
+    for source in sources:
+        parts.append([source.model_dump(mode="json", exclude={"weight"}), fingerprint_files(find_files(source.path))])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def write_prepared(
+    folder: Path,
+    key: str,
+    sources: Sequence[SourceConfig],
+    settings: DataConfig,
+    tokenizer: Tokenizer,
+    progress: Progress | None,
+) -> None:
+    """Stage the files beside their final place and rename, so that a half-written folder is never read."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = folder.with_name(f".tmp-{uuid.uuid4().hex}")
+    stage.mkdir()
+    try:
+        about = stream_examples(stage, sources, settings, tokenizer, progress)
+        (stage / "about.json").write_text(json.dumps({"key": key, **about}), encoding="utf-8")
+        os.replace(stage, folder)
+    except OSError:
+        if not (folder / "about.json").exists():  # not another process that was faster
+            raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def stream_examples(
+    stage: Path,
+    sources: Sequence[SourceConfig],
+    settings: DataConfig,
+    tokenizer: Tokenizer,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Write tokens and weights as they come; memory holds only offsets and places."""
+    tally = Tally(settings.on_bad)
+    writer = ExampleWriter()
+    notes: Counter[str] = Counter()
+    silent: list[str] = []
+    with (stage / "tokens.bin").open("wb") as tokens, (stage / "weights.bin").open("wb") as weights:
+        for source in sources:
+            for entry in read_entries(source, tally, settings.limit):
+                try:
+                    outcome = encode_record(entry, tokenizer, settings)
+                except DataError as error:
+                    tally.refuse(error.diagnostic, alike=alike(error))
+                    continue
+                for example in outcome.examples:
+                    writer.append(tokens, weights, example)
+                notes.update(outcome.notes)
+                if outcome.dropped is not None:
+                    notes[outcome.dropped] += 1
+                    if outcome.dropped == "zero_trained":
+                        silent.append(f"{entry.file}:{entry.line}")
+                if progress is not None:
+                    progress(tally.records)
+            writer.bounds.append(len(writer.places))
+    dropped = {**tally.skipped, **{name: notes[name] for name in ("overlong", "zero_trained") if notes[name]}}
+    if silent and settings.on_bad == "error":
+        raise nothing_trained(silent, tally.records)
+    if not writer.places:
+        raise nothing_left(sources, settings, dropped)
+    np.save(stage / "offsets.npy", np.array(writer.offsets, dtype=np.int64))
+    np.save(stage / "places.npy", np.array(writer.places, dtype=np.int64))
+    report = PrepareReport(
+        tally.records, len(writer.places), writer.offsets[-1], writer.trained, dropped, dict(notes), tuple(map(str, tally.warnings))
+    )
+    return {"files": list(writer.files), "bounds": writer.bounds, "report": report.to_json()}
+
+
+class ExampleWriter:
+    """Appends examples to the two data files and remembers where each one stands."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, int] = {}
+        self.offsets = [0]
+        self.places: list[tuple[int, int]] = []
+        self.bounds = [0]
+        self.trained = 0
+
+    def append(self, tokens: BinaryIO, weights: BinaryIO, example: Example) -> None:
+        tokens.write(np.ascontiguousarray(example.tokens, dtype=np.int32).data)
+        weights.write(np.ascontiguousarray(example.weights, dtype=np.float32).data)
+        self.offsets.append(self.offsets[-1] + len(example))
+        self.places.append((self.files.setdefault(example.file, len(self.files)), example.line))
+        self.trained += int(np.count_nonzero(example.weights))
+
+
+def nothing_trained(silent: Sequence[str], records: int) -> DataError:
+    """E031: records of which the loss would see nothing."""
+    return DataError(
+        "E031",
+        f"the loss would see no token in {len(silent):,} of {records:,} records",
+        where=Where(file=silent[0].rpartition(":")[0], line=int(silent[0].rpartition(":")[2]), field="data.train_on"),
+        evidence=[", ".join(silent[:10]) + (" ..." if len(silent) > 10 else "")],
+        fixes=[
+            Fix("data.on_bad=skip", {"data.on_bad": "skip"}, effect=f"leaves out {len(silent):,} records"),
+            Fix("data.train_on=all", {"data.train_on": "all"}, effect="trains every token, prompts included"),
+        ],
+    )
+
+
+def nothing_left(sources: Sequence[SourceConfig], settings: DataConfig, dropped: dict[str, int]) -> DataError:
+    fixes = [Fix("look at the records", command="tunesmith data check RECIPE")]
+    if dropped.get("overlong"):
+        longer = 2 * settings.max_length
+        fixes.insert(0, Fix(f"data.max_length={longer}", {"data.max_length": longer}))
+    return DataError(
+        "E078",
+        "no example is left to train on",
+        where=Where(file=", ".join(source.path for source in sources)),
+        evidence=[f"{count:,} dropped: {reason}" for reason, count in dropped.items()],
+        fixes=fixes,
+    )
