@@ -19,6 +19,7 @@ from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.commit import Part, Writers
 
 LAST = 5
+BEST = (2, 3)
 FILE_POINTS = ("ckpt.before_open", "ckpt.mid_write", "ckpt.before_fsync", "ckpt.after_fsync")
 
 
@@ -28,11 +29,12 @@ def scenario(folder: Path, last: int = LAST) -> None:
     (folder / ".tmp-left-over").mkdir(parents=True, exist_ok=True)
     store.clean()
     newest = _newest(store)
-    for step in range(1 + (newest.step if newest else 0), last + 1):
+    for step in range(newest.step if newest else 1, last + 1):
         (folder / f"step-{step}").mkdir(exist_ok=True)  # a damaged checkpoint of this step
         own = Part({"generator": torch.tensor([step])}, {"step": step})
         store.save(step, {"model": {"weight": torch.full((8,), float(step))}}, {"step": step}, own=own)
-        store.save(step, {}, {}, best=True)
+        if step in BEST:
+            store.save(step, {}, {}, best=True)
 
 
 def _newest(store: CheckpointStore):
@@ -86,20 +88,20 @@ def case(folder: Path, point: str, name: str, hit: int) -> dict:
     problems = []
     if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
         problems.append(f"not killed: status {status}")
-    committed = [
-        int(line.split()[1]) for line in trace.read_text().splitlines() if line.startswith("ckpt.after_rename")
-    ]
-    problems += _problems(folder, max(committed, default=0))
+    passed = [line.split() for line in trace.read_text().splitlines()]
+    committed = max((int(step) for name, step, _ in passed if name == "ckpt.after_rename"), default=0)
+    best = max((int(step) for name, step, _ in passed if name == "ckpt.after_mark_best"), default=0)
+    problems += _problems(folder, committed, best)
     if in_child(lambda: scenario(folder)) != 0:
         problems.append("could not go on")
-    problems += _problems(folder, LAST)
+    problems += _problems(folder, LAST, max(BEST))
     problems += [f"left over: {path.name}" for path in folder.glob(".tmp-*")]
     shutil.rmtree(folder)
     trace.unlink()
-    return {"point": point, "file": name, "hit": hit, "committed": max(committed, default=0), "problems": problems}
+    return {"point": point, "file": name, "hit": hit, "committed": committed, "problems": problems}
 
 
-def _problems(folder: Path, want: int) -> list[str]:
+def _problems(folder: Path, want: int, want_best: int) -> list[str]:
     store = CheckpointStore(folder)
     newest = _newest(store)
     if newest is None:
@@ -115,8 +117,8 @@ def _problems(folder: Path, want: int) -> list[str]:
     if len(valid) < min(2, want):
         problems.append(f"only {valid} are valid")
     best = store.best()
-    if want > 1 and (best is None or best.step < want - 1):
-        problems.append("the best is lost")
+    if (best.step if best else 0) < want_best:
+        problems.append(f"the best, step {want_best}, is lost")
     return problems
 
 
