@@ -1,0 +1,111 @@
+"""Walks a GGUF header with every length checked against the file, before any library trusts it."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from tunesmith.errors import ModelError, Where
+
+# https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type -> bytes
+STRING, ARRAY = 8, 9
+MAX_ENTRIES = 100_000
+MAX_DIMENSIONS = 4
+
+
+def is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == MAGIC
+
+
+def check_gguf(path: Path) -> None:
+    """ModelError E082 when the header cannot be walked to its end within the file."""
+    with path.open("rb") as file:
+        _Walker(file, path).walk()
+
+
+class _Walker:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file = file
+        self.path = path
+        self.size = path.stat().st_size
+        self.at = "the header"
+
+    def walk(self) -> None:
+        if self.take(4) != MAGIC:
+            raise self.damaged("it does not begin with GGUF")
+        version = self.number("<I")
+        if version not in VERSIONS:
+            raise self.damaged(f"version {version}; versions {VERSIONS} are known")
+        tensors, entries = self.number("<Q"), self.number("<Q")
+        if tensors > MAX_ENTRIES or entries > MAX_ENTRIES:
+            raise self.damaged(f"{tensors:,} tensors and {entries:,} settings are claimed")
+        for index in range(entries):
+            self.at = f"setting {index}"
+            self.at = f"setting {self.string()[:80]!r}"
+            self.skip_value(self.number("<I"))
+        for index in range(tensors):
+            self.at = f"tensor {index}"
+            self.at = f"tensor {self.string()[:80]!r}"
+            self.check_tensor()
+
+    def check_tensor(self) -> None:
+        dimensions = self.number("<I")
+        if dimensions > MAX_DIMENSIONS:
+            raise self.damaged(f"{dimensions} dimensions")
+        shape = [self.number("<Q") for _ in range(dimensions)]
+        self.number("<I")
+        offset = self.number("<Q")
+        # no quantisation goes below one bit per weight
+        if offset > self.size or math.prod(shape) > 16 * self.size:
+            raise self.damaged(f"shape {shape} at byte {offset:,} lies outside the file's {self.size:,} bytes")
+
+    def skip_value(self, kind: int) -> None:
+        if kind in WIDTHS:
+            self.skip(WIDTHS[kind])
+        elif kind == STRING:
+            self.skip(self.number("<Q"))
+        elif kind == ARRAY:
+            inner, count = self.number("<I"), self.number("<Q")
+            if inner in WIDTHS:
+                self.skip(WIDTHS[inner] * count)
+            elif inner == STRING and count * 8 <= self.size:
+                for _ in range(count):
+                    self.skip(self.number("<Q"))
+            else:
+                raise self.damaged(f"an array of {count:,} values of type {inner}")
+        else:
+            raise self.damaged(f"a value of unknown type {kind}")
+
+    def string(self) -> str:
+        length = self.number("<Q")
+        if length > 65_536:
+            raise self.damaged(f"a name of {length:,} bytes")
+        return self.take(length).decode("utf-8", "replace")
+
+    def number(self, form: str) -> int:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def take(self, length: int) -> bytes:
+        found = self.file.read(length)
+        if len(found) != length:
+            raise self.damaged("the file ends inside it")
+        return found
+
+    def skip(self, length: int) -> None:
+        if self.file.tell() + length > self.size:
+            raise self.damaged(f"{length:,} bytes are claimed, the file ends before")
+        self.file.seek(length, 1)
+
+    def damaged(self, reason: str) -> ModelError:
+        return ModelError(
+            "E082",
+            f"{self.path.name}, {self.at}: {reason}",
+            where=Where(str(self.path)),
+            fixes=["download or copy the file again; compare its size and sha256 with the source"],
+        )

@@ -1,0 +1,133 @@
+"""A model folder is data: its settings without the keys that load code, its tensors' names and shapes, no pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import Fix, ModelError, Unsafe, Where
+
+MAX_CONFIG_BYTES = 4_000_000
+MAX_CONFIG_DEPTH = 32
+MODEL_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
+
+# Keys that make a library import code or fetch compiled kernels; and every key that starts with an underscore.
+HOSTILE = frozenset(
+    [
+        "attn_implementation",
+        "auto_map",
+        "custom_generate",
+        "custom_pipelines",
+        "experts_implementation",
+        "kernel_config",
+        "model_file",
+        "trust_remote_code",
+        "use_kernels",
+    ]
+)
+
+# What a pickle, or an archive that may hold one, starts with.
+PICKLE_MAGIC = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"\x1f\x8b": "a gzip archive",
+}
+CONVERT = (
+    "convert it once, in a container without network: load it with torch.load(file, weights_only=True) "
+    "and write it with safetensors.torch.save_file"
+)
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """`config.json` without the keys that load code, and the dotted names of the keys left out.
+
+    Raises ModelError E084 for a file that is absent, not JSON or without a model type, E089 for quantised weights.
+    """
+    path = folder / "config.json"
+    config = read_json_object(path)
+    stripped: list[str] = []
+    clean = _strip(config, (), stripped)
+    model_type = clean.get("model_type")
+    if not isinstance(model_type, str) or not MODEL_TYPE.match(model_type):
+        shown = "is missing" if model_type is None else f"is {str(model_type)[:80]!r}"
+        raise ModelError(
+            "E084",
+            f"model_type {shown}: it names the architecture",
+            where=Where(str(path), field="model_type"),
+            fixes=["use the config.json that belongs to the weights"],
+        )
+    _refuse_quantised(clean, path)
+    return clean, tuple(stripped)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A small JSON file of a model folder; ModelError E084 when it is not one."""
+    where = Where(str(path))
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+        if len(raw) > MAX_CONFIG_BYTES:
+            raise ModelError("E084", f"{path.name} is larger than {MAX_CONFIG_BYTES // 1_000_000} MB", where=where)
+        value = json.loads(raw)
+    except FileNotFoundError as error:
+        message = f"{path.parent} holds no {path.name}"
+        raise ModelError("E084", message, where=where, fixes=["give the folder of a Hugging Face model"]) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
+        raise ModelError("E084", f"{path.name} cannot be read: {error}", where=where) from error
+    if not isinstance(value, dict):
+        raise ModelError("E084", f"{path.name} holds no JSON object", where=where)
+    return value
+
+
+def _strip(value: Any, at: tuple[str, ...], stripped: list[str]) -> Any:
+    if len(at) > MAX_CONFIG_DEPTH:
+        raise ModelError("E084", f"config.json is nested deeper than {MAX_CONFIG_DEPTH} levels")
+    if isinstance(value, list):
+        return [_strip(entry, (*at, str(index)), stripped) for index, entry in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    clean = {}
+    for key, inner in value.items():
+        if key.startswith("_") or key in HOSTILE:
+            stripped.append(".".join((*at, key)))
+        else:
+            clean[key] = _strip(inner, (*at, key), stripped)
+    return clean
+
+
+def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
+    for part in (config, config.get("text_config")):
+        found = part.get("quantization_config") if isinstance(part, dict) else None
+        if found is not None:
+            method = str(found.get("quant_method", "unknown"))[:40] if isinstance(found, dict) else "unknown"
+            raise ModelError(
+                "E089",
+                f"the weights are quantised ({method}); they cannot be trained as they are",
+                where=Where(str(path), field="quantization_config"),
+                fixes=["use the same model in bf16"],
+            )
+
+
+def refuse_pickle(path: Path) -> None:
+    """Unsafe E085 when the content, whatever the name, is a pickle or an archive that may hold one."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[8:9] == b"{":  # the header of a safetensors file; its length may look like any magic
+        return
+    kind = next((kind for magic, kind in PICKLE_MAGIC.items() if head.startswith(magic)), None)
+    if kind is None and head[257:262] == b"ustar":
+        kind = "a tar archive"
+    if kind is not None:
+        raise Unsafe(
+            "E085",
+            f"{path.name} is {kind}; loading it could run code hidden inside",
+            where=Where(str(path)),
+            evidence=["only safetensors weights are read, whatever the file is called"],
+            fixes=[Fix("use a copy of the model with safetensors weights"), Fix(CONVERT)],
+        )
