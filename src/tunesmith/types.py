@@ -119,8 +119,7 @@ class BatchSource(Protocol):
     """Where batches come from: files (offline) or rollouts (online)."""
 
     supplies: frozenset[str]  # the streams its batches carry
-
-    def total_steps(self) -> int: ...
+    step_tokens: int  # tokens of the step handed out last, over all ranks
 
     def next_step(self) -> list[Batch]:
         """This rank's microbatches of the next optimiser step."""
@@ -135,5 +134,5 @@ class BatchSource(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
     def fingerprint(self) -> str:
-        """Hash of the data and of the settings that shape it; a resume refuses another one."""
+        """Hash of the data and of the settings that order it; a resume refuses another one."""
         ...

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from tunesmith.errors import UsageError
+
+Result = TypeVar("Result")
 
 BUCKET = 32 * 1024 * 1024  # elements reduced in one message
 
@@ -60,6 +63,19 @@ class Mesh:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+    def all_agree(self, yes: bool) -> bool:
+        """True on every rank when every rank says yes."""
+        return self.sum([0.0 if yes else 1.0]) == [0.0]
+
+    def first_then_others(self, action: Callable[[], Result]) -> Result:
+        """Run `action` on the first rank, then on the others, which find what it left on disk."""
+        if self.is_first:
+            result = action()
+            self.barrier()
+            return result
+        self.barrier()
+        return action()
 
     def share(self, text: str | None) -> str:
         """The first rank's text, on every rank."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import peft
@@ -47,7 +48,9 @@ def attach_lora(model: PreTrainedModel, settings: LoraConfig) -> PeftModel:
 def wrap(model: PreTrainedModel, config: peft.LoraConfig, dtype: str = "float32") -> PeftModel:
     """PEFT's model around ours, with the fast linear in place of PEFT's own."""
     config._register_custom_module({nn.Linear: FastLoraLinear})
-    wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=dtype == "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls names that transformers is about to rename
+        wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=dtype == "float32")
     assert isinstance(wrapped, PeftModel)
     return wrapped
 

@@ -116,7 +116,7 @@ def fold(states: Float[Tensor, "H T E"], kv_heads: int, start: int, end: int) ->
 
 
 class ForestAttention(torch.autograd.Function):
-    """softmax(q k^T * scale + mask) v per segment, in blocks of rows; the backward pass forms the probabilities anew."""
+    """softmax(q k^T * scale + mask) v per segment, in blocks of rows; backward forms the probabilities anew."""
 
     @staticmethod
     def forward(ctx, query, key, value, forest, scale, window):  # pyright: ignore[reportIncompatibleMethodOverride]

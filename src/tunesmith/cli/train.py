@@ -1,0 +1,160 @@
+"""`tunesmith train`: the plan, one question, the run."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunesmith.cli.options import AsJson, Overrides, RecipeName
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tunesmith.distributed.mesh import Mesh
+    from tunesmith.recipe import Loaded
+    from tunesmith.run import RunResult
+    from tunesmith.track.run_dir import RunDir
+
+EVERYDAY = {
+    "model": "model.path",
+    "data": "data.train",
+    "method": "model.adapter.method",
+    "lr": "train.optimizer.lr",
+    "epochs": "train.epochs",
+    "max_length": "data.max_length",
+    "seed": "train.seed",
+    "out": "run.name",
+}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(train)
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="Model: starter, folder, .gguf, hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="Training data: file, folder or glob.")] = None,
+    method: Annotated[str | None, typer.Option(help="lora, full or freeze.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="auto: go on where run.name stopped; or a run to continue.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run although the plan says that it does not fit.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Show the plan, then train."""
+    everyday = {
+        "model": model,
+        "data": data,
+        "method": method,
+        "lr": lr,
+        "epochs": epochs,
+        "max_length": max_length,
+        "seed": seed,
+        "out": out,
+    }
+    flags = [f"{EVERYDAY[name]}={value}" for name, value in everyday.items() if value is not None]
+    start(recipe, [*flags, *(overrides or [])], resume=resume, yes=yes, force=force, as_json=json)
+
+
+def start(name: str, overrides: list[str], *, resume: str | None, yes: bool, force: bool, as_json: bool) -> None:
+    from tunesmith.cli.output import console, emit_json, show
+    from tunesmith.distributed.mesh import join_world
+    from tunesmith.recipe import load_recipe
+
+    loaded = load_recipe(name, overrides)
+    mesh = join_world()
+    try:
+        if mesh.is_first:
+            for warning in loaded.warnings:
+                show(warning)
+        result = run_recipe(loaded, mesh, resume=resume, yes=yes, force=force)
+    finally:
+        mesh.close()
+    if result is None or not mesh.is_first:
+        return
+    if as_json:
+        emit_json(result.to_json())
+        return
+    loss = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else "no update"
+    console().print(f"[bold green]done[/] {result.steps} steps, {result.tokens:,} tokens, {loss}")
+    for line in (
+        f"tunesmith runs show {result.run}",
+        f"tunesmith chat {result.run}",
+        f"tunesmith merge {result.run} OUT",
+    ):
+        console().print(f"  {line}")
+
+
+def run_recipe(loaded: Loaded, mesh: Mesh, *, resume: str | None, yes: bool, force: bool) -> RunResult | None:
+    """Plan, ask, make or open the run directory, execute; None when the answer was no."""
+    from tunesmith.cli.output import console
+    from tunesmith.plan import make_plan, record_actual
+    from tunesmith.run import execute
+    from tunesmith.track.progress import make_progress
+
+    plan = make_plan(loaded.recipe, ranks=mesh.world)
+    if mesh.is_first:
+        console().print(plan.render())
+        plan.check(force=force)
+        if not (yes or agreed()):
+            return None
+    old = run_to_resume(loaded, resume)
+    run = open_run(loaded, old, mesh)
+    with make_progress(quiet=not mesh.is_first) as display:
+        result = execute(loaded.recipe, run, mesh, display, plan=plan.to_json())
+    if mesh.is_first:
+        record_actual(plan, result.to_json())
+    return result
+
+
+def agreed() -> bool:
+    """Ask once on a terminal; without one the answer is yes."""
+    return not sys.stdin.isatty() or typer.confirm("Start?", default=True, err=True)
+
+
+def run_to_resume(loaded: Loaded, resume: str | None) -> Path | None:
+    """The directory that `--resume` means: a run by name, or with `auto` the one of run.name when it exists."""
+    from pathlib import Path
+
+    from tunesmith.errors import Fix, UsageError, Where
+    from tunesmith.track.index import find_run
+    from tunesmith.track.run_dir import is_run
+
+    settings = loaded.recipe.run
+    if resume is None:
+        return None
+    if resume != "auto":
+        return find_run(resume, settings.folder).path
+    if settings.name is None:
+        raise UsageError(
+            "E025",
+            "--resume auto needs the name of the run",
+            where=Where(field="run.name"),
+            fixes=[Fix("name the run: run.name=NAME"), Fix("name the run to continue: --resume RUN")],
+        )
+    path = Path(settings.folder) / settings.name
+    return path if is_run(path) else None
+
+
+def open_run(loaded: Loaded, old: Path | None, mesh: Mesh) -> RunDir:
+    """The same directory on every rank, made by the first."""
+    from pathlib import Path
+
+    from tunesmith.track.run_dir import RunDir
+
+    settings, recipe = loaded.recipe.run, loaded.recipe
+    if old is not None:
+        return RunDir.open(old)
+    slug = f"{recipe.objective.name}-{recipe.model.adapter.method}-{Path(recipe.model.path).name}"
+    made = RunDir.create(Path(settings.folder), settings.name, slug=slug).path if mesh.is_first else None
+    return RunDir(Path(mesh.share(None if made is None else str(made))))

@@ -1,0 +1,321 @@
+"""A run executed: a recipe becomes a directory that holds a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tunesmith.data.config import SourceConfig
+from tunesmith.data.entries import read_entries
+from tunesmith.data.loader import OfflineSource
+from tunesmith.data.packing import batch_of
+from tunesmith.data.prepared import Prepared, prepare
+from tunesmith.data.tally import Tally
+from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import TunesmithError
+from tunesmith.models.adapters import trainable
+from tunesmith.models.checkpointing import checkpoint_layers
+from tunesmith.models.config import LoraConfig
+from tunesmith.models.forward import base_model
+from tunesmith.models.headers import read_headers
+from tunesmith.models.load import PROVEN, load_model
+from tunesmith.models.locate import locate
+from tunesmith.models.save import save_weights
+from tunesmith.models.verify import verify_scores
+from tunesmith.recipe import Recipe, to_yaml
+from tunesmith.rollout.fixed_prompts import FixedPrompts
+from tunesmith.track.hardware import describe_machine
+from tunesmith.track.outcome import FINISH
+from tunesmith.track.progress import Progress
+from tunesmith.track.run_dir import RunDir
+from tunesmith.track.status import State
+from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
+from tunesmith.train.checkpoint import CheckpointStore
+from tunesmith.train.commit import Writers
+from tunesmith.train.evaluation_loss import evaluation_loss
+from tunesmith.train.loop import Loop, Parts, Position
+from tunesmith.train.measure import peak_memory_bytes
+from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.signals import Signals
+from tunesmith.train.stability import Guard
+from tunesmith.types import Conversation, Message
+
+STOPPED: dict[int, State] = {75: "preempted", 130: "stopped"}
+FREE_TO_CHANGE = ("run.", "evaluate.", "train.checkpoint.", "train.evaluate_every", "train.sample_", "train.threads")
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What `tunesmith train --json` prints; seconds and tokens per second are of the steps alone."""
+
+    run: str
+    steps: int
+    tokens: int
+    scored_tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    first_loss: float | None
+    last_loss: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run starts from: the base folder, its tokenizer, and prepared examples."""
+
+    base: Path
+    tokenizer: Tokenizer
+    train: Prepared
+    eval: Prepared | None
+
+
+def execute(
+    recipe: Recipe, run: RunDir, mesh: Mesh, display: Progress, *, plan: dict[str, Any] | None = None
+) -> RunResult:
+    """Train in `run`, from its newest valid checkpoint when it has one; every rank calls it with the same arguments.
+
+    Raises Preempted or Interrupted after a signal was answered with a checkpoint.
+    """
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    with run.lock() if mesh.is_first else nullcontext(), Signals() as signals:
+        tracker = open_tracker(run, recipe.run.report_to, run.next_attempt()) if mesh.is_first else NullTracker()
+        state: State = "failed"
+        code = 1
+        try:
+            result = train(recipe, run, mesh, tracker, display, signals, plan)
+            state, code = "finished", 0
+        except TunesmithError as error:
+            state, code = STOPPED.get(error.exit_code, "failed"), error.exit_code
+            tracker.event("stopped", {"diagnostic": error.diagnostic.to_json()})
+            raise
+        finally:
+            tracker.finish(state, code)
+    return result
+
+
+def train(
+    recipe: Recipe,
+    run: RunDir,
+    mesh: Mesh,
+    tracker: Tracking,
+    display: Progress,
+    signals: Signals,
+    plan: dict[str, Any] | None,
+) -> RunResult:
+    inputs = gather_inputs(recipe, mesh, display)
+    if mesh.is_first and not run.run_file.exists():
+        describe_run(run, recipe, inputs, mesh, plan)
+    display.phase("loading the model")
+    loop = build_loop(recipe, run, inputs, mesh, tracker, plan)
+    resume(loop, mesh, tracker)
+    tracker.status("running", total=loop.parts.total, phase="train")
+    loop.parts.on_step = display.step
+    position = loop.run(signals)
+    tracker.status("saving", phase="save")
+    finish(loop, run, inputs.base, mesh)
+    result = summarise(run, position, mesh)
+    tracker.event(FINISH, result.to_json())
+    return result
+
+
+def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
+    """Fetch the model folder and prepare the data; the first rank works, the others read what it wrote."""
+
+    def gather() -> Inputs:
+        display.phase("fetching the model")
+        base = locate(recipe.model.path, recipe.model.revision)
+        tokenizer = load_tokenizer(base)
+        display.phase("preparing the data")
+        train = prepare(
+            recipe.data.train, recipe.data, tokenizer, lambda done: display.phase("preparing the data", done)
+        )
+        held_out = prepare(recipe.data.eval, recipe.data, tokenizer) if recipe.data.eval else None
+        return Inputs(base, tokenizer, train, held_out)
+
+    return mesh.first_then_others(gather)
+
+
+def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> None:
+    run.write_run(
+        {
+            "argv": sys.argv,
+            "seed": recipe.train.seed,
+            "method": recipe.model.adapter.method,
+            "objective": recipe.objective.name,
+            "model": {"path": recipe.model.path, "folder": str(inputs.base), "hash": base_hash(inputs.base)},
+            "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
+            "ranks": mesh.world,
+            "threads": torch.get_num_threads(),
+            **describe_machine(),
+        }
+    )
+    run.write_config(to_yaml(recipe))
+    if plan is not None:
+        run.write_plan(plan)
+
+
+def build_loop(
+    recipe: Recipe, run: RunDir, inputs: Inputs, mesh: Mesh, tracker: Tracking, plan: dict[str, Any] | None
+) -> Loop:
+    settings = recipe.train
+    seed_everything(settings.seed)
+    model = build_model(recipe, inputs, mesh, plan)
+    source = build_source(recipe, inputs.train, mesh)
+    held_out = inputs.eval
+    seed_everything(settings.seed + 1 + mesh.rank)
+    adapter = recipe.model.adapter
+    new_layers = adapter.modules_to_save if isinstance(adapter, LoraConfig) else ()
+    parts = Parts(
+        model=model,
+        objective=recipe.objective,
+        source=source,
+        optimizer=Optimizer(trainable(model), settings.optimizer, new_layers),
+        guard=Guard(settings.stability),
+        store=CheckpointStore(run.checkpoints, settings.checkpoint.keep, writers(mesh)),
+        tracker=tracker,
+        mesh=mesh,
+        settings=settings,
+        total=settings.steps or source.steps_for(settings.epochs),
+        evaluate=None
+        if held_out is None
+        else lambda: evaluation_loss(model, held_out, settings.microbatch_tokens, mesh),
+        show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
+        about=identity(recipe, inputs),
+    )
+    return Loop(parts)
+
+
+def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> nn.Module:
+    """The model on its device, checked against transformers when its architecture is not among the proven ones."""
+    model = load_model(inputs.base, recipe.model, mesh.device())
+    base = base_model(model)
+    if base.config.model_type not in PROVEN or mesh.device().type == "cuda":
+        shortest = np.argsort(inputs.train.lengths, kind="stable")[:2]
+        verify_scores(model, batch_of([inputs.train[int(index)] for index in shortest]).to(mesh.device()))
+    wanted = recipe.train.activation_checkpointing
+    planned = int((plan or {}).get("checkpointed_layers", 0))
+    layers = {"off": 0, "auto": planned, "full": 10**6}[wanted]
+    checkpoint_layers(model, layers)
+    return model
+
+
+def build_source(recipe: Recipe, train: Prepared, mesh: Mesh) -> OfflineSource:
+    settings = recipe.train
+    return OfflineSource(
+        train,
+        [source.weight for source in recipe.data.train],
+        sequences_per_step=settings.sequences_per_step,
+        tokens_per_step=settings.tokens_per_step,
+        microbatch_tokens=settings.microbatch_tokens,
+        seed=settings.seed,
+        shuffle=recipe.data.shuffle,
+        share=(mesh.rank, mesh.world),
+    )
+
+
+def fixed_prompts(recipe: Recipe, model: nn.Module, tokenizer: Tokenizer, tracker: Tracking) -> FixedPrompts | None:
+    """The prompts of `train.sample_prompts`, or the first three of the evaluation (else training) records."""
+    if recipe.train.sample_every == 0:
+        return None
+    given = [(Message("user", text),) for text in recipe.train.sample_prompts]
+    chats = given or first_prompts((*recipe.data.eval, *recipe.data.train)[0], 3)
+    shown = [(messages[-1].content, tokenizer.prompt_ids(messages)) for messages in chats]
+    return FixedPrompts(model, tokenizer, shown, tracker) if shown else None
+
+
+def first_prompts(source: SourceConfig, count: int) -> list[tuple[Message, ...]]:
+    """What stands before the last answer in the first conversations of a source."""
+    entries = read_entries(source, Tally("skip"), count)
+    return [entry.messages[:-1] for entry in entries if isinstance(entry, Conversation)]
+
+
+def resume(loop: Loop, mesh: Mesh, tracker: Tracking) -> None:
+    """Continue from the newest valid checkpoint, if there is one; damaged newer ones are reported."""
+    if mesh.is_first:
+        loop.parts.store.clean()
+    mesh.barrier()
+    checkpoint = loop.parts.store.newest()
+    if checkpoint is None:
+        return
+    for skipped in checkpoint.skipped:
+        tracker.event("warning", skipped.to_json())
+    loop.resume(checkpoint)
+    tracker.heal(loop.position.step + 1)
+
+
+def finish(loop: Loop, run: RunDir, base: Path, mesh: Mesh) -> None:
+    """Write the final weights: the best ones when early stopping was asked for, else the last ones."""
+    best = loop.parts.store.best() if loop.parts.settings.early_stopping is not None else None
+    if best is not None and best.step != loop.position.step:
+        weights = best.tensors("weights")
+        for name, parameter in loop.parts.optimizer.parameters.items():
+            parameter.data.copy_(weights[name])
+        loop.parts.tracker.event("best_weights", {"step": best.step})
+    if mesh.is_first:
+        save_weights(loop.parts.model, run.path, base)
+    mesh.barrier()
+
+
+def summarise(run: RunDir, position: Position, mesh: Mesh) -> RunResult:
+    return RunResult(
+        run=str(run.path),
+        steps=position.step,
+        tokens=position.tokens,
+        scored_tokens=round(position.scored),
+        seconds=position.seconds,
+        tokens_per_second=position.tokens / position.seconds if position.seconds else 0.0,
+        peak_memory_bytes=int(mesh.largest(peak_memory_bytes(mesh.device()))),
+        first_loss=position.first_loss,
+        last_loss=position.last_loss,
+    )
+
+
+def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """The flat settings that a resume must find unchanged, with hashes of the data and the base weights."""
+    flat = {
+        key: value
+        for key, value in flatten(recipe.model_dump(mode="json")).items()
+        if not key.startswith(FREE_TO_CHANGE) and not key.startswith(("data.train", "data.eval", "model.path"))
+    }
+    return {**flat, "data hash": inputs.train.key, "base hash": base_hash(inputs.base)}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def base_hash(folder: Path) -> str:
+    """Hash of the config and of every tensor's name, type and shape, and of the files' sizes."""
+    total = hashlib.sha256((folder / "config.json").read_bytes())
+    for name, about in sorted(read_headers(folder).items()):
+        total.update(f"{name} {about}\n".encode())
+    return total.hexdigest()
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def writers(mesh: Mesh) -> Writers:
+    return Writers(mesh.rank, mesh.world, mesh.all_agree, mesh.share(Writers().token if mesh.is_first else None))

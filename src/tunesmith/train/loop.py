@@ -1,0 +1,251 @@
+"""The one loop: step, judge, update, report, evaluate, save. It knows no algorithm and no file format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import CheckpointError, Fix
+from tunesmith.faults import fault
+from tunesmith.objectives import Objective
+from tunesmith.track.tracker import Tracking
+from tunesmith.train import random_state
+from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
+from tunesmith.train.commit import Part
+from tunesmith.train.config import TrainConfig
+from tunesmith.train.measure import memory_gb
+from tunesmith.train.optimizer import Optimizer, clip
+from tunesmith.train.schedule import factor
+from tunesmith.train.signals import Request, Signals, stop_error
+from tunesmith.train.stability import Guard, Verdict
+from tunesmith.train.step import StepResult, compute_step
+from tunesmith.types import BatchSource
+
+
+@dataclass(slots=True)
+class Position:
+    """Where the run stands; saved in every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    scored: float = 0.0
+    seconds: float = 0.0
+    skipped: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
+    evaluated: int = -1  # step of the last evaluation
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything the loop drives; built once by the run."""
+
+    model: nn.Module
+    objective: Objective
+    source: BatchSource
+    optimizer: Optimizer
+    guard: Guard
+    store: CheckpointStore
+    tracker: Tracking
+    mesh: Mesh
+    settings: TrainConfig
+    total: int
+    evaluate: Callable[[], float] | None = None
+    show_samples: Callable[[int], None] | None = None
+    on_step: Callable[[int, int, dict[str, float]], None] | None = None
+    about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
+
+
+class Loop:
+    """Runs the steps that are left; `position` tells how it went."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.position = Position()
+        self.saved_at = -1
+        self.stopped_early = False
+
+    def run(self, signals: Signals) -> Position:
+        """Train to the end, to an early stop, or to a signal; a signal saves and raises Preempted or Interrupted."""
+        settings = self.parts.settings
+        self.parts.model.train()
+        while self.position.step < self.parts.total and not self.stopped_early:
+            self.step()
+            last = self.position.step == self.parts.total
+            if self.parts.evaluate is not None and (last or due(self.position.step, settings.evaluate_every)):
+                self.evaluate()
+            if self.parts.show_samples is not None and due(self.position.step, settings.sample_every):
+                self.parts.show_samples(self.position.step)
+            if due(self.position.step, settings.checkpoint.every) or last or self.stopped_early:
+                self.save()
+            self.answer(signals)
+        return self.position
+
+    def step(self) -> None:
+        parts, position = self.parts, self.position
+        started = time.monotonic()
+        microbatches = parts.source.next_step()
+        waited = time.monotonic() - started
+        fault("train.step", position.step + 1)
+        result = compute_step(
+            parts.model, microbatches, parts.objective, parts.optimizer, parts.mesh, parts.settings.neftune_alpha
+        )
+        verdict = parts.guard.judge(position.step + 1, result.loss, result.grad_norm, result.records)
+        rate = factor(parts.settings.schedule, position.step, parts.total)
+        if verdict.action == "update":
+            clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
+            parts.optimizer.step(rate)
+        parts.optimizer.clear()
+        position.step += 1
+        position.tokens += parts.source.step_tokens
+        position.scored += result.count
+        took = time.monotonic() - started
+        position.seconds += took
+        self.account(result, verdict)
+        self.report(result, verdict, rate, took, waited)
+        if verdict.action == "stop":
+            raise verdict.error(self.last_checkpoint())
+
+    def account(self, result: StepResult, verdict: Verdict) -> None:
+        position = self.position
+        if verdict.action != "update":
+            position.skipped += 1
+            return
+        position.first_loss = result.loss if position.first_loss is None else position.first_loss
+        position.last_loss = result.loss
+
+    def report(self, result: StepResult, verdict: Verdict, rate: float, took: float, waited: float) -> None:
+        parts, position = self.parts, self.position
+        if verdict.action != "update":
+            parts.tracker.bad_batch(position.step, {"reason": verdict.reason, **verdict.evidence})
+            parts.tracker.event("bad_step", {"step": position.step, "action": verdict.action, "reason": verdict.reason})
+        values = {
+            "train/loss": result.loss,
+            "train/lr": rate * parts.settings.optimizer.lr,
+            "train/grad_norm": result.grad_norm,
+            "train/epoch": parts.source.epoch(),
+            "train/tokens_per_step": float(parts.source.step_tokens),
+            "train/scored_per_step": result.count,
+            "train/skipped": float(position.skipped),
+            "perf/tok_s": parts.source.step_tokens / took,
+            "perf/step_s": took,
+            "perf/data_s": waited,
+            "mem/peak_gb": memory_gb(parts.mesh.device()),
+        }
+        values |= {f"train/{name}": value for name, value in result.metrics.items()}
+        parts.tracker.metrics(position.step, position.tokens, values)
+        if parts.on_step is not None:
+            parts.on_step(position.step, parts.total, values)
+
+    def evaluate(self) -> None:
+        """The evaluation loss, the best one so far, and whether patience has run out."""
+        parts, position = self.parts, self.position
+        assert parts.evaluate is not None
+        if position.evaluated == position.step:
+            return
+        loss = parts.evaluate()
+        position.evaluated = position.step
+        parts.tracker.metrics(position.step, position.tokens, {"eval/loss": loss})
+        stopping = parts.settings.early_stopping
+        delta = stopping.min_delta if stopping is not None else 0.0
+        if position.best_loss is None or loss < position.best_loss - delta:
+            position.best_loss, position.best_step, position.stale = loss, position.step, 0
+            if parts.settings.evaluate_every:
+                self.save(best=True)
+            return
+        position.stale += 1
+        if stopping is not None and position.stale >= stopping.patience:
+            self.stopped_early = True
+            parts.tracker.event("early_stop", {"step": position.step, "best_step": position.best_step})
+
+    def answer(self, signals: Signals) -> None:
+        """Serve the most urgent request of any rank."""
+        request = Request(urgency) if (urgency := self.urgency(signals)) else None
+        if request is None:
+            return
+        folder = self.save()
+        signals.saved()
+        if request.stops and self.position.step < self.parts.total and not self.stopped_early:
+            run = self.parts.store.folder.parent
+            raise stop_error(request, self.position.step, folder, f"tunesmith runs resume {run}")
+
+    def urgency(self, signals: Signals) -> int:
+        return int(self.parts.mesh.largest(float(signals.requested() or 0)))
+
+    def save(self, *, best: bool = False) -> Path:
+        """Commit everything a resume needs; saving the same step again only marks it."""
+        parts, position = self.parts, self.position
+        started = time.monotonic()
+        parts.tracker.flush()
+        tensors, generators = random_state.capture()
+        folder = parts.store.save(
+            position.step,
+            {
+                "weights": {name: value.detach() for name, value in parts.optimizer.parameters.items()},
+                "optimizer": parts.optimizer.state(),
+            },
+            {
+                "position": asdict(position),
+                "source": parts.source.state(),
+                "guard": parts.guard.state(),
+                "total": parts.total,
+                "about": parts.about,
+            },
+            own=Part(tensors, generators),
+            best=best,
+            about={"tokens": position.tokens, "data": parts.source.fingerprint()},
+        )
+        if self.saved_at != position.step:
+            took = time.monotonic() - started
+            parts.tracker.event("checkpoint", {"step": position.step, "seconds": took, "best": best})
+            self.saved_at = position.step
+        return folder
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take over the state of a checkpoint of the same run; another recipe, data or base is refused."""
+        state = checkpoint.state
+        check_same(state["about"], self.parts.about)
+        weights = checkpoint.tensors("weights")
+        for name, parameter in self.parts.optimizer.parameters.items():
+            parameter.data.copy_(weights[name])
+        self.parts.optimizer.restore(checkpoint.tensors("optimizer"))
+        self.parts.source.restore(state["source"])
+        self.parts.guard.restore(state["guard"])
+        self.parts.total = state["total"]
+        self.position = Position(**state["position"])
+        own = checkpoint.part(self.parts.mesh.rank)
+        if own is not None:
+            random_state.restore(dict(own.tensors), dict(own.state))
+        self.saved_at = self.position.step
+
+    def last_checkpoint(self) -> Path | None:
+        newest = self.parts.store.newest()
+        return None if newest is None else newest.folder
+
+
+def due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Compare two flat descriptions key by key."""
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if changed:
+        raise CheckpointError(
+            "E116",
+            f"this run was started with other settings: {len(changed)} differ",
+            evidence=[f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:20]],
+            fixes=[
+                Fix("set them back to resume this run"),
+                Fix("start a new run with model.adapter_path pointing at this run's adapter"),
+            ],
+        )
