@@ -1,0 +1,1 @@
+"""What every benchmark shares: environments, machine, processes, results."""

@@ -1,0 +1,34 @@
+"""A peer's own virtual environment, built from its pinned list."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ENVIRONMENTS = Path(__file__).parents[1] / "env"
+PEERS = Path(__file__).parents[1] / "peers"
+VERSIONS = (
+    "import json, importlib.metadata as m; "
+    "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
+)
+
+
+def python_of(peer: str, torch: str) -> Path:
+    """The interpreter of a peer's environment; builds it when it is missing or its list has changed."""
+    folder, pins = ENVIRONMENTS / peer, PEERS / f"{peer}.txt"
+    stamp = hashlib.sha256(f"{torch}\n{pins.read_text()}".encode()).hexdigest()
+    marker, python = folder / "built", folder / "bin" / "python"
+    if not (marker.exists() and marker.read_text() == stamp):
+        print(f"building {folder} (minutes) ...", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, f"torch=={torch}"], check=True)
+        subprocess.run([*install, "-r", pins], check=True)
+        marker.write_text(stamp)
+    return python
+
+
+def versions(python: Path | str, names: tuple[str, ...]) -> dict[str, str]:
+    found = json.loads(subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout)
+    return {name: found[name] for name in names if name in found}
