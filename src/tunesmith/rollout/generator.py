@@ -1,0 +1,234 @@
+"""Text from a model: batched decoding with a key-value cache, and streaming for chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import ModelError, NumericalError
+from tunesmith.models.forward import base_model
+from tunesmith.rollout.decoding import cache_for, decoding
+
+COMPACT_AT = 0.75  # live share of a batch below which the finished rows are dropped from the cache
+TOP = 512  # most likely tokens looked at first; only a flatter distribution is sorted whole
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One answer: `tokens` ends with the stop token when `finished`; `text` is without special tokens."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; temperature 0 takes the most likely one."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int = 32,
+    on_progress: Progress | None = None,
+) -> list[Generated]:
+    """One answer per prompt, in order; prompts of like length are decoded together.
+
+    Prompt i draws from its own generator, seeded by (seed, i), so its answer does not depend on its neighbours.
+    `on_progress` hears (finished prompts, all prompts). ModelError E150: a prompt is empty or fills the context.
+    """
+    check_prompts(model, prompts)
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers: dict[int, list[int]] = {index: [] for index in order}
+    done = 0
+    with decoding(model) as view:
+        stops = stop_ids(base_model(view), tokenizer)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            for row, token, ends in steps(view, [prompts[index] for index in chosen], chosen, sampling, stops):
+                answers[chosen[row]].append(token)
+                done += ends
+                if ends and on_progress is not None:
+                    on_progress(done, len(prompts))
+    return [finish(tokenizer, answers[index], stops) for index in range(len(prompts))]
+
+
+def stream(model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    """Pieces of one answer as they are decoded; a piece never holds half of a character."""
+    check_prompts(model, [prompt])
+    with decoding(model) as view:
+        stops = stop_ids(base_model(view), tokenizer)
+        tokens = (token for _, token, _ in steps(view, [prompt], [0], sampling, stops))
+        yield from detokenise(tokenizer, (token for token in tokens if token not in stops))
+
+
+def detokenise(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
+    """Text of a growing token list; what ends in an unfinished character waits for its remaining bytes."""
+    ids: list[int] = []
+    shown, start = 0, 0  # tokens already yielded, and the context before them that decoding needs
+    for token in tokens:
+        ids.append(token)
+        before = tokenizer.decode(ids[start:shown], skip_special=True)
+        now = tokenizer.decode(ids[start:], skip_special=True)
+        if len(now) > len(before) and not now.endswith("�"):
+            yield now[len(before) :]
+            start, shown = shown, len(ids)
+    before = tokenizer.decode(ids[start:shown], skip_special=True)
+    rest = tokenizer.decode(ids[start:], skip_special=True)[len(before) :]
+    if rest:
+        yield rest
+
+
+def finish(tokenizer: Tokenizer, tokens: list[int], stops: frozenset[int]) -> Generated:
+    finished = bool(tokens) and tokens[-1] in stops
+    body = tokens[:-1] if finished else tokens
+    return Generated(tokenizer.decode(body, skip_special=True), tuple(tokens), finished)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
+    """Every token that ends an answer: the tokenizer's and the generation config's."""
+    configured = None if model.generation_config is None else model.generation_config.eos_token_id
+    extra = [configured] if isinstance(configured, int) else list(configured or [])
+    return frozenset([*tokenizer.eos_ids, *extra])
+
+
+def context_length(model: nn.Module) -> int:
+    config = base_model(model).config.get_text_config(decoder=True)
+    return int(config.to_dict().get("max_position_embeddings") or 2**31)
+
+
+def check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+    context = context_length(model)
+    for index, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < context:
+            raise ModelError(
+                "E150",
+                f"prompt {index + 1} has {len(prompt)} tokens; the model takes 1 to {context - 1} and then answers",
+                fixes=["shorten the prompt, or leave out its oldest turns"],
+            )
+
+
+@torch.no_grad()
+def steps(
+    model: nn.Module, prompts: Sequence[Sequence[int]], names: Sequence[int], sampling: Sampling, stops: frozenset[int]
+) -> Iterator[tuple[int, int, bool]]:
+    """Decode one batch: yields (row, token, whether the row ends here) in step order; `names` seed the rows' draws."""
+    base = base_model(model)
+    context = context_length(model)
+    room = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
+    draws = uniform_draws(names, room, sampling)
+    tokens, mask, positions = left_pad(prompts, max(room), base.device)
+    width = tokens.shape[1]
+    cache = cache_for(base, width + max(room))
+    rows = list(range(len(prompts)))  # the prompt that each row of the cache belongs to
+    ended = [False] * len(prompts)
+    for step in range(max(room)):
+        logits = forward(base, cache, tokens, positions, None if mask is None else mask[:, : width + step])
+        if step == 0:
+            check_finite(logits)
+        chosen = choose(logits, sampling, None if draws is None else draws[rows, step])
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if not ended[row]:
+                ended[row] = token in stops or step + 1 == room[row]
+                yield row, token, ended[row]
+        live = [at for at, row in enumerate(rows) if not ended[row]]
+        if not live:
+            return
+        positions = positions[:, -1:] + 1
+        if len(live) <= COMPACT_AT * len(rows):
+            keep = torch.tensor(live, device=base.device)
+            cache.batch_select_indices(keep)
+            chosen, positions = chosen[keep], positions[keep]
+            mask = None if mask is None else mask[keep]
+            rows = [rows[at] for at in live]
+        tokens = chosen[:, None]
+
+
+def forward(
+    base: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor, mask: Tensor | None
+) -> Float[Tensor, "B V"]:
+    out = base(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1]
+
+
+def left_pad(
+    prompts: Sequence[Sequence[int]], room: int, device: torch.device
+) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B PR"] | None, Int[Tensor, "B P"]]:
+    """Tokens, mask over prompt and answer (None when nothing is padded), positions; padding has no id of its own."""
+    width = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.ones(len(prompts), width + room, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, : width - len(prompt)] = 0
+    positions = (mask[:, :width].cumsum(1) - 1).clamp_(min=0)
+    padded = any(len(prompt) < width for prompt in prompts)
+    return tokens.to(device), mask.to(device) if padded else None, positions.to(device)
+
+
+def uniform_draws(names: Sequence[int], room: Sequence[int], sampling: Sampling) -> Float[Tensor, "B R"] | None:
+    """One uniform number per row and step, from a generator per row; None for greedy decoding."""
+    if sampling.temperature == 0:
+        return None
+    rows = []
+    for name in names:
+        generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + name) % 2**63)
+        rows.append(torch.rand(max(room), generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def choose(logits: Float[Tensor, "B V"], sampling: Sampling, draw_B: Float[Tensor, " B"] | None) -> Int[Tensor, " B"]:
+    """The most likely token (the lowest id of equals), or the one where the draw falls in the distribution function."""
+    logits = logits.float()
+    if draw_B is None:
+        return logits.max(-1).indices
+    probabilities = (logits / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        probabilities = nucleus(probabilities, sampling.top_p)
+    sums = probabilities.cumsum(-1)
+    total = sums[:, -1:]
+    goal = torch.minimum(draw_B.to(sums)[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(sums, goal, right=True)[:, 0]
+
+
+def nucleus(probabilities: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
+    """Zero outside the fewest tokens that hold `top_p` of the mass (arXiv:1904.09751); equals of the last one stay."""
+    count = probabilities.shape[-1]
+    tops = probabilities.topk(min(TOP, count)).values
+    if (tops.sum(-1) < top_p).any():
+        tops = probabilities.sort(-1, descending=True).values
+    kept = (tops.cumsum(-1) - tops < top_p).sum(-1, keepdim=True)
+    return probabilities.masked_fill(probabilities < tops.gather(-1, kept - 1), 0.0)
+
+
+def check_finite(logits: Tensor) -> None:
+    if not torch.isfinite(logits).all():
+        raise NumericalError(
+            "E151",
+            "the model's predictions are not finite numbers, so it cannot answer",
+            fixes=["check the weights: an adapter or checkpoint with NaN was loaded"],
+        )
