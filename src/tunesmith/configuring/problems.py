@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import SequenceMatcher
 from typing import Any
 
 from pydantic import ValidationError
@@ -162,8 +163,11 @@ def _suggestion(key: Key, known: list[str], settings: Mapping[str, Setting]) -> 
     groups = {name.split(".")[index] for name in settings for index in range(name.count("."))} - {"N"}
     if word in elsewhere:
         return elsewhere[word]
-    here = nearest(word, known)
-    if here:
+    here, far = nearest(word, known), nearest(word, [*elsewhere, *groups])
+    if here and (far is None or _likeness(word, here) + 0.1 > _likeness(word, far)):
         return dotted((*key[:-1], here))
-    far = nearest(word, [*elsewhere, *groups])
     return elsewhere.get(far, far) if far else None
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other).ratio()

@@ -147,7 +147,7 @@ class _Builder:
             return known
         self.check_tag(event)
         if isinstance(event, yaml.ScalarEvent):
-            plain = event.style is None and event.tag != _STR
+            plain = event.tag != _STR if event.tag in _PLAIN_TAGS else event.style is None and event.tag is None
             node = _Node("scalar", read_scalar(event.value) if plain else event.value, event.start_mark, event.value)
         elif isinstance(event, yaml.SequenceStartEvent):
             node = _Node("list", self.items(depth), event.start_mark)

@@ -8,27 +8,27 @@ import yaml
 
 from tunesmith.configuring.reader import read_scalar
 
+_TAGS = {bool: "bool", int: "int", float: "float", type(None): "null", str: "str"}
+
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that YAML 1.2 would read as something else, and never writes aliases."""
+    """Quotes what a reader of YAML 1.2 or of 1.1 would take for something else, and never writes aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = None if read_scalar(text) is text and text.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        found = _TAGS[type(read_scalar(value))] if kind is yaml.ScalarNode and implicit[0] else "str"
+        return super().resolve(kind, value, implicit) if found == "str" else f"tag:yaml.org,2002:{found}"
 
 
 def _float(dumper: _Dumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
 
 
-_Dumper.add_representer(str, _text)
 _Dumper.add_representer(float, _float)
 
 
 def write_yaml(value: dict[str, Any]) -> str:
-    """Plain data as block YAML in the given order."""
+    """Plain finite data as block YAML in the given order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=120)

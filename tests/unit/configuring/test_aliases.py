@@ -1,0 +1,34 @@
+"""Names of other tools lead to keys that exist."""
+
+from tunesmith.configuring.aliases import ALIASES, normal
+from tunesmith.configuring.catalogue import catalogue, general_key, stored_schema
+
+
+def test_there_are_many():
+    assert len(ALIASES) >= 60
+
+
+def test_every_alias_names_a_key_or_group_that_exists_or_says_why_not():
+    known = catalogue(stored_schema())
+    for name, alias in ALIASES.items():
+        assert name == normal(name)
+        if alias.key is None:
+            assert alias.note, name
+        else:
+            assert any(key == alias.key or key.startswith(f"{alias.key}.") for key in known), (name, alias.key)
+
+
+def test_catalogue_has_type_default_range_and_text_of_every_key():
+    known = catalogue(stored_schema())
+    assert {"model.adapter.rank", "data.train.N.weight", "train.schedule.warmup", "run.report_to"} <= known.keys()
+    rank = known["model.adapter.rank"]
+    assert (rank.type, rank.default, rank.allowed, rank.variant) == ("integer", "16", "from 1 to 4096", "lora")
+    assert known["train.optimizer.lr"].allowed == "above 0, at most 10"
+    assert known["train.steps"].default == "empty"
+    assert [key for key, setting in known.items() if not setting.text] == []
+
+
+def test_general_key():
+    known = catalogue(stored_schema())
+    assert general_key(("data", "train", 3, "path"), known) == "data.train.N.path"
+    assert general_key(("data", "train", 3, "columns", "prompt"), known) == "data.train.N.columns.NAME"
