@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.configuring.catalogue import plain
 from tunesmith.configuring.layers import DEFAULT, RANK, Origin
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
-
-if TYPE_CHECKING:
-    from tunesmith.recipe import Recipe
+from tunesmith.recipe.settings import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
         yield Clash(message, ("run.report_to.0",), {"run.report_to": others})
 
 
-Rule = Callable[["Recipe", Mapping[str, Origin]], Iterator[Clash]]
+Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
     _step_size, _microbatch, _length, _early_stopping, _evaluation, _adapter, _rates, _reports,
 )  # fmt: skip
