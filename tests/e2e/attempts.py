@@ -1,0 +1,211 @@
+"""Tiny trainings as processes that can be watched, killed and compared; torch is imported once, each one is a fork."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import select
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.tiny import tiny_model_folder
+
+from tunesmith import faults
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import TunesmithError
+from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.run import execute
+from tunesmith.track.outcome import FINISH
+from tunesmith.track.progress import NoProgress
+from tunesmith.track.reader import read_lines, read_metrics
+from tunesmith.track.run_dir import RunDir
+from tunesmith.train.checkpoint import CheckpointStore
+
+WORDS = (
+    *("sea", "moon", "fox", "dog", "capital", "France", "answer", "short", "poem", "good", "morning", "number"),
+    *("twelve", "thirty", "hello", "please", "system", "tool"),
+)
+
+
+def set_up(folder: Path) -> None:
+    """Make the inputs in a fork, so that this process stays a clean one to fork from."""
+    torch.set_num_threads(1)
+    os.environ["TUNESMITH_HOME"] = str(folder / "home")
+    log = folder / "inputs.log"
+    assert wait(start(lambda: make_inputs(folder), log)) == 0, log.read_text()
+
+
+def make_inputs(folder: Path) -> None:
+    """A tiny model, and conversations of different lengths."""
+    tiny_model_folder(folder / "model")
+    dice = random.Random(0)
+    for name, count in (("train", 22), ("held_out", 4)):
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for _ in range(count):
+                asked, answered = (" ".join(dice.choices(WORDS, k=dice.randint(2, 14))) for _ in range(2))
+                messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+                file.write(json.dumps({"messages": messages}) + "\n")
+
+
+def tiny_recipe(folder: Path) -> Recipe:
+    """Two epochs, several packed microbatches per step, a short last step, dropout, and a best checkpoint to keep."""
+    settings = {
+        "model.path": folder / "model",
+        "model.adapter.rank": 2,
+        "model.adapter.dropout": 0.1,
+        "data.train": folder / "train.jsonl",
+        "data.eval": folder / "held_out.jsonl",
+        "data.max_length": 96,
+        "train.epochs": 2,
+        "train.sequences_per_step": 4,
+        "train.microbatch_tokens": 96,
+        "train.checkpoint.every": 2,
+        "train.evaluate_every": 3,
+        "train.stability.on_spike": "skip",
+        "train.threads": 1,
+    }
+    return load_recipe(None, [f"{key}={value}" for key, value in settings.items()], {}).recipe
+
+
+def start(work: Callable[[], None], log: Path) -> int:
+    """Run `work` in a fork with its output in `log`; returns the pid. Our errors keep their exit code."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        work()
+        os._exit(0)
+    except TunesmithError as error:
+        os.write(2, f"{error}\n".encode())
+        os._exit(error.exit_code)
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+        os._exit(1)
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Attempt:
+    """One process that trains, and the failpoints it has passed, which it tells through a pipe as it goes."""
+
+    def __init__(self, recipe: Recipe, run: Path) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self.run = run
+        self.passed: list[str] = []
+        self.times: list[float] = []
+        self.code: int | None = None
+        self.began = time.monotonic()
+        pipe = run.with_suffix(".pipe")
+        if not pipe.exists():
+            os.mkfifo(pipe)
+        self._end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+        self._rest = ""
+        self.child = start(lambda: train(recipe, run, pipe), run.with_suffix(".log"))
+
+    def watch(self, until: Callable[[], bool], seconds: float) -> bool:
+        """Follow the process until the condition holds (True), it has ended or time is up (False)."""
+        deadline = time.monotonic() + seconds
+        while not until():
+            left = deadline - time.monotonic()
+            if self.code is not None or left <= 0:
+                return False
+            if select.select([self._end], [], [], min(left, 0.02))[0]:
+                self._read()
+            else:
+                self._poll()
+        return True
+
+    def finish(self) -> int:
+        self.watch(lambda: False, 120)
+        assert self.code is not None, f"{self.run.name} hangs after {self.passed[-3:]}"
+        return self.close()
+
+    def reach(self, point: str, times: int = 1) -> bool:
+        """Wait until the process has passed a failpoint so often; False when it ended before."""
+        return self.watch(lambda: self.passed.count(point) >= times, 60)
+
+    def pause(self, seconds: float) -> None:
+        self.watch(lambda: False, seconds)
+
+    def kill(self) -> int:
+        """SIGKILL; the exit code tells whether the process was still there."""
+        if self.code is None:
+            os.kill(self.child, signal.SIGKILL)
+            self.code = wait(self.child)
+        return self.close()
+
+    def close(self) -> int:
+        assert self.code is not None
+        self._read()
+        os.close(self._end)
+        return self.code
+
+    def _poll(self) -> None:
+        done, status = os.waitpid(self.child, os.WNOHANG)
+        if done:
+            self.code = os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> None:
+        try:
+            text = self._rest + os.read(self._end, 1 << 20).decode()
+        except BlockingIOError:
+            return
+        *lines, self._rest = text.split("\n")
+        self.passed += [line.split()[0] for line in lines]
+        self.times += [time.monotonic()] * len(lines)
+
+    @property
+    def log(self) -> str:
+        return self.run.with_suffix(".log").read_text()[-3000:]
+
+
+def train(recipe: Recipe, run: Path, pipe: Path) -> None:
+    faults.arm(f"*:trace:{pipe}")
+    execute(recipe, RunDir(run), Mesh(), NoProgress())
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Everything that must be the same to the bit: losses, weights, optimiser, position, guard."""
+    rows = [
+        {key: value for key, value in row.items() if key == "step" or key.startswith(("train/", "eval/"))}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
+    newest = CheckpointStore(run / "checkpoints").newest()
+    assert newest is not None
+    files = {name: entry["sha256"] for name, entry in newest.manifest["files"].items() if name != "state.json"}
+    exported = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(run.rglob("adapter_model*"))
+    }
+    best = CheckpointStore(run / "checkpoints").best()
+    state = {name: newest.state[name] for name in ("source", "guard", "total")}
+    events = [row["event"] for row in read_lines(run / "events.jsonl") if row["event"] == FINISH]
+    return {
+        "rows": rows,
+        "files": files,
+        "exported": exported,
+        "state": state,
+        "best": best.step if best else None,
+        "finished": bool(events),
+        "kept": sorted(path.name for path in run.iterdir() if path.suffix in (".json", ".yaml")),
+    }
+
+
+def difference(found: dict[str, Any], want: dict[str, Any]) -> str:
+    parts = [key for key in want if found[key] != want[key]]
+    if "rows" in parts:
+        pairs = zip(found["rows"], want["rows"], strict=False)
+        first = next(((a, b) for a, b in pairs if a != b), (len(found["rows"]), len(want["rows"])))
+        parts.append(f"first row: {first}")
+    return ", ".join(parts)
