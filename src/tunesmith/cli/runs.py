@@ -1,0 +1,223 @@
+"""`tunesmith runs`: list, show, follow, stop and compare runs; only files are read, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunesmith.cli.options import AsJson
+from tunesmith.cli.output import answer, console, emit_json
+from tunesmith.errors import BadInput, Fix, UsageError, Where
+from tunesmith.track.files import finite
+from tunesmith.track.index import RunSummary, find_run, scan, summarise
+from tunesmith.track.outcome import compare_with_plan, outcome
+from tunesmith.track.reader import Row, read_from, read_lines
+from tunesmith.track.run_dir import RunDir
+from tunesmith.track.status import ACTIVE
+
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, name, beginning of a name, or last.", show_default=False)
+]
+Folder = Annotated[Path, typer.Option("--folder", metavar="FOLDER", help="Folder that holds the runs.")]
+RUNS = Path("runs")
+POLL_SECONDS = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="List, show, follow, stop and compare runs.", invoke_without_command=True)
+    group.callback()(runs)
+    group.command("ls")(list_runs)
+    group.command("show")(show_run)
+    group.command("tail")(tail)
+    group.command("stop")(stop)
+    group.command("compare")(compare)
+    app.add_typer(group, name="runs")
+
+
+def runs(context: typer.Context, folder: Folder = RUNS, as_json: AsJson = False) -> None:
+    """List, show, follow, stop and compare runs."""
+    if context.invoked_subcommand is None:
+        list_runs(folder, as_json)
+
+
+def list_runs(folder: Folder = RUNS, as_json: AsJson = False) -> None:
+    """List the runs of a folder, the newest first."""
+    from tunesmith.cli.runs_view import list_view
+
+    found = scan(folder)
+    if as_json:
+        emit_json({"runs": [finite(each.to_json()) for each in found]})
+    elif found:
+        answer(list_view(found))
+    else:
+        console().print(f"no runs in {folder}/", markup=False)
+        console().print("[dim]next:[/dim] tunesmith quickstart")
+
+
+def show_run(
+    run: Run,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the curves into the run's folder: plot.png")] = False,
+    folder: Folder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run: how far, plan against actual, evaluations, warnings."""
+    from tunesmith.cli.runs_view import show_view
+
+    found = find_run(run, folder)
+    report = _report(found)
+    if plot:
+        from tunesmith.track.plot import plot_run
+
+        report["plot"] = str(plot_run(found))
+    if as_json:
+        emit_json(finite(report))
+    else:
+        answer(show_view(report))
+
+
+def tail(
+    run: Run,
+    count: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many rows to begin with.")] = 10,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    folder: Folder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Print the last metrics of a run; with --json --follow one object per row."""
+    from tunesmith.cli.runs_view import row_line
+
+    found = find_run(run, folder)
+    rows, offset = read_from(found.metrics_file, 0)
+    rows = rows[-count:] if count else []
+    if as_json and not follow:
+        emit_json({"run": found.id, "rows": finite(rows)})
+        return
+    while True:
+        for row in rows:
+            emit_json({"row": finite(row)}) if as_json else answer(row_line(row))
+        if not follow:
+            return
+        active = summarise(found).state in ACTIVE
+        rows, offset = read_from(found.metrics_file, offset)
+        if not rows and not active:
+            return
+        if not rows:
+            time.sleep(POLL_SECONDS)
+
+
+def stop(run: Run, folder: Folder = RUNS, as_json: AsJson = False) -> None:
+    """Ask a running run to save and stop."""
+    found = find_run(run, folder)
+    summary = summarise(found)
+    where = Where(summary.path)
+    if summary.state not in ACTIVE:
+        detail = f" ({summary.reason})" if summary.reason else ""
+        fix = Fix("look at it", command=f"tunesmith runs show {summary.path}")
+        raise UsageError("E195", f"{found.id} is not running, it is {summary.state}{detail}", where=where, fixes=[fix])
+    process = found.read_status().process
+    if process.alive() is None:
+        fixes = [Fix(f"on {process.host}", command=f"kill -TERM {process.pid}")]
+        message = f"{found.id} runs as {process}, which cannot be reached from here"
+        raise UsageError("E195", message, where=where, fixes=fixes)
+    if not process.terminate():
+        raise UsageError("E195", f"{found.id} has just ended", where=where)
+    if as_json:
+        emit_json({"run": found.id, "pid": process.pid, "signal": "SIGTERM"})
+    else:
+        console().print(f"asked {process} to finish its step, save and stop", markup=False)
+
+
+def compare(
+    one: Run,
+    other: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.", show_default=False)],
+    folder: Folder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs: the settings that differ, and what came out."""
+    from tunesmith.cli.runs_view import compare_view
+
+    left, right = find_run(one, folder), find_run(other, folder)
+    ours, theirs = _settings(left), _settings(right)
+    missing = object()
+    keys = [key for key in {**ours, **theirs} if ours.get(key, missing) != theirs.get(key, missing)]
+    before, after = outcome(left).to_json(), outcome(right).to_json()
+    result: dict[str, Any] = {
+        "runs": [left.id, right.id],
+        "changed": [{"key": key, "values": [ours.get(key), theirs.get(key)]} for key in keys],
+        "outcome": [{"name": name, "values": [before[name], after[name]]} for name in before],
+    }
+    if as_json:
+        emit_json(finite(result))
+    else:
+        answer(compare_view(result))
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    """The leaves of `config.yaml` by dotted key, without the name of the run itself."""
+    from tunesmith.configuring.reader import read_yaml
+
+    found: dict[str, Any] = {}
+    _flatten(read_yaml(run.read_config(), str(run.config_file)).value, "", found)
+    found.pop("run.name", None)
+    return found
+
+
+def _flatten(value: Any, prefix: str, found: dict[str, Any]) -> None:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            _flatten(part, f"{prefix}.{key}" if prefix else str(key), found)
+    else:
+        found[prefix] = value
+
+
+def _report(run: RunDir) -> dict[str, Any]:
+    """Everything that `show` prints, as plain data."""
+    summary, about, plan = summarise(run), {}, {}
+    try:
+        about = run.read_run()
+        plan = run.read_plan() if run.plan_file.exists() else {}
+    except BadInput as error:
+        summary = replace(summary, state="damaged", reason=error.diagnostic.message)
+    events = list(read_lines(run.events_file))
+    actual = outcome(run)
+    return {
+        "run": summary.to_json(),
+        "about": about,
+        "outcome": actual.to_json(),
+        "plan": [line.to_json() for line in compare_with_plan(plan, actual)],
+        "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],
+        "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
+        "checkpoints": _checkpoints(run),
+        "log": _last_lines(run) if summary.state in ("lost", "failed") else [],
+        "next": _next_commands(summary),
+    }
+
+
+def _without_place(row: Row) -> Row:
+    return {key: value for key, value in row.items() if key not in ("event", "wall", "attempt")}
+
+
+def _checkpoints(run: RunDir) -> list[int]:
+    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _last_lines(run: RunDir, count: int = 12) -> list[str]:
+    try:
+        return run.log_file.read_text("utf-8", errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def _next_commands(summary: RunSummary) -> list[str]:
+    path = summary.path
+    if summary.state in ACTIVE:
+        return [f"tunesmith runs tail {path} --follow", f"tunesmith runs stop {path}"]
+    if summary.state in ("stopped", "preempted", "lost", "failed"):
+        return [f"tunesmith runs resume {path}"]
+    if summary.state == "finished":
+        return [f"tunesmith chat {path}", f"tunesmith merge {path} OUT", f"tunesmith runs show {path} --plot"]
+    return []

@@ -1,0 +1,173 @@
+"""How runs look on a terminal; whatever came from files is shown as text, never as markup."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.track.index import RunSummary
+from tunesmith.track.progress import duration
+from tunesmith.track.reader import Row, number
+
+LOOKS = {
+    "planned": ("·", "dim"),
+    "queued": ("·", "dim"),
+    "loading": ("▸", "cyan"),
+    "running": ("▶", "bold cyan"),
+    "saving": ("▶", "cyan"),
+    "stopping": ("▶", "yellow"),
+    "finished": ("✓", "green"),
+    "stopped": ("■", "yellow"),
+    "preempted": ("■", "yellow"),
+    "failed": ("✗", "red"),
+    "lost": ("?", "red"),
+    "damaged": ("!", "red"),
+}
+NAMES = {
+    "steps": "steps",
+    "tokens": "tokens",
+    "scored_tokens": "scored tokens",
+    "tokens_per_step": "tokens per step",
+    "seconds": "time",
+    "tokens_per_second": "tokens/s",
+    "peak_memory_bytes": "peak memory",
+    "first_loss": "first loss",
+    "last_loss": "last loss",
+    "eval_loss": "evaluation loss",
+}
+SHOWN = ("train/loss", "eval/loss", "train/lr", "train/grad_norm", "perf/tok_s", "mem/peak_gb")
+
+
+def list_view(found: list[RunSummary]) -> RenderableType:
+    table = _table("run", "state", ">step", ">loss", ">age")
+    for each in found:
+        step = f"{each.step:,}" + (f"/{each.total:,}" if each.total else "")
+        loss = "" if each.loss is None else f"{each.loss:.4f}"
+        age = duration(max(0.0, time.time() - each.created)) if each.created else ""
+        table.add_row(plain(each.id), _state(each.state, each.reason), step, loss, age)
+    return table
+
+
+def show_view(report: dict[str, Any]) -> RenderableType:
+    run = report["run"]
+    parts: list[RenderableType] = [_head(run)]
+    if report["plan"]:
+        parts += [_title("plan against actual"), _plan_table(report["plan"])]
+    figures = [(NAMES[name], figure(name, value)) for name, value in report["outcome"].items() if value is not None]
+    parts += [_title("outcome"), _pairs(figures)]
+    if report["evaluations"]:
+        parts += [_title("evaluations"), *(_line(_fields(row)) for row in report["evaluations"])]
+    if report["checkpoints"]:
+        steps = ", ".join(f"{step:,}" for step in report["checkpoints"])
+        parts += [_title("checkpoints"), Text(f"step {steps}")]
+    if report["warnings"]:
+        parts += [_title("warnings"), *(_line(_fields(row), "yellow") for row in report["warnings"][-10:])]
+    if report["log"]:
+        parts += [_title("last lines of the log"), *(_line(line, "dim") for line in report["log"])]
+    if report.get("plot"):
+        parts += [_title("plot"), _line(report["plot"])]
+    if report["next"]:
+        parts += [_title("next"), *(_line(command, "cyan") for command in report["next"])]
+    return Group(*parts)
+
+
+def compare_view(result: dict[str, Any]) -> RenderableType:
+    one, other = (plain(name) for name in result["runs"])
+    settings = _table("setting", one, other)
+    for row in result["changed"]:
+        settings.add_row(plain(row["key"]), *(plain("empty" if each is None else each) for each in row["values"]))
+    results = _table("outcome", f">{one}", f">{other}", ">change")
+    for row in result["outcome"]:
+        before, after = row["values"]
+        if before is None and after is None:
+            continue
+        change = f"{after / before - 1:+.1%}" if before and after is not None else ""
+        results.add_row(NAMES[row["name"]], figure(row["name"], before), figure(row["name"], after), change)
+    same = Text("every setting is the same", style="dim")
+    return Group(settings if result["changed"] else same, Text(), results)
+
+
+def row_line(row: Row) -> RenderableType:
+    """One metrics row on one line."""
+    if "event" in row:
+        return _line(_fields(row), "dim")
+    values = [(name, number(row.get(name))) for name in SHOWN]
+    shown = "  ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in values if value is not None)
+    return _line(f"step {row.get('step', '?'):>6}  {shown}")
+
+
+def figure(name: str, value: float | None) -> str:
+    """A figure of an outcome in its unit."""
+    if value is None:
+        return ""
+    if name == "seconds":
+        return duration(value)
+    if name == "peak_memory_bytes":
+        return f"{value / 1e9:.2f} GB"
+    return f"{value:.4f}" if name.endswith("loss") else f"{value:,.0f}"
+
+
+def plain(value: Any) -> str:
+    """Text without control characters, so that a file cannot drive the terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
+
+
+def _head(run: dict[str, Any]) -> RenderableType:
+    step = f"step {run['step']:,}" + (f" of {run['total']:,}" if run["total"] else "")
+    left = f"  ·  {duration(run['eta'])} left" if run["eta"] else ""
+    attempt = f"  ·  attempt {run['attempt']}" if run["attempt"] > 1 else ""
+    return Group(
+        _line(run["id"], "bold"), Text.assemble(_state(run["state"], run["reason"]), f"  ·  {step}{left}{attempt}")
+    )
+
+
+def _plan_table(lines: list[dict[str, Any]]) -> RenderableType:
+    table = _table("", ">plan", ">actual", ">actual/plan")
+    for line in lines:
+        ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
+        name = line["name"]
+        table.add_row(NAMES[name], figure(name, line["plan"]), figure(name, line["actual"]), ratio)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """A table without borders; `>` in front of a title aligns its column to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(Text(column.removeprefix(">")), justify="right" if column.startswith(">") else "left")
+    return table
+
+
+def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column()
+    grid.add_column(justify="right")
+    for name, value in rows:
+        grid.add_row(name, value)
+    return grid
+
+
+def _line(text: str, style: str = "") -> Text:
+    """One line that is never broken, so that a command can be pasted."""
+    return Text(plain(text), style=style, no_wrap=True, overflow="ignore")
+
+
+def _title(text: str) -> RenderableType:
+    return Text(f"\n{text}", style="bold")
+
+
+def _state(state: str, reason: str) -> Text:
+    mark, style = LOOKS[state]
+    return Text.assemble((f"{mark} {state}", style), (f"  {plain(reason)}" if reason else "", "dim"))
+
+
+def _fields(row: Row) -> str:
+    return "  ".join(f"{key} {_short(value)}" for key, value in row.items() if key not in ("wall", "attempt"))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
