@@ -85,6 +85,8 @@ def start(work: Callable[[], None], log: Path) -> int:
         os.dup2(descriptor, 2)
         work()
         os._exit(0)
+    except SystemExit as error:
+        os._exit(int(error.code or 0))
     except TunesmithError as error:
         os.write(2, f"{error}\n".encode())
         os._exit(error.exit_code)
@@ -100,7 +102,7 @@ def wait(child: int) -> int:
 class Attempt:
     """One process that trains, and the failpoints it has passed, which it tells through a pipe as it goes."""
 
-    def __init__(self, recipe: Recipe, run: Path) -> None:
+    def __init__(self, recipe: Recipe, run: Path, armed: str = "") -> None:
         run.mkdir(parents=True, exist_ok=True)
         self.run = run
         self.passed: list[str] = []
@@ -112,7 +114,7 @@ class Attempt:
             os.mkfifo(pipe)
         self._end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
         self._rest = ""
-        self.child = start(lambda: train(recipe, run, pipe), run.with_suffix(".log"))
+        self.child = start(lambda: train(recipe, run, f"*:trace:{pipe}; {armed}"), run.with_suffix(".log"))
 
     def watch(self, until: Callable[[], bool], seconds: float) -> bool:
         """Follow the process until the condition holds (True), it has ended or time is up (False)."""
@@ -171,8 +173,8 @@ class Attempt:
         return self.run.with_suffix(".log").read_text()[-3000:]
 
 
-def train(recipe: Recipe, run: Path, pipe: Path) -> None:
-    faults.arm(f"*:trace:{pipe}")
+def train(recipe: Recipe, run: Path, armed: str) -> None:
+    faults.arm(armed)
     execute(recipe, RunDir(run), Mesh(), NoProgress())
 
 

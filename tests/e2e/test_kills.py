@@ -37,3 +37,15 @@ def test_r02_kills_with_quotas(tmp_path, kills, seed):
     report = run_harness("kill_harness", tmp_path, kills, seed, timeout=880)
     assert report["kills"] == kills
     assert report["quotas_met"], report["phases"]
+
+
+def test_p01_p02_p03_p04_signals_save_and_resume_exactly(tmp_path):
+    report = run_harness("signal_harness", tmp_path, 6)
+    assert report["slowest_stop_s"] < 10
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_p01_fifty_stops(tmp_path):
+    report = run_harness("signal_harness", tmp_path, 50, 1, timeout=880)
+    assert report["slowest_stop_s"] < 10
