@@ -59,7 +59,7 @@ def byte_fault(path: Path, number: int, offset: int, line: bytes, error: Unicode
 def latin_encoding(line: bytes) -> str | None:
     """ISO-8859-1 or Windows-1252 when every high byte reads as a letter or a usual mark and none as UTF-8."""
     high = bytes(byte for byte in line if byte >= 0x80)
-    if not high or line.decode("utf-8", "replace").count("�") != len(high):
+    if not high or not line.decode("utf-8", "ignore").isascii():
         return None
     letters = high.decode("cp1252", "replace")
     if not all(letter.isalpha() or letter in LATIN_MARKS for letter in letters):

@@ -54,7 +54,7 @@ def _datasets(path: str) -> Any:
         import datasets
     except ImportError as error:
         fix = Fix("install it", command="pip install datasets")
-        raise MachineError("E170", "hub data sets need the package datasets", where=Where(path), fixes=[fix]) from error
+        raise MachineError("E172", "hub data sets need the package datasets", where=Where(path), fixes=[fix]) from error
     return datasets
 
 

@@ -17,6 +17,7 @@ MAX_DEPTH = 64
 PATH_DEPTH = 16  # steps of a field path that are shown
 TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[{}\[\],:]|[^\s{}\[\],:"]++', re.DOTALL)
 STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+ESCAPE = re.compile(r"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)")  # group 1: without its other half
 BRACKET = re.compile(r"[{}\[\]]")
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?\Z")
 DIGITS = 4300  # the longest integer that Python reads by default
@@ -237,11 +238,11 @@ def surrogate_fault(text: str) -> Fault | None:
             value.encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(value[error.start]):04x}"
-            position = token.text.lower().find(half)
+            lone = next((found.start() for found in ESCAPE.finditer(token.text) if found[1]), 0)
             return Fault(
                 "E038",
                 f"{half} is half of a surrogate pair: a character cut in two",
-                token.start + max(0, position),
+                token.start + lone,
                 token.field,
                 fix="a text was cut in the middle of an emoji: cut it elsewhere",
             )

@@ -113,7 +113,7 @@ def _open(path: Path) -> pq.ParquetFile:
         import pyarrow.parquet as pq
     except ImportError as error:
         fix = Fix("install it", command="pip install pyarrow")
-        raise MachineError("E170", "tally parquet needs pyarrow", where=Where(str(path)), fixes=[fix]) from error
+        raise MachineError("E172", "tally parquet needs pyarrow", where=Where(str(path)), fixes=[fix]) from error
     try:
         return pq.ParquetFile(path)
     except pa.ArrowException as error:
