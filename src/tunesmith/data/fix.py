@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -13,16 +12,17 @@ from pathlib import Path
 from tunesmith.data.content import BLOCK, BOM, LINE_LIMIT, Kind, kind_of, read_lines, too_long
 from tunesmith.data.encoding import byte_fault, wide_encoding
 from tunesmith.data.json_faults import diagnostic
-from tunesmith.data.jsonl import STRICT, fault_of, parse_strict
+from tunesmith.data.jsonl import STRICT, fault_of, not_an_object, parse_strict
 from tunesmith.errors import DataError, Diagnostic, Fix, UsageError, Where
 
 PIECE = re.compile(
-    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-    r"|'[^'\\]*+(?:\\.[^'\\]*+)*+'"
-    r"|//[^\n]*+|\#[^\n]*+|/\*(?:[^*]|\*(?!/))*+\*/"
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
+    r"|'[^'\\]*+(?:\\.[^'\\]*+)*+'?"
+    r"|//[^\n]*+|\#[^\n]*+|/\*(?:[^*]|\*(?!/))*+(?:\*/)?"
     r"|\s++|[{}\[\],:]|[^\s{}\[\],:\"'/#]++|.",
     re.DOTALL,
 )
+SPACE = re.compile(r"[\s,]*")
 WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -134,7 +134,7 @@ class _Repair:
     def _mended(self, number: int, text: str) -> Iterator[str]:
         """The JSON values of a text, each as one line; nothing when it cannot be mended."""
         try:
-            parse_strict(text)
+            value = parse_strict(text)
         except (ValueError, RecursionError) as error:
             mended, fixed = mend(text)
             if not mended.strip():
@@ -149,7 +149,10 @@ class _Repair:
                 self.fixed["objects put on lines of their own"] += len(values)
             yield from values
         else:
-            yield text
+            if isinstance(value, dict if self.kind == "jsonl" else list | dict):
+                yield text
+            else:
+                self.unfixable.append(not_an_object(self.path, value, number))
 
     def _give_up(self, number: int, code: str, message: str) -> None:
         fix = Fix("write the file again as UTF-8")
@@ -197,20 +200,14 @@ def _drop_comma(pieces: list[str], fixed: Counter[str]) -> None:
 
 def _values(text: str) -> list[str] | None:
     """The texts of the JSON values that stand one after another, or None when one breaks the rules."""
-    found, position = [], 0
-    while position < len(text):
-        space = re.match(r"[\s,]*", text[position:] if position else text)
-        position += space.end() if space else 0
-        if position == len(text):
-            break
+    found: list[str] = []
+    position = 0
+    while (space := SPACE.match(text, position)) and space.end() < len(text):
         try:
-            _, end = STRICT.raw_decode(text, position)
-            parse_strict(text[position:end])
+            _, end = STRICT.raw_decode(text, space.end())
+            parse_strict(text[space.end() : end])
         except (ValueError, RecursionError):
             return None
-        found.append(text[position:end])
+        found.append(text[space.end() : end])
         position = end
-    try:
-        return found if all(json.loads(value) is not None for value in found) else None
-    except ValueError:
-        return None
+    return found
