@@ -74,7 +74,8 @@ class RoomyLayer(DynamicLayer):
                 value_states.new_empty(batch, heads, self.room, value_states.shape[-1]),
             )
             self.keys, self.values = self.held[0][:, :, :0], self.held[1][:, :, :0]
-        assert self.held is not None and self.keys is not None
+        assert self.held is not None
+        assert self.keys is not None
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         self.held[0][:, :, start:end] = key_states
         self.held[1][:, :, start:end] = value_states
@@ -82,7 +83,8 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        assert self.held is not None and self.keys is not None
+        assert self.held is not None
+        assert self.keys is not None
         length = self.keys.shape[-2]
         self.held = (self.held[0][indices], self.held[1][indices])
         self.keys, self.values = self.held[0][:, :, :length], self.held[1][:, :, :length]
