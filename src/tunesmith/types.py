@@ -90,13 +90,21 @@ class Batch:
     records: tuple[str, ...] = ()  # `file:line` of each sequence, for error messages
 
     def to(self, device: Any) -> Batch:
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("tokens", "positions", "segments", "query", "target", "weight", "sequence")
-        }
-        streams = {name: stream.to(device, non_blocking=True) for name, stream in self.streams.items()}
-        labels = None if self.labels is None else self.labels.to(device)
-        return Batch(**moved, streams=streams, labels=labels, records=self.records)
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            tokens=moved(self.tokens),
+            positions=moved(self.positions),
+            segments=moved(self.segments),
+            query=moved(self.query),
+            target=moved(self.target),
+            weight=moved(self.weight),
+            sequence=moved(self.sequence),
+            streams={name: moved(stream) for name, stream in self.streams.items()},
+            labels=None if self.labels is None else moved(self.labels),
+            records=self.records,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ def measured(*words: str) -> tuple[str, float, set[str]]:
         "except SystemExit:\n    pass\n"
         "use = resource.getrusage(resource.RUSAGE_SELF)\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
-        "print('\\n' + repr((use.ru_utime + use.ru_stime, names)), file=sys.stderr)\n"
+        "import json; print('\\n' + json.dumps([use.ru_utime + use.ru_stime, list(names)]), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
-    seconds, names = eval(done.stderr.splitlines()[-1])
-    return done.stdout, seconds, names
+    seconds, names = json.loads(done.stderr.splitlines()[-1])
+    return done.stdout, seconds, set(names)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+# Everything a newcomer, a developer and the continuous integration run; `make` alone lists it.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help quickstart test check nightly bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Tunesmith needs Python 3.11 or newer; name yours with make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Installing into .venv with $(PYTHON): a few minutes the first time."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(READY) ## fine-tune the starter model, before and after, in minutes
+	@env -u OMP_NUM_THREADS $(BIN)/tunesmith quickstart
+
+test: $(READY) ## the test suite: no GPU, no model hub, no shared data needed
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+check: $(READY) ## lint, format, types, house rules, code blocks of the docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright
+	@$(BIN)/python -m pytest tests/house
+
+nightly: $(READY) ## every test, the slow ones too
+	@$(BIN)/python -m pytest -n 2 -m 'not gpu' --timeout 1800 tests
+
+bench: $(READY) ## speed and memory against TRL
+	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/sft.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

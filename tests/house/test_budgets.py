@@ -1,0 +1,62 @@
+"""Size budgets: a file, a function, a signature that grows past them is a design question."""
+
+import ast
+
+from tests.house.source import ROOT, SOURCE, python_files, shown, tree
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+# Signatures that are not ours to choose, with who chooses them.
+FOREIGN = {
+    ("models/attention.py", "ragged_attention"): "transformers' AttentionInterface",
+    ("models/attention.py", "dense_attention"): "transformers' AttentionInterface",
+    ("rollout/decoding.py", "update"): "transformers' cache layers",
+    ("data/template_worker.py", "_make_dict"): "jinja's dict()",
+    ("cli/train.py", "train"): "the flags of a command",
+}
+
+
+def functions() -> list[tuple[str, str, Function]]:
+    return [
+        (str(path.relative_to(SOURCE)), shown(path, node), node)
+        for path in python_files("src")
+        for node in ast.walk(tree(path))
+        if isinstance(node, Function)
+    ]
+
+
+def test_files_have_at_most_400_lines():
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in python_files("src", "tests", "benchmarks")
+        if (lines := path.read_text(encoding="utf-8").count("\n")) > 400
+    }
+    assert long == {}
+
+
+def test_functions_have_at_most_60_lines():
+    long = {place: node.end_lineno - node.lineno + 1 for _, place, node in functions() if node.end_lineno is not None}
+    assert {place: lines for place, lines in long.items() if lines > 60} == {}
+
+
+def test_functions_take_at_most_8_arguments():
+    wide = {}
+    for file, place, node in functions():
+        named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = sum(argument.arg not in ("self", "cls") for argument in named)
+        if count > 8 and (file, node.name) not in FOREIGN:
+            wide[place] = count
+    assert wide == {}
+
+
+def test_no_function_passes_unknown_keywords_through():
+    passed = [place for file, place, node in functions() if node.args.kwarg and (file, node.name) not in FOREIGN]
+    assert passed == []
+
+
+def test_the_list_of_foreign_signatures_is_not_stale():
+    assert FOREIGN.keys() - {(file, node.name) for file, _, node in functions()} == set()
+
+
+def test_modules_have_a_docstring_of_one_idea():
+    missing = [str(path.relative_to(ROOT)) for path in python_files("src") if not ast.get_docstring(tree(path))]
+    assert missing == []
