@@ -30,7 +30,7 @@ def test_files_have_at_most_400_lines():
         for path in python_files("src", "tests", "benchmarks")
         if (lines := path.read_text(encoding="utf-8").count("\n")) > 400
     }
-    assert long == {}
+    assert not long, long
 
 
 def test_functions_have_at_most_60_lines():
@@ -45,12 +45,16 @@ def test_functions_take_at_most_8_arguments():
         count = sum(argument.arg not in ("self", "cls") for argument in named)
         if count > 8 and (file, node.name) not in FOREIGN:
             wide[place] = count
-    assert wide == {}
+    assert not wide, wide
 
 
 def test_no_function_passes_unknown_keywords_through():
-    passed = [place for file, place, node in functions() if node.args.kwarg and (file, node.name) not in FOREIGN]
-    assert passed == []
+    passed = [
+        place
+        for file, place, node in functions()
+        if node.args.kwarg and node.args.kwarg.arg != "_" and (file, node.name) not in FOREIGN
+    ]
+    assert not passed, passed
 
 
 def test_the_list_of_foreign_signatures_is_not_stale():

@@ -19,8 +19,9 @@ def used() -> set[str]:
 
 def test_every_code_has_a_page_and_every_page_a_code():
     codes = used()
-    assert sorted(codes - PAGES.keys()) == []
-    assert sorted(PAGES.keys() - codes) == []
+    missing, idle = sorted(codes - PAGES.keys()), sorted(PAGES.keys() - codes)
+    assert not missing, f"codes without a page: {' '.join(missing)}"
+    assert not idle, f"pages without a code: {' '.join(idle)}"
 
 
 def test_a_page_has_a_title_and_a_few_short_paragraphs():

@@ -7,9 +7,9 @@ from importlinter.cli import lint_imports
 from tests.house.source import ROOT
 
 
-def test_layers(capsys):
+def test_layers(capfd):
     code = lint_imports(config_filename=str(ROOT / "pyproject.toml"), cache_dir=None, no_cache=True)
-    assert code == 0, capsys.readouterr().out
+    assert code == 0, capfd.readouterr().out
 
 
 def test_no_import_cycles():
