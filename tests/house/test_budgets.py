@@ -11,6 +11,8 @@ FOREIGN = {
     ("models/attention.py", "dense_attention"): "transformers' AttentionInterface",
     ("rollout/decoding.py", "update"): "transformers' cache layers",
     ("data/template_worker.py", "_make_dict"): "jinja's dict()",
+    ("data/template_worker.py", "__init__"): "jinja's namespace()",
+    ("models/lora.py", "forward"): "PEFT's LoRA linear",
     ("cli/train.py", "train"): "the flags of a command",
 }
 

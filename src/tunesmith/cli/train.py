@@ -137,7 +137,7 @@ def run_to_resume(loaded: Loaded, resume: str | None) -> Path | None:
         return find_run(resume, settings.folder).path
     if settings.name is None:
         raise UsageError(
-            "E025",
+            "E026",
             "--resume auto needs the name of the run",
             where=Where(field="run.name"),
             fixes=[Fix("name the run: run.name=NAME"), Fix("name the run to continue: --resume RUN")],

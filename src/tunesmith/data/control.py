@@ -58,9 +58,9 @@ class ControlTokens:
                 value = self.pattern.sub(lambda match: match.group()[0] + BREAK + match.group()[1:], value)
             return value
         if isinstance(value, dict):
-            return {self.shield(key): self.shield(item) for key, item in value.items()}
+            return {self.shield(key): self.shield(entry) for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return [self.shield(item) for item in value]
+            return [self.shield(entry) for entry in value]
         return value
 
     def encode(self, text: str, *, specials: bool) -> tuple[list[int], np.ndarray]:
