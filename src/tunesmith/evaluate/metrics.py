@@ -110,7 +110,7 @@ def loss(nll: Sequence[float], weights: Sequence[float]) -> Score:
 def perplexity(nll: Sequence[float], weights: Sequence[float]) -> Score:
     """exp of the loss over the whole set, never a mean of perplexities."""
     score = loss(nll, weights)
-    return Score(*(_exp(value) for value in (score.value, score.low, score.high)), score.n)
+    return Score(_exp(score.value), _exp(score.low), _exp(score.high), score.n)
 
 
 def corpus(name: str, answers: Sequence[str], references: Sequence[str]) -> Score:

@@ -1,0 +1,169 @@
+"""The README of an exported model, written from what its run recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith import __version__
+from tunesmith.errors import TunesmithError
+from tunesmith.export.opening import ModelSource
+from tunesmith.track.outcome import outcome
+from tunesmith.track.reader import read_lines
+from tunesmith.track.run_dir import RunDir
+
+SHOWN = (
+    "model.adapter",
+    "objective",
+    "train.epochs",
+    "train.steps",
+    "train.sequences_per_step",
+    "train.tokens_per_step",
+    "train.optimizer",
+    "train.schedule",
+    "train.seed",
+    "data.train_on",
+    "data.max_length",
+)
+COUNTS = (
+    ("records", "records"),
+    ("examples", "examples"),
+    ("tokens", "tokens"),
+    ("trained_tokens", "of them in the loss"),
+)
+
+
+def model_card(source: ModelSource, name: str, report: Mapping[str, Any]) -> str:
+    """Markdown with the front matter of model hubs; file paths of this machine are left out."""
+    base = base_name(source)
+    recipe = recipe_of(source.run)
+    parts = [
+        front_matter(base),
+        f"# {name}",
+        f"{described(recipe)} of `{base}`, made with Tunesmith {__version__} and merged into an ordinary model folder.",
+        "## Use",
+        use(name),
+        "## Base model",
+        f"`{base}`" + checkpoint_note(source),
+    ]
+    if source.run is not None:
+        parts += ["## Data", data_lines(source.run, recipe), "## Training", training_lines(source.run, recipe)]
+        parts += ["## Results", result_lines(source.run)]
+    parts += ["## Merge", merge_lines(report), "## Licence", licence(base)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(base: str) -> str:
+    about = {
+        "base_model": base,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["tunesmith"],
+    }
+    return f"---\n{yaml.safe_dump(about, sort_keys=False)}---"
+
+
+def base_name(source: ModelSource) -> str:
+    """The name in the recipe; of a path only its last part."""
+    path = source.settings.path
+    return Path(path).name if Path(path).exists() or path.startswith(("/", ".", "~")) else path
+
+
+def recipe_of(run: RunDir | None) -> dict[str, Any]:
+    if run is None:
+        return {}
+    try:
+        value = yaml.safe_load(run.read_config())
+    except (TunesmithError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def described(recipe: Mapping[str, Any]) -> str:
+    method = value_at(recipe, "model.adapter.method")
+    objective = value_at(recipe, "objective.name")
+    words = {"lora": "A LoRA fine-tune", "full": "A full fine-tune", "freeze": "A partial fine-tune"}
+    return words.get(str(method), "A fine-tune") + (f" ({objective})" if objective else "")
+
+
+def use(name: str) -> str:
+    return f'```\ntunesmith chat {name}\n```\n\nor with transformers: `AutoModelForCausalLM.from_pretrained("{name}")`.'
+
+
+def checkpoint_note(source: ModelSource) -> str:
+    return "" if source.checkpoint is None else f", with the weights of step {source.checkpoint.step}"
+
+
+def data_lines(run: RunDir, recipe: Mapping[str, Any]) -> str:
+    listed = value_at(recipe, "data.train") or []
+    names = [Path(str(each.get("path", each) if isinstance(each, dict) else each)).name for each in listed]
+    about = recorded(run).get("data")
+    about = about if isinstance(about, dict) else {}
+    counts = [f"{about[key]:,} {word}" for key, word in COUNTS if isinstance(about.get(key), int)]
+    shown = [
+        ("files", ", ".join(f"`{each}`" for each in names)),
+        ("size", ", ".join(counts)),
+        ("hash", f"`{about['hash']}`" if about.get("hash") else ""),
+    ]
+    return "\n".join(f"- {word}: {text}" for word, text in shown if text)
+
+
+def training_lines(run: RunDir, recipe: Mapping[str, Any]) -> str:
+    came = outcome(run)
+    lines = [f"- {came.steps:,} steps, {came.tokens:,} tokens" + (f", {came.seconds:,.0f} s" if came.seconds else "")]
+    for key in SHOWN:
+        value = value_at(recipe, key)
+        if value is not None:
+            shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+            lines.append(f"- {key}: `{shown.strip().removesuffix('...').strip()}`")
+    return "\n".join(lines)
+
+
+def result_lines(run: RunDir) -> str:
+    """Losses, and the newest evaluation as a table with its intervals."""
+    came = outcome(run)
+    pairs = (
+        ("first training loss", came.first_loss),
+        ("last training loss", came.last_loss),
+        ("evaluation loss", came.eval_loss),
+    )
+    lines = [f"- {word}: {value:.4f}" for word, value in pairs if value is not None]
+    evaluations = [row["scores"] for row in read_lines(run.events_file) if isinstance(row.get("scores"), dict)]
+    table = [
+        f"| {task} | {metric} | {score['value']:.4g} | {score['low']:.4g} to {score['high']:.4g} | {score['n']:,} |"
+        for task, metrics in (evaluations[-1] if evaluations else {}).items()
+        for metric, score in metrics.items()
+    ]
+    head = ["", "| task | metric | value | 95 % interval | n |", "|---|---|---|---|---|"]
+    return "\n".join(lines + (head + table if table else [])) or "No figures were recorded."
+
+
+def merge_lines(report: Mapping[str, Any]) -> str:
+    return (
+        f"Weights in {report['dtype']}. The mean divergence of {report['positions']} next-token predictions from those "
+        f"of the unmerged weights is {report['difference']:.1g} nats (allowed: {report['limit']:g})."
+    )
+
+
+def licence(base: str) -> str:
+    return (
+        f"The licence of `{base}` holds for this model too; the licences of the training data may add terms. "
+        "Check both before you share it."
+    )
+
+
+def recorded(run: RunDir) -> dict[str, Any]:
+    try:
+        return run.read_run()
+    except TunesmithError:
+        return {}
+
+
+def value_at(tree: Any, key: str) -> Any:
+    """The value under a dotted key, None when it is not there."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree

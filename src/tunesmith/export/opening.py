@@ -1,0 +1,150 @@
+"""A run, an adapter folder or a model, given by name, becomes a module that can answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import nn
+
+from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.errors import BadInput, CheckpointError, Fix, Where
+from tunesmith.models.adapters import load_adapter, read_adapter_config, trainable
+from tunesmith.models.config import ModelConfig
+from tunesmith.models.load import load_base, load_model
+from tunesmith.models.locate import locate
+from tunesmith.track.run_dir import RunDir, is_run
+from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
+
+Which = Literal["auto", "final", "best", "newest"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where weights are: a base folder, and on top of it an adapter folder, a checkpoint, or nothing."""
+
+    base: Path
+    settings: ModelConfig
+    adapter: Path | None = None
+    checkpoint: Checkpoint | None = None
+    run: RunDir | None = None
+
+    @property
+    def told(self) -> str:
+        """What is loaded, in a few words."""
+        if self.checkpoint is not None:
+            return f"step {self.checkpoint.step} of {self.run.id if self.run else '?'}"
+        if self.run is not None:
+            return f"{self.run.id} (final weights)"
+        return str(self.adapter or self.base)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model in evaluation mode without gradients, its tokenizer, and where both came from."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    source: ModelSource
+
+
+def open_model(name: str, *, which: Which = "auto", dtype: Dtype = "auto") -> Opened:
+    """Load what `name` means, on the GPU when there is one; `which` chooses among the weights of a run."""
+    source = find_model(name, which)
+    model = load_source(source, dtype)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Opened(model.to(device), load_tokenizer(source.base), source)
+
+
+def find_model(name: str, which: Which = "auto") -> ModelSource:
+    """A run directory (or its name under runs/), a PEFT folder, a model folder, a .gguf file, `starter` or a hub id."""
+    path = Path(name).expanduser()
+    for run in (path, Path("runs") / name):
+        if is_run(run):
+            return find_weights(RunDir(run), which)
+    folder = locate(name)
+    if not (folder / "config.json").is_file():
+        base = read_adapter_config(folder).base_model_name_or_path
+        if not base:
+            raise BadInput(
+                "E154",
+                "the adapter does not say which model it was trained from",
+                where=Where(str(folder / "adapter_config.json"), field="base_model_name_or_path"),
+                fixes=["write the base model's folder or hub id there"],
+            )
+        return ModelSource(locate(base), ModelConfig(path=base), adapter=folder)
+    return ModelSource(folder, ModelConfig(path=str(folder)))
+
+
+def find_weights(run: RunDir, which: Which) -> ModelSource:
+    """`auto` is the final weights, or the newest valid checkpoint of a run that has not finished."""
+    settings = model_settings(run)
+    if which in ("auto", "final"):
+        if (run.path / "adapter" / "adapter_config.json").is_file():
+            return ModelSource(base_folder(run, settings), settings, adapter=run.path / "adapter", run=run)
+        if (run.path / "model" / "config.json").is_file():
+            return ModelSource(run.path / "model", settings, run=run)
+    store = CheckpointStore(run.checkpoints)
+    found = {"auto": store.newest, "newest": store.newest, "best": store.best, "final": lambda: None}[which]()
+    if found is None:
+        what = {"best": "checkpoint marked as the best", "final": "final weights"}.get(which, "weights yet")
+        raise CheckpointError(
+            "E155",
+            f"the run {run.id} has no {what}",
+            where=Where(str(run.path)),
+            fixes=[Fix("let it train on", command=f"tunesmith runs resume {run.path}")],
+        )
+    return ModelSource(base_folder(run, settings), settings, checkpoint=found, run=run)
+
+
+def model_settings(run: RunDir) -> ModelConfig:
+    """The `model` part of the run's resolved recipe."""
+    try:
+        recipe = yaml.safe_load(run.read_config())
+        return ModelConfig.model_validate(recipe["model"])
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+        where = Where(str(run.config_file), field="model")
+        raise BadInput("E193", "config.yaml of the run cannot be read", where=where, evidence=[str(error)]) from error
+
+
+def base_folder(run: RunDir, settings: ModelConfig) -> Path:
+    """The folder that the run was trained from; looked for by its name again when it has moved."""
+    about: Any = run.read_run().get("model")
+    folder = Path(about["folder"]) if isinstance(about, dict) and about.get("folder") else None
+    if folder is not None and (folder / "config.json").is_file():
+        return folder
+    return locate(settings.path, settings.revision)
+
+
+def load_source(source: ModelSource, dtype: Dtype = "auto") -> nn.Module:
+    """The module on the CPU with adapter or checkpoint in place, in evaluation mode, nothing trainable."""
+    plain = {"dtype": source.settings.dtype if dtype == "auto" else dtype}
+    settings = source.settings.model_copy(update=plain)
+    if source.checkpoint is not None:
+        model = load_model(source.base, settings)
+        put_weights(model, source.checkpoint)
+    else:
+        base = load_base(source.base, settings)
+        model = base if source.adapter is None else load_adapter(base, source.adapter)
+    return model.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the trained tensors of a checkpoint; every name must have its place and the other way round."""
+    weights, places = checkpoint.tensors("weights"), trainable(model)
+    if weights.keys() != places.keys():
+        odd = sorted(weights.keys() ^ places.keys())
+        raise CheckpointError(
+            "E155",
+            f"the checkpoint does not fit the model of its recipe: {len(odd)} tensors differ",
+            where=Where(str(checkpoint.folder)),
+            evidence=odd[:10],
+        )
+    for name, parameter in places.items():
+        parameter.copy_(weights[name])
