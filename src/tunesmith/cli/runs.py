@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tunesmith.cli.options import AsJson
 from tunesmith.cli.output import answer, console, emit_json
-from tunesmith.errors import BadInput, Fix, UsageError, Where
-from tunesmith.track.files import finite
-from tunesmith.track.index import RunSummary, find_run, scan, summarise
-from tunesmith.track.outcome import compare_with_plan, outcome
-from tunesmith.track.reader import Row, read_from, read_lines
-from tunesmith.track.run_dir import RunDir
-from tunesmith.track.status import ACTIVE
+from tunesmith.errors import Fix, UsageError, Where
 
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, name, beginning of a name, or last.", show_default=False)
@@ -47,6 +40,8 @@ def runs(context: typer.Context, folder: Folder = RUNS, as_json: AsJson = False)
 def list_runs(folder: Folder = RUNS, as_json: AsJson = False) -> None:
     """List the runs of a folder, the newest first."""
     from tunesmith.cli.runs_view import list_view
+    from tunesmith.track.files import finite
+    from tunesmith.track.index import scan
 
     found = scan(folder)
     if as_json:
@@ -65,10 +60,13 @@ def show_run(
     as_json: AsJson = False,
 ) -> None:
     """Show a run: how far, plan against actual, evaluations, warnings."""
+    from tunesmith.cli.runs_report import report_of
     from tunesmith.cli.runs_view import show_view
+    from tunesmith.track.files import finite
+    from tunesmith.track.index import find_run
 
     found = find_run(run, folder)
-    report = _report(found)
+    report = report_of(found)
     if plot:
         from tunesmith.track.plot import plot_run
 
@@ -88,6 +86,10 @@ def tail(
 ) -> None:
     """Print the last metrics of a run; with --json --follow one object per row."""
     from tunesmith.cli.runs_view import row_line
+    from tunesmith.track.files import finite
+    from tunesmith.track.index import find_run, summarise
+    from tunesmith.track.reader import read_from
+    from tunesmith.track.status import ACTIVE
 
     found = find_run(run, folder)
     rows, offset = read_from(found.metrics_file, 0)
@@ -110,6 +112,9 @@ def tail(
 
 def stop(run: Run, folder: Folder = RUNS, as_json: AsJson = False) -> None:
     """Ask a running run to save and stop."""
+    from tunesmith.track.index import find_run, summarise
+    from tunesmith.track.status import ACTIVE
+
     found = find_run(run, folder)
     summary = summarise(found)
     where = Where(summary.path)
@@ -137,87 +142,13 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs: the settings that differ, and what came out."""
+    from tunesmith.cli.runs_report import comparison
     from tunesmith.cli.runs_view import compare_view
+    from tunesmith.track.files import finite
+    from tunesmith.track.index import find_run
 
-    left, right = find_run(one, folder), find_run(other, folder)
-    ours, theirs = _settings(left), _settings(right)
-    missing = object()
-    keys = [key for key in {**ours, **theirs} if ours.get(key, missing) != theirs.get(key, missing)]
-    before, after = outcome(left).to_json(), outcome(right).to_json()
-    result: dict[str, Any] = {
-        "runs": [left.id, right.id],
-        "changed": [{"key": key, "values": [ours.get(key), theirs.get(key)]} for key in keys],
-        "outcome": [{"name": name, "values": [before[name], after[name]]} for name in before],
-    }
+    result = comparison(find_run(one, folder), find_run(other, folder))
     if as_json:
         emit_json(finite(result))
     else:
         answer(compare_view(result))
-
-
-def _settings(run: RunDir) -> dict[str, Any]:
-    """The leaves of `config.yaml` by dotted key, without the name of the run itself."""
-    from tunesmith.configuring.reader import read_yaml
-
-    found: dict[str, Any] = {}
-    _flatten(read_yaml(run.read_config(), str(run.config_file)).value, "", found)
-    found.pop("run.name", None)
-    return found
-
-
-def _flatten(value: Any, prefix: str, found: dict[str, Any]) -> None:
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            _flatten(part, f"{prefix}.{key}" if prefix else str(key), found)
-    else:
-        found[prefix] = value
-
-
-def _report(run: RunDir) -> dict[str, Any]:
-    """Everything that `show` prints, as plain data."""
-    summary, about, plan = summarise(run), {}, {}
-    try:
-        about = run.read_run()
-        plan = run.read_plan() if run.plan_file.exists() else {}
-    except BadInput as error:
-        summary = replace(summary, state="damaged", reason=error.diagnostic.message)
-    events = list(read_lines(run.events_file))
-    actual = outcome(run)
-    return {
-        "run": summary.to_json(),
-        "about": about,
-        "outcome": actual.to_json(),
-        "plan": [line.to_json() for line in compare_with_plan(plan, actual)],
-        "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],
-        "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
-        "checkpoints": _checkpoints(run),
-        "log": _last_lines(run) if summary.state in ("lost", "failed") else [],
-        "next": _next_commands(summary),
-    }
-
-
-def _without_place(row: Row) -> Row:
-    return {key: value for key, value in row.items() if key not in ("event", "wall", "attempt")}
-
-
-def _checkpoints(run: RunDir) -> list[int]:
-    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def _last_lines(run: RunDir, count: int = 12) -> list[str]:
-    try:
-        return run.log_file.read_text("utf-8", errors="replace").splitlines()[-count:]
-    except OSError:
-        return []
-
-
-def _next_commands(summary: RunSummary) -> list[str]:
-    path = summary.path
-    if summary.state in ACTIVE:
-        return [f"tunesmith runs tail {path} --follow", f"tunesmith runs stop {path}"]
-    if summary.state in ("stopped", "preempted", "lost", "failed"):
-        return [f"tunesmith runs resume {path}"]
-    if summary.state == "finished":
-        return [f"tunesmith chat {path}", f"tunesmith merge {path} OUT", f"tunesmith runs show {path} --plot"]
-    return []

@@ -160,18 +160,14 @@ class PanelProgress:
         return Group(*lines)
 
     def _bar(self) -> RenderableType:
-        wide = self._console.width >= 72
-        grid = Table.grid(padding=(0, 2), expand=False)
-        bar = ProgressBar(self._total, self._step, width=24 if wide else 10, complete_style="cyan")
-        cells: list[RenderableType] = [
-            Text(f"step {self._step:,}/{self._total:,}", style="bold"),
-            bar,
-            Text(f"loss {self._values.get('train/loss', float('nan')):.4f}", style="bold cyan"),
-        ]
-        if wide:
-            cells.append(Text(sparkline(list(self._losses), 16), style="cyan"))
-        cells += [Text(left) for left in _left(self._pace.remaining(self._total))]
-        grid.add_row(*cells)
+        step = Text(f"step {self._step:,}/{self._total:,}", style="bold")
+        loss = Text(f"loss {self._values.get('train/loss', float('nan')):.4f}", style="bold cyan")
+        left = Text("".join(_left(self._pace.remaining(self._total))))
+        if self._console.width < 76:
+            return Text("  ", no_wrap=True, overflow="ellipsis").join([step, loss, left])
+        bar = ProgressBar(self._total, self._step, width=22, complete_style="cyan")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(step, bar, loss, Text(sparkline(list(self._losses), 14), style="cyan"), left)
         return grid
 
     def _detail(self) -> RenderableType:

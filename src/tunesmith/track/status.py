@@ -167,6 +167,12 @@ class StatusWriter:
             if time.monotonic() - self._written >= REWRITE_SECONDS:
                 self._write(sync=False)
 
+    def begin(self, step: int) -> None:
+        """Set the number of finished steps at a resume."""
+        with self._lock:
+            self._status = replace(self._status, step=step)
+            self._write(sync=False)
+
     def close(self, state: State, exit_code: int) -> None:
         """Write the final state and stop the heart."""
         self._done.set()

@@ -171,7 +171,7 @@ class Tracker:
         """This attempt begins at `first_step`, the checkpoint's step + 1: earlier rows from there on no longer hold."""
         mark = {"event": RESUME, "step": first_step, "wall": time.time(), "attempt": self.attempt}
         self._step = first_step - 1
-        self._status.step(self._step)
+        self._status.begin(self._step)
         if self._completions is None and self.run_dir.completions_file.exists():
             self._completions = JsonLines(self.run_dir.completions_file)
         for file in (self._metrics, self._events, self._completions):

@@ -1,0 +1,93 @@
+"""What `tunesmith runs` says about a run, as plain data: the same for people and for `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tunesmith.configuring.reader import read_yaml
+from tunesmith.errors import BadInput
+from tunesmith.track.index import RunSummary, summarise
+from tunesmith.track.outcome import compare_with_plan, outcome
+from tunesmith.track.reader import Row, read_lines
+from tunesmith.track.run_dir import RunDir
+from tunesmith.track.status import ACTIVE
+
+
+def report_of(run: RunDir) -> dict[str, Any]:
+    """Everything that `show` prints, as plain data."""
+    summary, about, plan = summarise(run), {}, {}
+    try:
+        about = run.read_run()
+        plan = run.read_plan() if run.plan_file.exists() else {}
+    except BadInput as error:
+        summary = replace(summary, state="damaged", reason=error.diagnostic.message)
+    events = list(read_lines(run.events_file))
+    actual = outcome(run)
+    return {
+        "run": summary.to_json(),
+        "about": about,
+        "outcome": actual.to_json(),
+        "plan": [line.to_json() for line in compare_with_plan(plan, actual)],
+        "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],
+        "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
+        "checkpoints": _checkpoints(run),
+        "log": _last_lines(run) if summary.state in ("lost", "failed") else [],
+        "next": _next_commands(summary),
+    }
+
+
+def comparison(left: RunDir, right: RunDir) -> dict[str, Any]:
+    """The settings in which two runs differ and both outcomes; a key that one lacks has None."""
+    ours, theirs = _settings(left), _settings(right)
+    missing = object()
+    keys = [key for key in {**ours, **theirs} if ours.get(key, missing) != theirs.get(key, missing)]
+    before, after = outcome(left).to_json(), outcome(right).to_json()
+    return {
+        "runs": [left.id, right.id],
+        "changed": [{"key": key, "values": [ours.get(key), theirs.get(key)]} for key in keys],
+        "outcome": [{"name": name, "values": [before[name], after[name]]} for name in before],
+    }
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    """The leaves of `config.yaml` by dotted key, without the name of the run itself."""
+    found: dict[str, Any] = {}
+    _flatten(read_yaml(run.read_config(), str(run.config_file)).value, "", found)
+    found.pop("run.name", None)
+    return found
+
+
+def _flatten(value: Any, prefix: str, found: dict[str, Any]) -> None:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            _flatten(part, f"{prefix}.{key}" if prefix else str(key), found)
+    else:
+        found[prefix] = value
+
+
+def _without_place(row: Row) -> Row:
+    return {key: value for key, value in row.items() if key not in ("event", "wall", "attempt")}
+
+
+def _checkpoints(run: RunDir) -> list[int]:
+    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _last_lines(run: RunDir, count: int = 12) -> list[str]:
+    try:
+        return run.log_file.read_text("utf-8", errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def _next_commands(summary: RunSummary) -> list[str]:
+    path = summary.path
+    if summary.state in ACTIVE:
+        return [f"tunesmith runs tail {path} --follow", f"tunesmith runs stop {path}"]
+    if summary.state in ("stopped", "preempted", "lost", "failed"):
+        return [f"tunesmith runs resume {path}"]
+    if summary.state == "finished":
+        return [f"tunesmith chat {path}", f"tunesmith merge {path} OUT", f"tunesmith runs show {path} --plot"]
+    return []
