@@ -24,7 +24,7 @@ Entry = Conversation | Completion | Document
 class Outcome:
     """What became of one record.
 
-    `dropped` is "overlong" or "zero_trained" when nothing is left. `notes` counts: overlong (too long before the
+    `dropped` is "overlong" or "zero_trained" when nothing is left. `notes` counts: too_long (before the
     policy), cut, split, turns_lost, unrolled (extra examples for turns that the template rewrites later), shielded
     (control texts kept as text), straddled, unstopped, opened (answers that lack what the generation prompt opens).
     """
@@ -180,7 +180,7 @@ def _close(outcome: Outcome, examples: list[Example]) -> Outcome:
     """Keep the examples that train something, and say why when none does."""
     outcome.examples = [example for example in examples if example.weights.any()]
     if not outcome.examples:
-        outcome.dropped = "zero_trained" if examples or not outcome.notes["overlong"] else "overlong"
+        outcome.dropped = "zero_trained" if examples or not outcome.notes["too_long"] else "overlong"
     outcome.notes = Counter({name: count for name, count in outcome.notes.items() if count})
     return outcome
 
@@ -220,7 +220,7 @@ def _note_control_text(found: str, outcome: Outcome, settings: DataConfig) -> No
 
 
 def _note_overlong(length: int, entry: Entry, settings: DataConfig, outcome: Outcome) -> None:
-    outcome.notes["overlong"] += 1
+    outcome.notes["too_long"] += 1
     if settings.overlong == "error":
         raise DataError(
             "E070",

@@ -149,7 +149,7 @@ class _Law:
             raise self.broken(index, prompt, text)
         before = self.text(index, False)
         asked = prompt.removeprefix(before)
-        if asked and header.endswith(asked):  # the template wrote more before the header, such as a system message
+        if index == 0 and asked and header.endswith(asked):  # a template that writes its system message before any turn
             return len(header), ""
         if prompt.startswith(header):  # the generation prompt goes on, such as with an opened thought
             return len(header), prompt[len(header) :]

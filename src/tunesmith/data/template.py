@@ -20,9 +20,9 @@ RENDER_SECONDS = 2.0
 
 
 class Ask(NamedTuple):
-    """Render the first `count` messages, with or without the text that asks the model to answer."""
+    """Render the first `messages` messages, with or without the text that asks the model to answer."""
 
-    count: int
+    messages: int
     add_generation_prompt: bool
 
 

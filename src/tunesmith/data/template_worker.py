@@ -47,9 +47,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
         if isinstance(obj, list | dict | set) and not attribute.startswith("_"):
-            raise TemplateError(
-                f"it changes a {type(obj).__name__} in place ({attribute}), which the sandbox does not allow"
-            )
+            raise TemplateError(f"it changes a {type(obj).__name__} in place ({attribute}), which is not allowed")
         raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,6 +142,12 @@ class Tokenizer:
             )
         name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
         return self._templates.get(name) or next(iter(self._templates.values()))
+
+    def with_template(self, file: Path) -> Tokenizer:
+        """The same tokenizer with the chat template of another file."""
+        changed = copy.copy(self)
+        changed._templates = {"default": Template(_read_text(file), self.named, str(file))}
+        return changed
 
     def fingerprint(self) -> str:
         """Hash of all that shapes ids: the tokenizer, its named tokens, its stop ids and its templates."""
