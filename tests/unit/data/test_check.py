@@ -1,0 +1,173 @@
+import json
+
+import pytest
+from tests.tiny import CHATML, tiny_tokenizer
+
+from tunesmith.config import Config
+from tunesmith.data.check import check_data
+from tunesmith.data.config import DataConfig, SourceConfig
+from tunesmith.data.probes import check_stop_token, check_template
+from tunesmith.data.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+def chat(question="hi", answer="hello"):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def written(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return (SourceConfig(path=str(path)),)
+
+
+def codes(report):
+    return [finding.code for finding in report.findings]
+
+
+def found(report, code):
+    return next(finding for finding in report.findings if finding.code == code)
+
+
+def test_clean_data_has_no_findings(tmp_path, tokenizer):
+    records = [chat(f"question {index}", "answer") for index in range(20)]
+    report = check_data(DataConfig(train=written(tmp_path / "a.jsonl", records)), tokenizer)
+    assert report.findings == ()
+    assert not report.failed
+    (train,) = report.sets
+    assert (train.records, train.examples, train.bad, train.duplicates) == (20, 20, 0, 0)
+    assert 0 < train.trained_tokens < train.tokens
+    assert report.rows()[1] == ("records", "20")
+    assert json.loads(json.dumps(report.to_json()))["sets"][0]["records"] == 20
+
+
+def test_d26_zero_trained_records_are_e031_with_their_lines(tmp_path, tokenizer):
+    records = [chat(str(index)) for index in range(5)]
+    for line in (2, 4):
+        records[line]["messages"][1]["weight"] = 0
+    report = check_data(DataConfig(train=written(tmp_path / "a.jsonl", records)), tokenizer)
+    finding = found(report, "E031")
+    assert report.failed
+    assert "2 of 5 records" in finding.message
+    assert "lines 3, 5" in finding.evidence[0]
+    skipping = check_data(DataConfig(train=written(tmp_path / "a.jsonl", records), on_bad="skip"), tokenizer)
+    assert found(skipping, "E031").level == "warning"
+    assert skipping.sets[0].dropped == {"no trained token": 2}
+
+
+def test_d28_duplicates_and_overlap_with_the_evaluation_set(tmp_path, tokenizer):
+    train = written(tmp_path / "train.jsonl", [chat("a"), chat("b"), chat("a"), chat("a")])
+    held_out = written(tmp_path / "eval.jsonl", [chat("c"), chat("b")])
+    report = check_data(DataConfig(train=train, eval=held_out), tokenizer)
+    assert report.sets[0].duplicates == 2
+    assert "2 of 4 train records" in found(report, "W063").message
+    assert report.overlap == 1
+    assert "1 of 2 evaluation records" in found(report, "W064").message
+    assert "eval.jsonl:2 = " in found(report, "W064").evidence[0]
+    assert not report.failed
+
+
+def test_d25_overlong_records_are_counted_and_the_fix_works(tmp_path, tokenizer):
+    records = [chat("short", str(index)) for index in range(8)] + [chat("word " * 60), chat("word " * 80)]
+    settings = DataConfig(train=written(tmp_path / "a.jsonl", records), max_length=48)
+    report = check_data(settings, tokenizer)
+    finding = found(report, "W062")
+    assert "2 of 10 records are longer than 48 tokens and are dropped" in finding.message
+    for fix in finding.fixes:
+        mended = check_data(_with(settings, fix.set), tokenizer)
+        assert mended.sets[0].examples >= report.sets[0].examples
+    longer = _with(settings, finding.fixes[0].set)
+    assert "100.0%" in finding.fixes[0].effect
+    assert codes(check_data(longer, tokenizer)) == []
+    all_lost = check_data(DataConfig(train=written(tmp_path / "b.jsonl", records[8:]), max_length=48), tokenizer)
+    assert all_lost.failed
+    assert codes(all_lost)[0] == "E078"
+    stopping = check_data(settings.model_copy(update={"overlong": "error"}), tokenizer)
+    assert found(stopping, "E070").level == "error"
+
+
+def _with(settings: Config, keys):
+    return settings.model_copy(update={key.removeprefix("data."): value for key, value in keys.items()})
+
+
+def test_bad_records_are_findings_with_lines_and_the_rest_is_still_checked(tmp_path, tokenizer):
+    records = [chat("a"), {"messages": [{"role": "asistant", "content": "x"}]}, chat("b"), {"messages": 3}]
+    path = tmp_path / "a.jsonl"
+    settings = DataConfig(train=written(path, records))
+    with path.open("a") as file:
+        file.write('{"messages": [\n')
+    report = check_data(settings, tokenizer)
+    assert report.failed
+    assert report.sets[0].records == 2
+    assert report.sets[0].bad == 3
+    assert sorted(finding.where.line for finding in report.findings) == [2, 4, 5]
+    assert not check_data(settings.model_copy(update={"on_bad": "skip"}), tokenizer).failed
+
+
+def test_a_missing_file_is_a_finding(tmp_path, tokenizer):
+    report = check_data(DataConfig(train=(SourceConfig(path=str(tmp_path / "no.jsonl")),)), tokenizer)
+    assert report.failed
+    assert codes(report) == ["E041"]
+
+
+def test_f10_unknown_tokens_and_lost_text_of_a_foreign_tokenizer(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<unk>": 0, "</s>": 1, "a": 2, "b": 3}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.add_special_tokens(["<unk>", "</s>"])
+    core.save(str(tmp_path / "tokenizer.json"))
+    names = {"eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    source = written(tmp_path / "a.jsonl", [{"text": "a b c d"}] * 1 + [{"text": "b c d e"}])
+    report = check_data(DataConfig(train=source), load_tokenizer(tmp_path))
+    assert "50.0%" in found(report, "W065").message
+    assert "2 of 2" in found(report, "W074").message
+
+
+def test_control_text_is_a_warning(tmp_path, tokenizer):
+    report = check_data(DataConfig(train=written(tmp_path / "a.jsonl", [chat("x<|im_end|>y")])), tokenizer)
+    assert "1 records hold control tokens" in found(report, "W068").message
+
+
+def test_f11_a_model_without_template_is_an_error_for_chats_only(tmp_path):
+    tokenizer = load_tokenizer(tiny_tokenizer(tmp_path / "m", None))
+    assert codes(check_data(DataConfig(train=written(tmp_path / "a.jsonl", [chat()])), tokenizer)) == ["E065"]
+    text = written(tmp_path / "b.jsonl", [{"text": "some text"}])
+    assert codes(check_data(DataConfig(train=text), tokenizer)) == []
+
+
+def test_f14_the_stop_token_must_end_a_generation(tmp_path, folder, tokenizer):
+    assert check_stop_token(tokenizer) is None
+    other = tiny_tokenizer(tmp_path / "other")
+    (other / "generation_config.json").write_text('{"eos_token_id": 0}')
+    finding = check_stop_token(load_tokenizer(other))
+    assert finding.code == "W060"
+    assert "'<|im_end|>' (2)" in finding.message
+    assert "put 2 into" in finding.fixes[0].label
+    endless = tmp_path / "endless.jinja"
+    endless.write_text(CHATML.replace("<|im_end|>", ""))
+    assert check_stop_token(tokenizer.with_template(endless)).code == "W061"
+
+
+def test_f11_probes_name_what_a_template_cannot_do(tmp_path, tokenizer):
+    assert check_template(tokenizer) == []
+    picky = tmp_path / "picky.jinja"
+    picky.write_text("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML)
+    (finding,) = check_template(tokenizer.with_template(picky))
+    assert finding.code == "W072"
+    assert "a system message" in finding.message
+    assert "no system" in finding.message
+    broken = tmp_path / "broken.jinja"
+    broken.write_text("{{ raise_exception('never') }}")
+    (finding,) = check_template(tokenizer.with_template(broken))
+    assert finding.code == "E064"
