@@ -13,8 +13,21 @@ FOREIGN = {
     ("data/template_worker.py", "_make_dict"): "jinja's dict()",
     ("data/template_worker.py", "__init__"): "jinja's namespace()",
     ("models/lora.py", "forward"): "PEFT's LoRA linear",
-    ("cli/train.py", "train"): "the flags of a command",
 }
+
+
+def commands() -> set[tuple[str, str]]:
+    """Functions handed to `app.command(...)`: their arguments are the flags of a command."""
+    return {
+        (str(path.relative_to(SOURCE)), node.args[0].id)
+        for path in python_files("src/tunesmith/cli")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Call)
+        and node.args
+        and isinstance(node.args[0], ast.Name)
+        if isinstance(node.func.func, ast.Attribute) and node.func.func.attr in ("command", "callback")
+    }
 
 
 def functions() -> list[tuple[str, str, Function]]:
@@ -41,11 +54,11 @@ def test_functions_have_at_most_60_lines():
 
 
 def test_functions_take_at_most_8_arguments():
-    wide = {}
+    wide, free = {}, FOREIGN.keys() | commands()
     for file, place, node in functions():
         named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         count = sum(argument.arg not in ("self", "cls") for argument in named)
-        if count > 8 and (file, node.name) not in FOREIGN:
+        if count > 8 and (file, node.name) not in free:
             wide[place] = count
     assert not wide, wide
 

@@ -12,11 +12,11 @@ from tunesmith.configuring.writer import write_yaml
 from tunesmith.data.config import DataConfig
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.models.config import ModelConfig
-from tunesmith.objectives import OBJECTIVES, SFT, Objective
+from tunesmith.objectives import OBJECTIVES, SFT
 from tunesmith.train.config import TrainConfig
 
-if TYPE_CHECKING:
-    AnyObjective = Objective
+if TYPE_CHECKING:  # a type checker cannot read the registry; name its members here
+    AnyObjective = SFT
 elif len(OBJECTIVES) == 1:
     AnyObjective = OBJECTIVES[0]
 else:
