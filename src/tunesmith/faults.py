@@ -21,20 +21,7 @@ from tunesmith.errors import Fix, UsageError, nearest
 VARIABLE = "TUNESMITH_FAULT"
 
 POINTS = (
-    "run.start",
-    "run.before_load",
-    "run.after_load",
-    "run.before_resume",
-    "run.after_resume",
-    "run.before_finish",
-    "run.end",
-    "loader.before_fetch",
-    "loader.after_fetch",
     "train.step",
-    "train.before_update",
-    "train.after_update",
-    "train.before_evaluate",
-    "train.after_evaluate",
     "log.before_write",
     "log.after_write",
     "log.before_flush",
