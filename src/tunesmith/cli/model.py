@@ -1,0 +1,295 @@
+"""`tunesmith chat`, `eval` and `merge`: a model or a run, used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from tunesmith.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tunesmith.data.tokenizer import Tokenizer
+    from tunesmith.evaluate.harness import Evaluation
+    from tunesmith.export.opening import Opened, Which
+    from tunesmith.rollout.generator import Sampling
+    from tunesmith.types import Message
+
+DEFAULT_METRICS = ("loss", "perplexity", "exact_match")
+WEIGHTS = ("auto", "final", "best", "newest")
+HELP = "[dim]/reset forgets the conversation, /exit leaves. Ctrl-C stops an answer.[/dim]"
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run, a model or adapter folder, a .gguf file, starter, a hub id.", show_default=False
+    ),
+]
+Weights = Annotated[
+    str, typer.Option("--weights", help="Weights of a run: final, best, newest; auto is final, else newest.")
+]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("chat")(chat)
+    app.command("eval")(evaluate_model)
+    app.command("merge")(merge)
+
+
+def chat(
+    model: ModelName,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Answer this once and leave.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message of the conversation.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0 always takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.001, max=1, help="Mass of the tokens drawn from.")] = 0.95,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws; every turn has its own.")] = 0,
+    weights: Weights = "auto",
+) -> None:
+    """Talk to a model; without a terminal every line of stdin is a turn."""
+    from tunesmith.rollout.generator import Sampling
+
+    opened = open_for_use(model, weights)
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    talk = Conversation(opened, sampling, system)
+    if prompt is not None:
+        talk.say(prompt)
+        return
+    for line in lines_of_stdin(opened.source.told):
+        if line == "/exit":
+            return
+        if line == "/reset":
+            talk.reset()
+        elif line:
+            talk.try_to_say(line)
+
+
+def evaluate_model(
+    model: ModelName,
+    data: Annotated[list[str], typer.Option("--data", help="Held-out records: file, folder or glob; repeatable.")],
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metrics", "-m", help="Comma-separated or repeated.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first n records of each.")] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    max_length: Annotated[int, typer.Option("--max-length", min=8, help="Longest record of the loss, tokens.")] = 2048,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts decoded together.")] = 32,
+    shape: Annotated[str, typer.Option(help="Shape of the records; auto recognises it.")] = "auto",
+    answers: Annotated[Path | None, typer.Option("--answers", help="Write every answer to this jsonl file.")] = None,
+    examples: Annotated[int, typer.Option("--show", min=0, help="Answers shown beside their references.")] = 3,
+    weights: Weights = "auto",
+    json: AsJson = False,
+) -> None:
+    """Measure a model on held-out records: losses, and its own answers."""
+    from tunesmith.cli.output import answer, console, emit_json
+    from tunesmith.evaluate.harness import write_rows
+    from tunesmith.track.files import finite
+
+    settings = {
+        "data": [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data],
+        "metrics": check_words(split_words(metrics) or [*DEFAULT_METRICS], metric_names(), "--metrics"),
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "limit": limit,
+    }
+    found = measure(open_for_use(model, weights), settings, max_length)
+    if answers is not None:
+        write_rows(found.rows, answers)
+    for task, reasons in found.unused.items():
+        for reason, count in reasons.items():
+            console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)
+    if json:
+        emit_json(cast("dict[str, Any]", finite(found.to_json())))
+    else:
+        for part in evaluation_view(found, examples):
+            answer(part)
+
+
+def measure(opened: Opened, settings: dict[str, Any], max_length: int) -> Evaluation:
+    from tunesmith.cli.output import console
+    from tunesmith.data.config import DataConfig
+    from tunesmith.evaluate.config import EvaluateConfig
+    from tunesmith.evaluate.harness import evaluate
+    from tunesmith.track.progress import make_progress
+
+    reading = DataConfig(max_length=max_length, overlong="split")
+    with make_progress(console()) as progress:
+        return evaluate(
+            opened.model,
+            opened.tokenizer,
+            EvaluateConfig.model_validate(settings),
+            reading,
+            on_progress=lambda task, done, total: progress.phase(f"answering {task}", done, total),
+        )
+
+
+def merge(
+    model: ModelName,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new model folder.", show_default=False)],
+    weights: Weights = "auto",
+    json: AsJson = False,
+) -> None:
+    """Merge a run's adapter into its base model, with the predictions checked."""
+    from tunesmith.cli.output import answer, console, emit_json
+    from tunesmith.export.huggingface import merge_run
+
+    which = choose_weights(weights)
+    with console().status("merging, and comparing predictions with the adapter's"):
+        report = merge_run(model, out, which=which)
+    if json:
+        emit_json(report.to_json())
+        return
+    answer(
+        f"[bold green]merged[/] {report.folder}  {report.dtype}, {report.bytes / 1e9:.2f} GB\n"
+        f"its predictions differ from the adapter's by {report.difference:.1g} nats per token "
+        f"(rounding explains up to {report.limit:g})\n  [cyan]tunesmith chat {report.folder}[/]"
+    )
+
+
+class Conversation:
+    """The turns so far; every answer is written to stdout while it is made."""
+
+    def __init__(self, opened: Opened, sampling: Sampling, system: str | None) -> None:
+        self.opened = opened
+        self.sampling = sampling
+        self.system = system
+        self.messages: list[Message] = []
+        self.reset()
+
+    def reset(self) -> None:
+        from tunesmith.types import Message
+
+        self.messages = [Message("system", self.system)] if self.system is not None else []
+
+    def say(self, text: str) -> None:
+        """Answer one turn; Ctrl-C keeps what was said so far."""
+        from dataclasses import replace
+
+        from tunesmith.rollout.generator import stream
+        from tunesmith.types import Message
+
+        asked = [*self.messages, Message("user", text)]
+        tokenizer: Tokenizer = self.opened.tokenizer
+        sampling = replace(self.sampling, seed=self.sampling.seed + len(asked))
+        said: list[str] = []
+        with suppress(KeyboardInterrupt):
+            for piece in stream(self.opened.model, tokenizer, tokenizer.prompt_ids(asked), sampling):
+                said.append(piece)
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        self.messages = [*asked, Message("assistant", "".join(said))]
+
+    def try_to_say(self, text: str) -> None:
+        """As `say`, but a turn that fails is told and forgotten, so that the conversation can go on."""
+        from tunesmith.cli.output import show
+        from tunesmith.errors import TunesmithError
+
+        try:
+            self.say(text)
+        except TunesmithError as error:
+            if not sys.stdin.isatty():
+                raise
+            show(error.diagnostic)
+
+
+def lines_of_stdin(told: str) -> Iterator[str]:
+    """Lines typed at a prompt, or those of a pipe or file; ends at the end of input and at Ctrl-C."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin)
+        return
+    from tunesmith.cli.output import console
+
+    terminal = console()
+    terminal.print(f"[bold]{told}[/bold]\n{HELP}")
+    while True:
+        try:
+            yield input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            terminal.print()
+            return
+
+
+def open_for_use(model: str, weights: str) -> Opened:
+    from tunesmith.cli.output import console
+    from tunesmith.export.opening import open_model
+
+    which = choose_weights(weights)
+    with console().status(f"loading {model}"):
+        return open_model(model, which=which)
+
+
+def choose_weights(word: str) -> Which:
+    return cast("Which", check_words([word], WEIGHTS, "--weights")[0])
+
+
+def metric_names() -> tuple[str, ...]:
+    from typing import get_args
+
+    from tunesmith.evaluate.config import Metric
+
+    return get_args(Metric)
+
+
+def shape_names() -> tuple[str, ...]:
+    from typing import get_args
+
+    from tunesmith.data.config import Shape
+
+    return get_args(Shape)
+
+
+def split_words(listed: list[str] | None) -> list[str]:
+    return [word.strip() for entry in listed or [] for word in entry.split(",") if word.strip()]
+
+
+def check_words(words: list[str], known: tuple[str, ...], option: str) -> list[str]:
+    """The words without repetitions; UsageError E020 names the nearest known one."""
+    from tunesmith.errors import UsageError, Where, nearest
+
+    for word in words:
+        if word not in known:
+            close = nearest(word, known)
+            fixes = [f"did you mean {close}?"] if close else []
+            raise UsageError(
+                "E020",
+                f"{option} does not know {word!r}",
+                where=Where("command line", field=option),
+                evidence=[f"known: {', '.join(known)}"],
+                fixes=fixes,
+            )
+    return list(dict.fromkeys(words))
+
+
+def evaluation_view(found: Evaluation, examples: int) -> list[RenderableType]:
+    """The scores as a table, and the first answers beside their references, wrong ones first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("task", "metric", "value", "95 % interval", "n"):
+        table.add_column(title, justify="left" if title in ("task", "metric") else "right")
+    for task, metrics in found.scores.items():
+        for name, score in metrics.items():
+            interval = f"{score.low:.4g} to {score.high:.4g}"
+            table.add_row(Text(task), name, f"{score.value:.4g}", interval, f"{score.n:,}")
+    parts: list[RenderableType] = [table]
+    rows = sorted(found.rows, key=lambda row: row.ok)[:examples]
+    if rows:
+        beside = Table(show_lines=True)
+        for title in ("prompt", "answer", "reference"):
+            beside.add_column(title, ratio=1, overflow="fold")
+        for row in rows:
+            mark = Text("✓ ", style="green") if row.ok else Text("✗ ", style="red")
+            said = Text.assemble(mark, row.answer[:300])
+            beside.add_row(Text(row.prompt[-300:]), said, Text(row.reference[:300]))
+        parts.append(beside)
+    return parts

@@ -1,0 +1,126 @@
+"""`chat`, `eval` and `merge` as a user meets them."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tests.tiny import tiny_model_folder
+
+from tunesmith.cli.main import run
+from tunesmith.data.tokenizer import load_tokenizer
+from tunesmith.models.adapters import attach, trainable
+from tunesmith.models.config import LoraConfig, ModelConfig
+from tunesmith.models.load import load_base
+from tunesmith.models.save import save_weights
+from tunesmith.rollout.generator import Sampling, generate
+from tunesmith.track.run_dir import RunDir
+from tunesmith.types import Message
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run(list(words))
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("model"), tie_word_embeddings=False, initializer_range=0.2)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory) -> Path:
+    """The directory of a finished LoRA run."""
+    made = RunDir.create(tmp_path_factory.mktemp("runs"), "first")
+    model = attach(load_base(folder, ModelConfig(path=str(folder))), LoraConfig(rank=4))
+    torch.manual_seed(0)
+    for parameter in trainable(model).values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    made.write_config(yaml.safe_dump({"model": {"path": str(folder), "adapter": {"method": "lora", "rank": 4}}}))
+    made.write_run({"model": {"path": str(folder), "folder": str(folder)}})
+    save_weights(model, made.path, folder)
+    return made.path
+
+
+def answer_to(folder: Path, *turns: Message) -> str:
+    model, tokenizer = load_base(folder, ModelConfig(path=str(folder))), load_tokenizer(folder)
+    return generate(model, tokenizer, [tokenizer.prompt_ids(turns)], Sampling(8))[0].text
+
+
+def test_one_prompt_prints_only_the_answer(folder: Path, capsys) -> None:
+    assert call("chat", str(folder), "--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "8") == 0
+    assert capsys.readouterr().out == answer_to(folder, Message("user", "Hello")) + "\n"
+
+
+def test_every_line_of_stdin_is_a_turn(folder: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nAdd 12 and 30\n/reset\nHello\n/exit\nnever\n"))
+    words = ("--system", "Be short.", "--temperature", "0", "--max-new-tokens", "8")
+    assert call("chat", str(folder), *words) == 0
+    system, hello = Message("system", "Be short."), Message("user", "Hello")
+    first = answer_to(folder, system, hello)
+    second = answer_to(folder, system, hello, Message("assistant", first), Message("user", "Add 12 and 30"))
+    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+    assert second != answer_to(folder, system, Message("user", "Add 12 and 30"))
+
+
+def test_draws_repeat_with_the_seed(folder: Path, capsys) -> None:
+    said = []
+    for seed in ("1", "1", "2"):
+        assert call("chat", str(folder), "--prompt", "Hello", "--max-new-tokens", "20", "--seed", seed) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+
+
+def test_a_run_answers_with_its_adapter(folder: Path, finished: Path, capsys) -> None:
+    words = ("--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "8")
+    call("chat", str(folder), *words)
+    plain = capsys.readouterr().out
+    assert call("chat", str(finished), *words) == 0
+    assert capsys.readouterr().out != plain
+
+
+def test_eval_prints_scores_and_intervals_as_json(finished: Path, tmp_path: Path, capsys) -> None:
+    data = tmp_path / "dev.jsonl"
+    data.write_text(
+        "".join(json.dumps({"instruction": text, "output": "Paris."}) + "\n" for text in ("Capital?", "City?")), "utf-8"
+    )
+    words = ("--metrics", "loss,valid_json", "-m", "rouge_l", "--max-new-tokens", "8")
+    answers = tmp_path / "answers.jsonl"
+    assert call("eval", str(finished), "--data", str(data), *words, "--answers", str(answers), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == 1
+    assert told["dev"].keys() == {"loss", "valid_json", "rouge_l"}
+    assert told["dev"]["valid_json"].keys() == {"value", "low", "high", "n"}
+    assert told["dev"]["valid_json"]["n"] == 2
+    assert len(answers.read_text("utf-8").splitlines()) == 2
+    assert call("eval", str(finished), "--data", str(data), *words) == 0
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_unknown_metric_is_told_with_the_nearest(folder: Path, capsys) -> None:
+    assert call("eval", str(folder), "--data", "x.jsonl", "--metrics", "exact_mach") == 2
+    assert "did you mean exact_match?" in capsys.readouterr().err
+    assert call("chat", str(folder), "--weights", "finall") == 2
+    assert "did you mean final?" in capsys.readouterr().err
+
+
+def test_merge_and_its_refusals(finished: Path, folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "merged"
+    assert call("merge", str(finished), str(out), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == 1
+    assert told["difference"] <= told["limit"]
+    assert (out / "model.safetensors").is_file()
+    assert call("merge", str(finished), str(out)) == 2
+    assert "E157" in capsys.readouterr().err
+    assert call("chat", str(tmp_path / "nowhere"), "--prompt", "Hello") == 4
+
+
+def test_help_of_the_commands_does_not_load_torch(capsys) -> None:
+    for command in ("chat", "eval", "merge"):
+        assert call(command, "--help") == 0
+        assert "Usage" in capsys.readouterr().out
