@@ -15,7 +15,7 @@ from tunesmith import __version__
 from tunesmith.cli.output import crash, fail
 from tunesmith.errors import TunesmithError, UsageError, Where
 
-GROUPS = ("recipes", "config", "explain", "train", "quickstart", "data", "runs", "model", "doctor")
+GROUPS = ("recipes", "config", "explain", "plan", "train", "quickstart", "data", "runs", "model", "doctor")
 PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
     "Train": ("data", "plan", "train"),

@@ -1,0 +1,190 @@
+"""What a model folder holds, counted from config.json and safetensors headers; no weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import ModelError, Where
+from tunesmith.models.config import Adapter, FreezeConfig, FullConfig, LoraConfig
+from tunesmith.models.headers import TensorInfo, read_header, read_headers
+from tunesmith.models.safety import read_config
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+EMBEDDING = re.compile(r"(?:^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight\Z")
+HEAD = re.compile(r"(?:^|\.)(lm_head|embed_out|output)\.weight\Z")
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """Sizes of a causal language model; `tensors` holds every stored one, a tied head only once."""
+
+    folder: Path
+    model_type: str
+    dtype: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    max_positions: int
+    stripped: tuple[str, ...]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def total(self) -> int:
+        """Parameters, tied ones counted once."""
+        return sum(info.numel for info in self.tensors.values())
+
+    @property
+    def head(self) -> int:
+        """Parameters multiplied by the vocabulary projection, tied or not."""
+        return self.hidden * self.vocabulary
+
+    @property
+    def body(self) -> int:
+        """Parameters of the linear layers between embedding and head."""
+        return sum(info.numel for name, info in self.tensors.items() if is_linear(name, info))
+
+    @property
+    def query(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key(self) -> int:
+        return self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """What one tuning method trains: parameters of adapters, of the base model, and in which layers backward runs."""
+
+    adapters: int
+    base: int
+    lowest_layer: int
+    head: bool
+
+    @property
+    def total(self) -> int:
+        return self.adapters + self.base
+
+
+def take_inventory(folder: Path) -> Inventory:
+    """Read config and headers. Raises ModelError E084 when config.json lacks a size."""
+    config, stripped = read_config(folder)
+    text = config.get("text_config")
+    sizes = {**config, **text} if isinstance(text, dict) else config
+    tensors = read_headers(folder)
+    if sizes.get("tie_word_embeddings", config.get("tie_word_embeddings", False)) and any(
+        map(EMBEDDING.search, tensors)
+    ):
+        tensors = {name: info for name, info in tensors.items() if not HEAD.search(name)}
+    path = folder / "config.json"
+    hidden, heads = size_of(sizes, "hidden_size", path), size_of(sizes, "num_attention_heads", path)
+    layers = size_of(sizes, "num_hidden_layers", path)
+    _check_layers(layers, tensors, folder)
+    return Inventory(
+        folder=folder,
+        model_type=str(sizes.get("model_type")),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=size_of(sizes, "num_key_value_heads", path, heads),
+        head_dim=size_of(sizes, "head_dim", path, hidden // heads),
+        intermediate=size_of(sizes, "intermediate_size", path, 4 * hidden),
+        vocabulary=size_of(sizes, "vocab_size", path),
+        max_positions=size_of(sizes, "max_position_embeddings", path, 2**31),
+        stripped=stripped,
+        tensors=tensors,
+    )
+
+
+def size_of(sizes: dict[str, Any], key: str, path: Path, default: int | None = None) -> int:
+    value = sizes.get(key)
+    value = default if value is None else value
+    if type(value) is not int or not 0 < value < 2**40:
+        shown = "is missing" if value is None else f"is {str(value)[:40]!r}"
+        raise ModelError("E084", f"{key} {shown}; want a number above 0", where=Where(str(path), field=key))
+    return value
+
+
+def _check_layers(layers: int, tensors: Iterable[str], folder: Path) -> None:
+    numbers = {int(match[1]) for name in tensors if (match := LAYER.search(name))}
+    found = 1 + max(numbers, default=-1)
+    if numbers and found != layers:
+        raise ModelError(
+            "E081",
+            f"config.json says {layers} layers, the weights hold {found}",
+            where=Where(str(folder), field="num_hidden_layers"),
+            fixes=["check that config.json and the safetensors files come from the same model"],
+        )
+
+
+def is_linear(name: str, info: TensorInfo) -> bool:
+    """A weight matrix of a layer; embeddings, norms and the head are none."""
+    return len(info.shape) == 2 and name.endswith(".weight") and LAYER.search(name) is not None
+
+
+def trainable(inventory: Inventory, adapter: Adapter, adapter_folder: Path | None = None) -> Trainable:
+    """Parameters that `adapter` trains; an adapter that is continued is counted from its own file."""
+    if adapter_folder is not None:
+        stored = read_header(adapter_folder / ADAPTER_FILE)
+        return Trainable(sum(info.numel for info in stored.values()), 0, _lowest(stored), False)
+    if isinstance(adapter, LoraConfig):
+        return _lora(inventory, adapter)
+    if isinstance(adapter, FullConfig):
+        return Trainable(0, inventory.total, 0, True)
+    return _freeze(inventory, adapter)
+
+
+def _lora(inventory: Inventory, adapter: LoraConfig) -> Trainable:
+    targeted = [name for name, info in inventory.tensors.items() if _is_target(name, info, adapter.targets)]
+    pairs = sum(adapter.rank * sum(inventory.tensors[name].shape) for name in targeted)
+    saved = [name for name in inventory.tensors if _is_module(name, adapter.modules_to_save)]
+    copies = sum(inventory.tensors[name].numel for name in saved)
+    tied_head = any(map(HEAD.search, saved)) or "lm_head" in adapter.modules_to_save
+    if tied_head and not any(map(HEAD.search, saved)):
+        copies += inventory.head
+    return Trainable(pairs, copies, _lowest([*targeted, *saved]), tied_head)
+
+
+def _is_target(name: str, info: TensorInfo, targets: tuple[str, ...]) -> bool:
+    if len(info.shape) != 2 or not name.endswith(".weight"):
+        return False
+    return is_linear(name, info) if targets == ("all",) else _is_module(name, targets)
+
+
+def _is_module(name: str, modules: tuple[str, ...]) -> bool:
+    module = name.removesuffix(".weight").removesuffix(".bias")
+    return any(module == wanted or module.endswith(f".{wanted}") for wanted in modules)
+
+
+def _freeze(inventory: Inventory, adapter: FreezeConfig) -> Trainable:
+    chosen = []
+    for name in inventory.tensors:
+        match = LAYER.search(name)
+        layer = int(match[1]) if match else None
+        by_depth = layer is not None and (layer < adapter.first or layer >= inventory.layers - adapter.last)
+        if by_depth or any(part in name for part in adapter.names):
+            chosen.append(name)
+    count = sum(inventory.tensors[name].numel for name in chosen)
+    return Trainable(0, count, _lowest(chosen), any(HEAD.search(name) for name in chosen))
+
+
+def _lowest(names: Iterable[str]) -> int:
+    """The lowest layer with something to train; 0 when the embedding is among them."""
+    layers = []
+    for name in names:
+        match = LAYER.search(name)
+        if match:
+            layers.append(int(match[1]))
+        elif EMBEDDING.search(name):
+            layers.append(0)
+    return min(layers, default=10**6)

@@ -1,0 +1,271 @@
+"""The plan: what a recipe will do on this machine, worked out before a weight is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunesmith.data.loader import deal
+from tunesmith.data.packing import pack
+from tunesmith.data.tokenizer import load_tokenizer
+from tunesmith.errors import Diagnostic, DoesNotFit
+from tunesmith.models.cache import Progress
+from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
+from tunesmith.models.locate import locate
+from tunesmith.planning.calibration import Speed, calibration_key, flops_per_token, known_speed, record_speed
+from tunesmith.planning.counting import Counted, count_data
+from tunesmith.planning.machine import Machine, this_machine
+from tunesmith.planning.memory import (
+    USABLE,
+    Load,
+    Memory,
+    activation_sizes,
+    compute_type,
+    estimate,
+    layers_to_checkpoint,
+)
+from tunesmith.planning.problems import Facts, find_problems, peak_off
+from tunesmith.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SIMULATED = 200  # steps drawn to find the largest microbatch
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How the data becomes optimiser steps; `largest` is the biggest microbatch in tokens, `longest` its document."""
+
+    total: int
+    per_epoch: int
+    sequences: float
+    tokens: float
+    microbatches: int
+    largest: int
+    longest: int
+    all_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe resolved on a machine. `free` and memory are bytes; `seconds` is of the steps alone."""
+
+    recipe: Recipe
+    machine: Machine
+    inventory: Inventory
+    trained: Trainable
+    counted: Counted
+    steps: Steps
+    dtype: str
+    memory: Memory
+    checkpointed_layers: int
+    flops: float  # of one token
+    speed: Speed  # of one rank
+    ranks: int
+    problems: tuple[Diagnostic, ...]
+
+    @property
+    def seconds(self) -> float:
+        return self.steps.all_tokens * self.flops / (self.speed.flops * self.ranks)
+
+    @property
+    def fits(self) -> bool:
+        return fits(self.memory, self.machine)
+
+    def check(self, *, force: bool = False) -> None:
+        """Raise DoesNotFit (exit code 3) with its fixes when the run does not fit, unless forced."""
+        errors = [problem for problem in self.problems if problem.level == "error"]
+        if errors and not force:
+            error = DoesNotFit(errors[0].code, errors[0].message, others=errors[1:])
+            error.diagnostic = errors[0]
+            error.args = (str(errors[0]),)
+            raise error
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable form: `tunesmith plan --json`, and `plan.json` of a run."""
+        steps, counted = self.steps, self.counted
+        return {
+            "parameters": {"total": self.inventory.total + self.trained.adapters, "trainable": self.trained.total},
+            "tokens_per_step": round(steps.tokens),
+            "steps": steps.total,
+            "memory": self.memory.to_json(),
+            "seconds": float(f"{self.seconds:.4g}"),
+            "guess": self.speed.is_guess,
+            "problems": [problem.to_json() for problem in self.problems],
+            "fits": self.fits,
+            "free_bytes": self.machine.memory_free,
+            "checkpointed_layers": self.checkpointed_layers,
+            "arithmetic": list(self.arithmetic()),
+            "data": {
+                "records": counted.records,
+                "examples_per_epoch": round(counted.examples),
+                "mean_length": round(counted.mean_length, 1),
+                "scored_share": round(counted.scored_share, 4),
+                "looked_at": counted.looked_at,
+            },
+            "device": {"kind": self.machine.device, "name": self.machine.name, "threads": self.machine.threads},
+            "dtype": self.dtype,
+            "microbatch": {"largest_tokens": steps.largest, "per_step": steps.microbatches},
+            "calibration": {
+                "key": calibration_key(self.machine, self.dtype),
+                "flops_per_token": round(self.flops),
+                "flops_per_second": round(self.speed.flops),
+            },
+        }
+
+    def arithmetic(self) -> tuple[str, str]:
+        """How a step and the number of steps come about, in words and numbers."""
+        steps, train = self.steps, self.recipe.train
+        mean = self.counted.mean_length
+        if train.tokens_per_step is None:
+            step = f"{round(steps.sequences):,} sequences × ~{mean:,.0f} tokens = {steps.tokens:,.0f} tokens per step"
+        else:
+            step = f"at most {train.tokens_per_step:,} tokens: ~{steps.sequences:.0f} sequences × ~{mean:,.0f} tokens"
+        per_epoch = (
+            f"{self.counted.examples:,.0f} examples / {steps.sequences:.0f} = {steps.per_epoch:,} steps per epoch"
+        )
+        if train.steps is not None:
+            return step, f"{train.steps:,} steps = {train.steps / steps.per_epoch:.2f} epochs ({per_epoch})"
+        return step, f"{per_epoch} × {train.epochs:g} = {steps.total:,} steps"
+
+    def render(self) -> RenderableType:
+        from tunesmith.planning.view import render
+
+        return render(self)
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    machine: Machine | None = None,
+    counted: Counted | None = None,
+    ranks: int = 1,
+    file: str = "RECIPE",
+    progress: Progress | None = None,
+) -> Plan:
+    """Resolve a recipe on this machine from config.json, safetensors headers and the data; no weight is loaded.
+
+    `ranks` processes share a CPU's memory; `file` is the recipe's name in proposed commands. Memory and microbatches
+    are those of one rank. Raises what locating the model and reading the data raise.
+    """
+    machine = machine or this_machine(recipe.train.threads)
+    if machine.device == "cpu":
+        machine = replace(machine, memory_free=machine.memory_free // ranks)
+    folder = locate(recipe.model.path, recipe.model.revision, progress)
+    inventory = take_inventory(folder)
+    counted = counted or count_data(recipe.data, load_tokenizer(folder))
+    trained = trainable_of(recipe, inventory)
+    steps = count_steps(recipe, counted, ranks)
+    dtype = compute_type(inventory, recipe.model.dtype)
+    memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
+    flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
+    facts = Facts(recipe, inventory, counted, steps.total, steps.longest, memory, machine, file)
+    peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks)
+    return Plan(
+        recipe=recipe,
+        machine=machine,
+        inventory=inventory,
+        trained=trained,
+        counted=counted,
+        steps=steps,
+        dtype=dtype,
+        memory=memory,
+        checkpointed_layers=checkpointed,
+        flops=flops,
+        speed=known_speed(machine, dtype),
+        ranks=ranks,
+        problems=find_problems(facts, peak_of),
+    )
+
+
+def fits(memory: Memory, machine: Machine) -> bool:
+    return memory.peak <= USABLE * machine.memory_free
+
+
+def trainable_of(recipe: Recipe, inventory: Inventory) -> Trainable:
+    path = recipe.model.adapter_path
+    return trainable(inventory, recipe.model.adapter, None if path is None else locate(path))
+
+
+def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Machine) -> tuple[Memory, int]:
+    """Peak memory, and how many layers are recomputed: none, all, or as few as memory needs."""
+    adapter, trained = recipe.model.adapter, trainable_of(recipe, inventory)
+    dtype = compute_type(inventory, recipe.model.dtype)
+    load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense")
+    memory = estimate(inventory, trained, adapter, load)
+    sizes = activation_sizes(inventory, trained, adapter, load)
+    if recipe.train.activation_checkpointing == "off":
+        return memory, 0
+    room = USABLE * machine.memory_free - (memory.peak - memory.activations)
+    needed = layers_to_checkpoint(sizes, load.tokens, room)
+    if recipe.train.activation_checkpointing == "full" or needed is None:
+        needed = sizes.layers
+    return estimate(inventory, trained, adapter, load, needed), needed
+
+
+def _peak_of(recipe: Recipe, *, inventory: Inventory, counted: Counted, machine: Machine, ranks: int) -> int:
+    """Peak of a changed recipe, to see whether a fix is one."""
+    memory, _ = plan_memory(recipe, inventory, count_steps(recipe, counted, ranks), machine)
+    return memory.peak
+
+
+def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1) -> Steps:
+    """Steps of an epoch and of the run, and the microbatches of a rank that drawing some of them shows."""
+    train = recipe.train
+    chance = np.random.default_rng(train.seed)
+    drawn = _draw_steps(recipe, counted, chance)
+    sequences = float(np.mean([len(lengths) for lengths in drawn]))
+    if train.tokens_per_step is None and train.sequences_per_step is not None:
+        sequences = float(min(train.sequences_per_step, math.ceil(counted.examples)))
+    per_epoch = max(1, math.ceil(counted.examples / sequences))
+    whole, part = int(train.epochs), train.epochs - int(train.epochs)
+    total = train.steps or max(1, whole * per_epoch + math.ceil(part * per_epoch))
+    epochs = train.steps / per_epoch if train.steps else train.epochs
+    hands = [[lengths[i] for i in hand] for lengths in drawn for hand in deal(lengths, ranks)]
+    packed = [pack(hand, train.microbatch_tokens) for hand in hands]
+    sums = [sum(hand[i] for i in group) for hand, groups in zip(hands, packed, strict=True) for group in groups]
+    return Steps(
+        total=total,
+        per_epoch=per_epoch,
+        sequences=sequences,
+        tokens=sequences * counted.mean_length,
+        microbatches=round(float(np.median([len(groups) for groups in packed]))),
+        largest=max(sums),
+        longest=max(max(lengths) for lengths in drawn),
+        all_tokens=epochs * counted.examples * counted.mean_length,
+    )
+
+
+def _draw_steps(recipe: Recipe, counted: Counted, chance: np.random.Generator) -> list[list[int]]:
+    """Lengths of the examples of some steps as the loader would form them, none longer than data.max_length."""
+    train, longest = recipe.train, recipe.data.max_length
+    if train.tokens_per_step is None:
+        size = min(train.sequences_per_step or 1, math.ceil(counted.examples))
+        return [np.minimum(counted.draw(size, chance), longest).tolist() for _ in range(SIMULATED)]
+    steps: list[list[int]] = [[]]
+    held = 0
+    for length in np.minimum(counted.draw(20_000, chance), longest).tolist():
+        if steps[-1] and held + length > train.tokens_per_step:
+            if len(steps) == SIMULATED:
+                return steps
+            steps.append([])
+            held = 0
+        steps[-1].append(length)
+        held += length
+    return steps
+
+
+def record_actual(plan: Plan, actual: Mapping[str, Any]) -> tuple[Diagnostic, ...]:
+    """Learn this machine's speed from a finished run, and tell when its peak memory was far from the plan.
+
+    `actual` holds `tokens`, `seconds` and `peak_memory_bytes`.
+    """
+    work = actual["tokens"] * plan.flops / plan.ranks
+    record_speed(calibration_key(plan.machine, plan.dtype), work, actual["seconds"])
+    return peak_off(plan.memory, actual["peak_memory_bytes"])

@@ -1,0 +1,91 @@
+"""How fast this machine really is: useful FLOP per second of earlier runs, kept under home()."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.models.cache import make_folder
+from tunesmith.models.inventory import Inventory, Trainable
+from tunesmith.paths import home
+from tunesmith.planning.machine import Machine
+
+GUESS_PER_CORE = 60e9  # FLOP/s of one CPU core, before the first run
+GUESS_GPU = 100e12  # FLOP/s of a GPU, before the first run
+SMOOTH = 0.5  # weight of the newest run
+SHORTEST = 5.0  # seconds of training below which a run measures start-up more than speed
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """FLOP per second; `runs` is 0 for a guess."""
+
+    flops: float
+    runs: int
+
+    @property
+    def is_guess(self) -> bool:
+        return self.runs == 0
+
+
+def calibration_key(machine: Machine, dtype: str) -> str:
+    """Speeds are comparable on the same device, type and number of threads."""
+    threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
+    return f"{machine.name}, {dtype}{threads}"
+
+
+def known_speed(machine: Machine, dtype: str) -> Speed:
+    """The speed that earlier runs showed, or a guess."""
+    entry = _read().get(calibration_key(machine, dtype))
+    if entry is not None:
+        return Speed(entry["flops"], entry["runs"])
+    return Speed(GUESS_GPU if machine.device == "cuda" else GUESS_PER_CORE * machine.threads, 0)
+
+
+def record_speed(key: str, flops: float, seconds: float) -> None:
+    """Learn from a finished run: `flops` done in `seconds`; very short runs teach nothing."""
+    if seconds < SHORTEST or flops <= 0:
+        return
+    speeds = _read()
+    old = speeds.get(key)
+    new = flops / seconds
+    if old is not None:
+        new = SMOOTH * new + (1 - SMOOTH) * old["flops"]
+    speeds[key] = {"flops": new, "runs": 1 + (0 if old is None else old["runs"])}
+    make_folder(home())
+    descriptor, name = tempfile.mkstemp(prefix=".calibration-", dir=home())
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"schema": 1, "speeds": speeds}, file, indent=1)
+    os.replace(name, calibration_file())
+
+
+def calibration_file() -> Path:
+    return home() / "calibration.json"
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    """Speeds by key; a file that cannot be read counts as none."""
+    try:
+        speeds = json.loads(calibration_file().read_text(encoding="utf-8"))["speeds"]
+        return {key: {"flops": float(entry["flops"]), "runs": int(entry["runs"])} for key, entry in speeds.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def flops_per_token(
+    inventory: Inventory, trained: Trainable, scored: float, length: float, checkpointed: int = 0
+) -> float:
+    """Useful FLOP of one training token; `scored` is the share that the loss reads, `length` the mean document.
+
+    Forward 2N, gradient of the inputs 2N above the lowest trained layer, gradient of what is trained 2n more.
+    """
+    reached = max(0, inventory.layers - trained.lowest_layer) / inventory.layers
+    body, head = inventory.body, scored * inventory.head
+    weights = 2 * trained.adapters * 3 + 2 * min(trained.base, body + inventory.head)
+    attention = 2 * length * inventory.query * inventory.layers
+    again = checkpointed / inventory.layers * (2 * body + attention)
+    return 2 * body * (1 + reached) + 4 * head + weights + attention * (1 + 2.5 * reached) + again

@@ -1,0 +1,217 @@
+"""How much there is to train on: from the prepared data when there is some, else from a few hundred records."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from tunesmith.data.chat import encode_record
+from tunesmith.data.config import DataConfig, SourceConfig
+from tunesmith.data.content import is_packed, kind_of
+from tunesmith.data.entries import Entry, read_entries
+from tunesmith.data.hub import PREFIX
+from tunesmith.data.prepared import Prepared, prepare_key
+from tunesmith.data.sources import find_files
+from tunesmith.data.tables import row_group_ends
+from tunesmith.data.tally import Tally
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import DataError, Fix, UsageError, Where
+from tunesmith.paths import home
+from tunesmith.types import Document
+
+CHOSEN = 300  # records that are tokenised
+SMALL = 16_000_000  # bytes of a source that is read to its end
+FIRST = 2000  # records read of a larger one
+HASHED = 1_000_000_000  # bytes that are hashed to find prepared data
+CHARACTERS = 500_000  # of a long document that are tokenised
+UNPACKED = 3.0  # usual ratio of a .gz file
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCount:
+    """One source: its records, and the examples of those that were tokenised; `per_epoch` counts its weight."""
+
+    records: int
+    per_epoch: float
+    lengths: np.ndarray  # tokens of each example looked at
+    scored: np.ndarray  # tokens of each that the loss reads
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """All sources; `looked_at` is None when every record was counted, else how many were tokenised."""
+
+    sources: tuple[SourceCount, ...]
+    looked_at: int | None
+    overlong: float  # share of the records looked at that the over-length policy drops or cuts
+
+    @property
+    def records(self) -> int:
+        return sum(source.records for source in self.sources)
+
+    @property
+    def examples(self) -> float:
+        """Examples of one epoch."""
+        return sum(source.per_epoch for source in self.sources)
+
+    def draw(self, count: int, chance: np.random.Generator) -> np.ndarray:
+        """Lengths of `count` examples as an epoch would mix them."""
+        lengths = np.concatenate([source.lengths for source in self.sources])
+        odds = np.concatenate(
+            [np.full(len(source.lengths), source.per_epoch / len(source.lengths)) for source in self.sources]
+        )
+        return chance.choice(lengths, count, p=odds / odds.sum())
+
+    @property
+    def mean_length(self) -> float:
+        return sum(source.per_epoch * float(source.lengths.mean()) for source in self.sources) / self.examples
+
+    @property
+    def scored_share(self) -> float:
+        """Share of the tokens that the loss reads."""
+        read = sum(source.per_epoch * float(source.scored.mean()) for source in self.sources)
+        return read / (self.mean_length * self.examples)
+
+
+def count_data(settings: DataConfig, tokenizer: Tokenizer) -> Counted:
+    """Count the training data. Raises DataError for bad records it meets, UsageError E025 when there are no sources."""
+    if not settings.train:
+        raise UsageError(
+            "E025", "there is no training data", where=Where(field="data.train"), fixes=["data.train=FILE"]
+        )
+    prepared = find_prepared(settings, tokenizer)
+    if prepared is not None:
+        return count_prepared(prepared, [source.weight for source in settings.train])
+    chosen = max(1, CHOSEN // len(settings.train))
+    counts, overlong, looked_at = [], 0, 0
+    for source in settings.train:
+        records, entries = spread_entries(source, chosen, settings.limit)
+        count, long = _tokenise(records, entries, source.weight, settings, tokenizer)
+        counts.append(count)
+        overlong += long
+        looked_at += len(entries)
+    kept = tuple(count for count in counts if len(count.lengths))
+    if not kept:
+        raise nothing_left(settings, looked_at, overlong)
+    total = sum(count.records for count in counts)
+    return Counted(kept, looked_at if looked_at < total else None, overlong / max(1, looked_at))
+
+
+def nothing_left(settings: DataConfig, looked_at: int, overlong: int) -> DataError:
+    fixes = [Fix("look at the tokens", command="tunesmith data preview RECIPE")]
+    if overlong:
+        fixes.insert(0, Fix("data.overlong=split", {"data.overlong": "split"}, effect="long records become several"))
+    return DataError(
+        "E078",
+        f"no example is left to train on: none of {looked_at:,} records looked at gives one",
+        where=Where(file=settings.train[0].path),
+        evidence=[f"{overlong:,} are longer than data.max_length = {settings.max_length:,} tokens"] if overlong else [],
+        fixes=fixes,
+    )
+
+
+def find_prepared(settings: DataConfig, tokenizer: Tokenizer) -> Prepared | None:
+    """The prepared data of an earlier run with the same files and settings."""
+    sources = settings.train
+    if any(source.path.startswith(PREFIX) for source in sources):
+        return None
+    if sum(path.stat().st_size for source in sources for path in find_files(source.path)) > HASHED:
+        return None
+    folder = home() / "prepared" / prepare_key(sources, settings, tokenizer)
+    return Prepared(folder) if (folder / "about.json").is_file() else None
+
+
+def count_prepared(prepared: Prepared, weights: Sequence[float]) -> Counted:
+    lengths, report = prepared.lengths, prepared.report
+    share = report.trained_tokens / max(1, report.tokens)
+    counts = []
+    for index, weight in enumerate(weights):
+        part = lengths[prepared.bounds[index] : prepared.bounds[index + 1]]
+        if len(part):
+            records = round(report.records * len(part) / max(1, len(lengths)))
+            counts.append(SourceCount(records, weight * len(part), part, part * share))
+    overlong = report.dropped.get("overlong", 0) / max(1, report.records)
+    return Counted(tuple(counts), None, overlong)
+
+
+def spread_entries(source: SourceConfig, chosen: int, limit: int | None) -> tuple[int, list[Entry]]:
+    """How many records the source holds, about, and `chosen` of them from all over it."""
+    files = [] if source.path.startswith(PREFIX) else find_files(source.path)
+    size = sum(path.stat().st_size * (UNPACKED if is_packed(path) else 1) for path in files)
+    if files and size <= SMALL:
+        entries = list(read_entries(source, Tally("error"), limit))
+        return len(entries), _evenly(entries, chosen)
+    if files and all(kind_of(path) == "jsonl" and not is_packed(path) for path in files):
+        records, entries = _spread_lines(source, files, chosen)
+    else:
+        entries = list(islice(read_entries(source, Tally("skip")), FIRST))
+        records = _records_in(files, entries, size)
+        entries = _evenly(entries, chosen)
+    return min(records, limit or records), entries
+
+
+def _evenly(entries: list[Entry], chosen: int) -> list[Entry]:
+    if len(entries) <= chosen:
+        return entries
+    return [entries[index] for index in np.linspace(0, len(entries) - 1, chosen).astype(int)]
+
+
+def _spread_lines(source: SourceConfig, files: list[Path], chosen: int) -> tuple[int, list[Entry]]:
+    """Lines from evenly spaced places of large files; bad ones are left to `data check`."""
+    total = sum(path.stat().st_size for path in files)
+    lines: list[bytes] = []
+    for path in files:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for offset in np.linspace(0, size, max(2, chosen * size // total), endpoint=False).astype(int):
+                file.seek(int(offset))
+                if offset:
+                    file.readline()
+                lines.append(file.readline())
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return 0, []
+    records = round(total / (sum(map(len, lines)) / len(lines)))
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part.jsonl"
+        part.write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
+        found = list(read_entries(source.model_copy(update={"path": str(part)}), Tally("skip")))
+    return records, found
+
+
+def _records_in(files: list[Path], entries: list[Entry], size: float) -> int:
+    """Rows of parquet files as they say; else as many as the size allows at the entries' mean size."""
+    if files and all(kind_of(path) == "parquet" for path in files):
+        return sum(row_group_ends(str(path))[-1] for path in files)
+    if len(entries) < FIRST or not files:
+        return len(entries)
+    return max(len(entries), round(size / (sum(len(str(entry)) for entry in entries) / len(entries))))
+
+
+def _tokenise(
+    records: int, entries: Sequence[Entry], weight: float, settings: DataConfig, tokenizer: Tokenizer
+) -> tuple[SourceCount, int]:
+    """The count of one source, and how many entries were too long."""
+    lengths, scored, overlong, examples = [], [], 0, 0.0
+    for entry, share in _shortened(entries):
+        outcome = encode_record(entry, tokenizer, settings)
+        lengths += [len(example) for example in outcome.examples]
+        scored += [int(np.count_nonzero(example.weights)) for example in outcome.examples]
+        overlong += outcome.length > settings.max_length
+        examples += len(outcome.examples) * share
+    per_epoch = weight * records * examples / max(1, len(entries))
+    return SourceCount(records, per_epoch, np.array(lengths, dtype=np.int64), np.array(scored)), overlong
+
+
+def _shortened(entries: Sequence[Entry]) -> Iterator[tuple[Entry, float]]:
+    """Long documents by their beginning, with how often it fits into the whole."""
+    for entry in entries:
+        if isinstance(entry, Document) and len(entry.text) > CHARACTERS:
+            yield replace(entry, text=entry.text[:CHARACTERS]), len(entry.text) / CHARACTERS
+        else:
+            yield entry, 1.0

@@ -1,0 +1,229 @@
+"""What a plan finds wrong or doubtful, each with the settings that would mend it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.configuring.catalogue import plain
+from tunesmith.errors import Diagnostic, Fix, Where
+from tunesmith.models.config import LoraConfig
+from tunesmith.models.inventory import Inventory, trainable
+from tunesmith.planning.counting import Counted
+from tunesmith.planning.machine import Machine
+from tunesmith.planning.memory import USABLE, Memory
+from tunesmith.recipe import Recipe
+
+FEW_STEPS = 20
+ENOUGH_STEPS = 60
+LORA_RATES = (2e-5, 2e-3)
+LOWEST_FULL_RATE = 1e-6
+OVERLONG = 0.01  # share of records from which it is worth a word
+SMALLEST_LENGTH = 128
+TOLERANCE = 0.15  # of the measured peak around the planned one
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the rules look at; `file` is the recipe's name in proposed commands."""
+
+    recipe: Recipe
+    inventory: Inventory
+    counted: Counted
+    steps: int
+    longest: int
+    memory: Memory
+    machine: Machine
+    file: str
+
+
+def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
+    """Errors first; `peak_of` tells the peak memory of a changed recipe."""
+    rules = (_length, _few_steps, _rate, _overlong, _threads, _disk, _stripped)
+    return (*_memory(facts, peak_of), *(problem for rule in rules for problem in rule(facts)))
+
+
+def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnostic]:
+    peak, free = facts.memory.peak, facts.machine.memory_free
+    if peak <= USABLE * free:
+        return
+    largest = sorted(((size, name) for name, size in facts.memory.to_json().items() if name != "peak"), reverse=True)
+    fixes = [fix for changes in _smaller(facts.recipe) if (fix := _tried(facts, changes, peak_of)) is not None]
+    if not fixes:
+        fixes = [Fix("use a smaller model, or a machine with more memory")]
+    yield Diagnostic(
+        "E180",
+        f"the run would need {gigabytes(peak)}, and {gigabytes(free)} are free ({USABLE:.0%} of it may be used)",
+        where=Where(field="train.microbatch_tokens"),
+        evidence=(", ".join(f"{name} {gigabytes(size)}" for size, name in largest[:4]),),
+        fixes=tuple(fixes[:3]),
+    )
+
+
+def _smaller(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Ways to need less, the least painful first."""
+    train, data = recipe.train, recipe.data
+    if train.activation_checkpointing == "off":
+        yield {"train.activation_checkpointing": "auto"}
+    size = train.microbatch_tokens // 2
+    while size >= data.max_length:
+        yield {"train.microbatch_tokens": size}
+        size //= 2
+    if not isinstance(recipe.model.adapter, LoraConfig):
+        yield {"model.adapter": "lora", "train.optimizer.lr": 2e-4}
+    if recipe.model.dtype == "float32":
+        yield {"model.dtype": "bfloat16"}
+    length = data.max_length // 2
+    while length >= SMALLEST_LENGTH:
+        yield {"data.max_length": length, "train.microbatch_tokens": length}
+        length //= 2
+
+
+def _tried(facts: Facts, changes: dict[str, Any], peak_of: Callable[[Recipe], int]) -> Fix | None:
+    """The change as a fix with its effect, when with it the run fits."""
+    peak = peak_of(changed(facts.recipe, changes))
+    if peak > USABLE * facts.machine.memory_free:
+        return None
+    words = " ".join(f"{key}={plain(value)}" for key, value in changes.items())
+    effect = f"needs {gigabytes(peak)}"
+    return Fix(words, changes, f"tunesmith train {facts.file} {words}", effect)
+
+
+def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with dotted keys set."""
+    tree = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        place = tree
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return Recipe.model_validate(tree)
+
+
+def _length(facts: Facts) -> Iterator[Diagnostic]:
+    limit, wanted = facts.inventory.max_positions, min(facts.longest, facts.recipe.data.max_length)
+    if wanted > limit:
+        yield Diagnostic(
+            "W182",
+            f"examples of up to {wanted:,} tokens, but the model was made for {limit:,} positions",
+            "warning",
+            Where(field="data.max_length"),
+            fixes=(Fix(f"data.max_length={limit}", {"data.max_length": limit}),),
+        )
+
+
+def _few_steps(facts: Facts) -> Iterator[Diagnostic]:
+    train = facts.recipe.train
+    if facts.steps >= FEW_STEPS or train.steps is not None:
+        return
+    epochs = math.ceil(train.epochs * ENOUGH_STEPS / facts.steps)
+    fixes = [Fix(f"train.epochs={epochs}", {"train.epochs": epochs}, effect=f"about {ENOUGH_STEPS} steps")]
+    if train.sequences_per_step is not None and train.sequences_per_step >= 8 and train.tokens_per_step is None:
+        smaller = max(2, train.sequences_per_step // 4)
+        fixes.append(Fix(f"train.sequences_per_step={smaller}", {"train.sequences_per_step": smaller}))
+    yield Diagnostic(
+        "W181",
+        f"only {facts.steps} steps: the model will hardly change",
+        "warning",
+        Where(field="train.epochs"),
+        (f"{facts.counted.examples:,.0f} examples per epoch",),
+        tuple(fixes),
+    )
+
+
+def _rate(facts: Facts) -> Iterator[Diagnostic]:
+    rate = facts.recipe.train.optimizer.lr
+    if isinstance(facts.recipe.model.adapter, LoraConfig):
+        low, high, usual, proposed = *LORA_RATES, "1e-4 to 5e-4", 2e-4
+    else:
+        low, high, usual, proposed = LOWEST_FULL_RATE, math.inf, "1e-5 to 5e-5", 2e-5
+    if low <= rate <= high:
+        return
+    word = "low: the model will hardly change" if rate < low else "high: the loss may diverge"
+    method = facts.recipe.model.adapter.method
+    yield Diagnostic(
+        "W183",
+        f"a learning rate of {rate:g} is {word}",
+        "warning",
+        Where(field="train.optimizer.lr"),
+        (f"usual for {method}: {usual}",),
+        (Fix(f"train.optimizer.lr={proposed:g}", {"train.optimizer.lr": proposed}),),
+    )
+
+
+def _overlong(facts: Facts) -> Iterator[Diagnostic]:
+    share, data = facts.counted.overlong, facts.recipe.data
+    if share < OVERLONG or data.overlong == "split":
+        return
+    fates = {"drop": "will be dropped", "cut_turns": "will lose turns", "error": "will stop the run"}
+    longer = 2 * data.max_length
+    fixes = [Fix(f"data.max_length={longer}", {"data.max_length": longer}, effect="needs more memory")]
+    if data.overlong == "drop":
+        fixes.append(Fix("data.overlong=cut_turns", {"data.overlong": "cut_turns"}))
+    yield Diagnostic(
+        "W184",
+        f"{share:.0%} of the records are longer than {data.max_length:,} tokens and {fates[data.overlong]}",
+        "warning",
+        Where(field="data.max_length"),
+        (f"seen in {facts.counted.looked_at or facts.counted.records:,} records",),
+        tuple(fixes),
+    )
+
+
+def _threads(facts: Facts) -> Iterator[Diagnostic]:
+    machine = facts.machine
+    if machine.device == "cpu" and machine.threads > machine.cores:
+        yield Diagnostic(
+            "W185",
+            f"{machine.threads} threads on {machine.cores} cores: they will wait for each other",
+            "warning",
+            Where(field="train.threads"),
+            fixes=(Fix(f"train.threads={machine.cores}", {"train.threads": machine.cores}),),
+        )
+
+
+def _disk(facts: Facts) -> Iterator[Diagnostic]:
+    settings, recipe = facts.recipe.train.checkpoint, facts.recipe
+    count = trainable(facts.inventory, recipe.model.adapter).total
+    need = 16 * count * (settings.keep + 1)  # weights, master and two moments; one more while it is written
+    folder = Path(recipe.run.folder).expanduser().resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        yield Diagnostic(
+            "W186",
+            f"checkpoints may take {gigabytes(need)}, and {gigabytes(free)} are free at {folder}",
+            "warning",
+            Where(field="run.folder"),
+            fixes=(Fix("run.folder=FOLDER on a larger disk"),),
+        )
+
+
+def _stripped(facts: Facts) -> Iterator[Diagnostic]:
+    if facts.inventory.stripped:
+        yield Diagnostic(
+            "W080",
+            f"{len(facts.inventory.stripped)} keys of the model's config.json that could load code are left out",
+            "warning",
+            Where(str(facts.inventory.folder / "config.json")),
+            (", ".join(facts.inventory.stripped[:10]),),
+        )
+
+
+def peak_off(planned: Memory, peak: int) -> tuple[Diagnostic, ...]:
+    """W187 when the measured peak is more than TOLERANCE off the plan."""
+    off = peak / planned.peak - 1
+    if abs(off) <= TOLERANCE:
+        return ()
+    message = f"the run took {gigabytes(peak)} at its peak, {abs(off):.0%} {'more' if off > 0 else 'less'} than planned"
+    return (Diagnostic("W187", message, "warning", evidence=(f"planned {gigabytes(planned.peak)}",)),)
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
+from tunesmith.models.headers import TensorInfo
+from tunesmith.models.inventory import Inventory, trainable
+from tunesmith.planning.memory import Load, activation_sizes, compute_type, estimate, layers_to_checkpoint
+
+HIDDEN, INNER, LAYERS, VOCABULARY = 64, 128, 4, 1000
+
+
+def inventory(dtype="bfloat16", model_type="llama"):
+    tensors = {"model.embed_tokens.weight": TensorInfo("BF16", (VOCABULARY, HIDDEN))}
+    for layer in range(LAYERS):
+        start = f"model.layers.{layer}."
+        tensors |= {
+            start + "self_attn.q_proj.weight": TensorInfo("BF16", (HIDDEN, HIDDEN)),
+            start + "mlp.up_proj.weight": TensorInfo("BF16", (INNER, HIDDEN)),
+            start + "input_layernorm.weight": TensorInfo("BF16", (HIDDEN,)),
+        }
+    return Inventory(
+        Path("x"), model_type, dtype, HIDDEN, LAYERS, 4, 2, 16, INNER, VOCABULARY, 512, (), tensors
+    )  # fmt: skip
+
+
+def memory(adapter, tokens=1000, checkpointed=0, **changes):
+    model = inventory()
+    load = Load(**{"tokens": tokens, "longest": 100, "dtype": "bfloat16", **changes})
+    return estimate(model, trainable(model, adapter), adapter, load, checkpointed)
+
+
+def test_full_tuning_takes_18_bytes_a_parameter():
+    total = inventory().total
+    full = memory(FullConfig())
+    assert full.weights == 2 * total
+    assert full.gradients == 4 * total
+    assert full.optimizer == 12 * total
+    assert full.adapters == 0
+
+
+def test_full_tuning_in_fp32_needs_no_masters():
+    total = inventory().total
+    full = memory(FullConfig(), dtype="float32")
+    assert full.weights + full.gradients + full.optimizer == 16 * total
+
+
+def test_lora_takes_the_frozen_weights_and_16_bytes_an_adapter_parameter():
+    model = inventory()
+    count = trainable(model, LoraConfig(rank=4)).total
+    assert count == LAYERS * 4 * (2 * HIDDEN + HIDDEN + INNER)
+    lora = memory(LoraConfig(rank=4))
+    assert lora.weights == 2 * model.total
+    assert lora.adapters + lora.gradients + lora.optimizer == 16 * count
+
+
+def test_the_peak_is_the_sum_of_its_parts():
+    parts = memory(LoraConfig()).to_json()
+    assert parts.pop("peak") == sum(parts.values())
+
+
+def test_activations_grow_with_tokens_and_layers_that_backward_reaches():
+    assert memory(LoraConfig(), 2000).activations > 1.9 * memory(LoraConfig(), 1000).activations
+    assert memory(FreezeConfig(last=1)).activations < memory(FreezeConfig(last=4)).activations
+
+
+def test_recomputed_layers_keep_only_their_input():
+    whole, half, none = (memory(LoraConfig(), checkpointed=count).activations for count in (LAYERS, 2, 0))
+    assert whole < half < none
+    assert memory(LoraConfig(), checkpointed=99).activations == whole
+
+
+def test_dense_attention_pays_for_its_square():
+    assert memory(LoraConfig(), dense=True).activations > memory(LoraConfig()).activations
+
+
+@pytest.mark.parametrize("adapter", [LoraConfig(), FullConfig()])
+def test_as_few_layers_are_recomputed_as_memory_needs(adapter):
+    model = inventory()
+    trained = trainable(model, adapter)
+    sizes = activation_sizes(model, trained, adapter, Load(1000, 100, "bfloat16"))
+    totals = [sizes.total(1000, count) for count in range(LAYERS + 1)]
+    assert layers_to_checkpoint(sizes, 1000, totals[0]) == 0
+    for count in range(1, LAYERS + 1):
+        assert layers_to_checkpoint(sizes, 1000, totals[count - 1] - 1) == count
+    assert layers_to_checkpoint(sizes, 1000, totals[-1] - 1) is None
+
+
+def test_the_type_is_the_checkpoints_own_unless_asked():
+    assert compute_type(inventory("float32"), "auto") == "float32"
+    assert compute_type(inventory("float16"), "auto") == "bfloat16"
+    assert compute_type(inventory("bfloat16"), "float32") == "float32"

@@ -1,0 +1,77 @@
+import json
+import os
+
+import pytest
+
+from tunesmith import doctor
+from tunesmith.cli.main import run
+from tunesmith.models.cache import staged
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+
+
+def finding(name, runs):
+    return next(finding for finding in doctor.examine(runs) if finding.name == name)
+
+
+def test_this_environment_is_ready(tmp_path):
+    findings = list(doctor.examine(tmp_path))
+    assert not [finding for finding in findings if finding.state == "error"]
+    names = [finding.name for finding in findings]
+    assert {"python", "torch", "jinja2", "home", "runs", "memory", "starter", "pyarrow"} <= set(names)
+    assert all(finding.problem.fixes for finding in findings if finding.problem is not None)
+
+
+def test_floors_are_never_below_what_is_safe():
+    floors = doctor.floors()
+    for name, safe in doctor.SAFE.items():
+        assert doctor.numbers(floors[name]) >= doctor.numbers(safe)
+
+
+def test_versions_compare_as_numbers():
+    assert doctor.numbers("2.13.0+cpu") == (2, 13, 0)
+    assert doctor.numbers("3.1.6") < doctor.numbers("3.1.10") < doctor.numbers("3.2rc1")
+
+
+def test_a_starter_not_fetched_is_information(tmp_path):
+    found = finding("starter", tmp_path)
+    assert found.state == "info"
+    assert found.problem.code == "W174"
+
+
+def test_f03_a_damaged_starter_is_an_error_with_the_file_named(tmp_path):
+    folder = doctor.starter_folder()
+    folder.parent.mkdir(parents=True)
+    with staged(folder) as stage:
+        (stage / "config.json").write_text("{}")
+    assert finding("starter", tmp_path).state == "ok"
+    status = (folder / "config.json").stat()
+    (folder / "config.json").write_text("[]")
+    os.utime(folder / "config.json", ns=(status.st_mtime_ns, status.st_mtime_ns))
+    found = finding("starter", tmp_path)
+    assert found.state == "error"
+    assert "config.json" in found.problem.message
+
+
+def test_a_folder_that_cannot_be_written_is_an_error():
+    found = doctor._folder("home", doctor.Path("/proc/nothing/here"), "TUNESMITH_HOME")
+    assert found.state == "error"
+    assert found.problem.code == "E173"
+
+
+def test_the_command_prints_one_object(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(["doctor", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    assert not caught.value.code
+    assert content["ok"] is True
+    assert {"name", "state", "text", "problem"} == set(content["findings"][0])
+
+
+def test_the_command_says_what_to_do_next(capsys):
+    with pytest.raises(SystemExit):
+        run(["doctor"])
+    assert "tunesmith quickstart" in capsys.readouterr().out
