@@ -15,6 +15,7 @@ from tunesmith.errors import ModelError, Where
 from tunesmith.models import attention
 from tunesmith.models.adapters import attach, load_adapter
 from tunesmith.models.config import ModelConfig
+from tunesmith.models.fused import fuse
 from tunesmith.models.headers import read_headers
 from tunesmith.models.locate import locate
 from tunesmith.models.safety import read_config
@@ -56,7 +57,7 @@ def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = 
         raise ModelError("E080", f"the model cannot be loaded: {error}", where=Where(file=str(folder))) from error
     check_loading(report, folder)
     add_generation_config(model, folder)
-    return model.to(device).requires_grad_(False)
+    return fuse(model).to(device).requires_grad_(False)
 
 
 def resolve_dtype(wanted: str, config: dict) -> torch.dtype:
