@@ -86,12 +86,18 @@ class Template:
         stdin, stdout = process.stdin, process.stdout
         if stdin is None or stdout is None:
             raise AssertionError("the worker has pipes")
+        answered = False
         try:
             stdin.write(request + "\n")
             stdin.flush()
             answer = stdout.readline()
+            answered = True
         except BrokenPipeError:
-            answer = ""
+            answer, answered = "", True
+        finally:
+            if not answered:  # an interrupt: the late answer must not be taken for that of the next request
+                process.kill()
+                self._process = None
         if not answer.endswith("\n"):
             raise self._died(process)
         return json.loads(answer)

@@ -1,5 +1,6 @@
 import os
 import resource
+import signal
 import time
 from pathlib import Path
 
@@ -165,6 +166,27 @@ def test_after_a_bomb_the_next_render_starts_a_new_process():
     with pytest.raises(Unsafe):
         template.render([{"content": "9"}], (), [Ask(1, True)])
     assert template.render([{"content": "2"}], (), [Ask(1, True)]) == ["a" * 100]
+
+
+def test_an_interrupted_render_does_not_answer_the_next_one():
+    loop = "{% for a in range(9999) %}{% for b in range(999) %}{% endfor %}{% endfor %}"
+    template = Template(
+        "{% if messages[0].content == 'slow' %}" + loop + "{% endif %}{{ messages[0].content }}", {}, "t"
+    )
+    assert template.render(HELLO, (), [Ask(1, False)]) == ["hello"]
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"role": "user", "content": "slow"}], (), [Ask(1, False)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert template.render(HELLO, (), [Ask(1, False)]) == ["hello"]
 
 
 def test_the_process_ends_with_its_template():

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,3 +211,27 @@ def test_loading_a_tokenizer_does_not_import_transformers(folder):
         f"load_tokenizer(Path({str(folder)!r})).encode('hi', specials=True); assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+REAL = Path(__file__).parents[4] / "shared/data/tokenizers"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no real tokenizers beside the repository")
+@pytest.mark.parametrize("name", ["gpt-2", "phi-3", "qwen2"])
+def test_a1_real_tokenizers_give_their_published_ids_and_those_of_transformers(name):
+    from transformers import AutoTokenizer
+
+    tokenizer = load_tokenizer(REAL / name)
+    theirs = AutoTokenizer.from_pretrained(REAL / name)
+    texts = (REAL / name / "vectors.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    lines = (REAL / name / "vectors.out").read_text(encoding="utf-8").split("\n")
+    for text, line in zip(texts, lines, strict=False):
+        assert tokenizer.encode(text, specials=False) == [int(id) for id in line.split()]
+    for text in (*texts, "".join(f" {control}x" for control in tokenizer.control.ids)):
+        ids = tokenizer.encode(text, specials=True)
+        assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+        marked, offsets = tokenizer.control.encode(text, specials=True)
+        assert marked == ids
+        np.testing.assert_array_equal(offsets[:, 1], tokenizer.encode_rendered(text).ends)
+    hostile = "x" + "".join(tokenizer.control.ids)
+    assert not set(tokenizer.encode(hostile, specials=False)) & set(tokenizer.control.ids.values())
