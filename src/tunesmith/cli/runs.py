@@ -74,7 +74,8 @@ def show_run(
     if as_json:
         emit_json(finite(report))
     else:
-        answer(show_view(report))
+        for part in show_view(report):
+            answer(part)
 
 
 def tail(

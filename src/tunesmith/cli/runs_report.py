@@ -89,5 +89,5 @@ def _next_commands(summary: RunSummary) -> list[str]:
     if summary.state in ("stopped", "preempted", "lost", "failed"):
         return [f"tunesmith runs resume {path}"]
     if summary.state == "finished":
-        return [f"tunesmith chat {path}", f"tunesmith merge {path} OUT", f"tunesmith runs show {path} --plot"]
+        return [f"tunesmith chat {path}", f"tunesmith merge {path} OUT"]
     return []

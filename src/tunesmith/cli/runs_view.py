@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +40,14 @@ NAMES = {
     "last_loss": "last loss",
     "eval_loss": "evaluation loss",
 }
-SHOWN = ("train/loss", "eval/loss", "train/lr", "train/grad_norm", "perf/tok_s", "mem/peak_gb")
+LABELS = {
+    "train/loss": "loss",
+    "eval/loss": "evaluation loss",
+    "train/lr": "lr",
+    "train/grad_norm": "grad",
+    "perf/tok_s": "tokens/s",
+    "mem/peak_gb": "GB",
+}
 
 
 def list_view(found: list[RunSummary]) -> RenderableType:
@@ -52,9 +60,9 @@ def list_view(found: list[RunSummary]) -> RenderableType:
     return table
 
 
-def show_view(report: dict[str, Any]) -> RenderableType:
-    run = report["run"]
-    parts: list[RenderableType] = [_head(run)]
+def show_view(report: dict[str, Any]) -> list[RenderableType]:
+    """What `runs show` prints, one part after the other; strings are lines with markup, never broken."""
+    parts: list[RenderableType] = [_line(report["run"]["id"], "bold"), _head(report["run"])]
     if report["plan"]:
         parts += [_title("plan against actual"), _plan_table(report["plan"])]
     figures = [(NAMES[name], figure(name, value)) for name, value in report["outcome"].items() if value is not None]
@@ -63,16 +71,16 @@ def show_view(report: dict[str, Any]) -> RenderableType:
         parts += [_title("evaluations"), *(_line(_fields(row)) for row in report["evaluations"])]
     if report["checkpoints"]:
         steps = ", ".join(f"{step:,}" for step in report["checkpoints"])
-        parts += [_title("checkpoints"), Text(f"step {steps}")]
+        parts += [_title("checkpoints"), _line(f"step {steps}")]
     if report["warnings"]:
-        parts += [_title("warnings"), *(_line(_fields(row), "yellow") for row in report["warnings"][-10:])]
+        parts += [_title("warnings"), *(_line(_warning(row), "yellow") for row in report["warnings"][-10:])]
     if report["log"]:
         parts += [_title("last lines of the log"), *(_line(line, "dim") for line in report["log"])]
     if report.get("plot"):
         parts += [_title("plot"), _line(report["plot"])]
     if report["next"]:
         parts += [_title("next"), *(_line(command, "cyan") for command in report["next"])]
-    return Group(*parts)
+    return parts
 
 
 def compare_view(result: dict[str, Any]) -> RenderableType:
@@ -91,12 +99,12 @@ def compare_view(result: dict[str, Any]) -> RenderableType:
     return Group(settings if result["changed"] else same, Text(), results)
 
 
-def row_line(row: Row) -> RenderableType:
-    """One metrics row on one line."""
+def row_line(row: Row) -> str:
+    """One metrics row on one line, with markup."""
     if "event" in row:
         return _line(_fields(row), "dim")
-    values = [(name, number(row.get(name))) for name in SHOWN]
-    shown = "  ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in values if value is not None)
+    values = [(label, number(row.get(name))) for name, label in LABELS.items()]
+    shown = "  ".join(f"{label} {value:.4g}" for label, value in values if value is not None)
     return _line(f"step {row.get('step', '?'):>6}  {shown}")
 
 
@@ -120,9 +128,7 @@ def _head(run: dict[str, Any]) -> RenderableType:
     step = f"step {run['step']:,}" + (f" of {run['total']:,}" if run["total"] else "")
     left = f"  ·  {duration(run['eta'])} left" if run["eta"] else ""
     attempt = f"  ·  attempt {run['attempt']}" if run["attempt"] > 1 else ""
-    return Group(
-        _line(run["id"], "bold"), Text.assemble(_state(run["state"], run["reason"]), f"  ·  {step}{left}{attempt}")
-    )
+    return Text.assemble(_state(run["state"], run["reason"]), f"  ·  {step}{left}{attempt}")
 
 
 def _plan_table(lines: list[dict[str, Any]]) -> RenderableType:
@@ -151,13 +157,19 @@ def _pairs(rows: list[tuple[str, str]]) -> RenderableType:
     return grid
 
 
-def _line(text: str, style: str = "") -> Text:
-    """One line that is never broken, so that a command can be pasted."""
-    return Text(plain(text), style=style, no_wrap=True, overflow="ignore")
+def _line(text: str, style: str = "default") -> str:
+    return f"[{style}]{escape(plain(text))}[/{style}]"
 
 
-def _title(text: str) -> RenderableType:
-    return Text(f"\n{text}", style="bold")
+def _warning(row: Row) -> str:
+    """A warning with its code and message, or whatever fields an event has."""
+    if "message" not in row:
+        return _fields(row)
+    return f"{row.get('code', row.get('event'))} at step {row.get('step', '?')}: {row['message']}"
+
+
+def _title(text: str) -> str:
+    return f"\n[bold]{text}[/bold]"
 
 
 def _state(state: str, reason: str) -> Text:

@@ -59,6 +59,7 @@ class Mlflow:
     def __init__(self) -> None:
         self._client: Any = None
         self._id = ""
+        self._texts = 0
 
     def start(self, about: About) -> None:
         from mlflow import MlflowClient
@@ -84,8 +85,9 @@ class Mlflow:
         self._client.log_batch(self._id, metrics=found)
 
     def completion(self, row: Row) -> None:
-        columns = {name: [str(row[name])] for name in ("step", "prompt", "completion")}
-        self._client.log_table(self._id, columns, "completions.json")
+        self._texts += 1
+        name = f"completions/step-{row['step']}-{self._texts}.txt"
+        self._client.log_text(self._id, f"{row['prompt']}\n\n{row['completion']}\n", name)
 
     def finish(self, exit_code: int) -> None:
         self._client.set_terminated(self._id, "FINISHED" if exit_code == 0 else "FAILED")

@@ -35,13 +35,14 @@ def plot_run(run: RunDir, out: Path | None = None) -> Path:
     figure = Figure(figsize=(11, 6.4), dpi=120, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes: list[Axes] = list(figure.subplots(2, 2).flat)
+    resumes = [row["step"] for row in read_lines(run.metrics_file) if row.get("event") == RESUME]
     _loss(axes[0], rows)
     _line(axes[1], rows, "train/lr", "learning rate", GREEN)
     _line(axes[2], rows, "perf/tok_s", "tokens per second", PURPLE, smooth=True)
     _line(axes[3], rows, "train/grad_norm", "gradient norm", BLUE, smooth=True)
-    resumes = [row["step"] for row in read_lines(run.metrics_file) if row.get("event") == RESUME]
     for each in axes:
         _dress(each, resumes)
+    axes[0].legend(frameon=False, labelcolor=INK, fontsize=9)
     figure.suptitle(run.id, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     path = out or run.path / "plot.png"
     canvas.print_png(str(path))
@@ -65,7 +66,6 @@ def _loss(axes: Axes, rows: list[Row]) -> None:
     steps, values = series(rows, "eval/loss")
     if steps:
         axes.plot(steps, values, color=ORANGE, marker="o", markersize=4, linewidth=1.2, label="evaluation")
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 
 def _line(axes: Axes, rows: list[Row], name: str, title: str, color: str, *, smooth: bool = False) -> None:
@@ -83,16 +83,16 @@ def _line(axes: Axes, rows: list[Row], name: str, title: str, color: str, *, smo
 
 
 def _dress(axes: Axes, resumes: Sequence[int]) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     axes.set_axisbelow(True)
     axes.grid(color=GRID, linewidth=0.8)
     axes.margins(x=0.02)
     axes.tick_params(colors=INK, labelsize=9, length=0)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=True)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step", color=FAINT, fontsize=9)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
-    for step in resumes:
-        axes.axvline(step, color=FAINT, linestyle=":", linewidth=1.0)
+    for index, step in enumerate(resumes):
+        axes.axvline(step, color=FAINT, linestyle=":", linewidth=1.2, label=None if index else "resumed")

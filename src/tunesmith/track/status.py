@@ -155,6 +155,7 @@ class StatusWriter:
                 total=old.total if total is None else total,
                 phase=old.phase if phase is None else phase,
                 exit_code=old.exit_code if exit_code is None else exit_code,
+                eta=old.eta if state in ACTIVE else None,
             )
             self._write(sync=state != old.state)
 

@@ -164,3 +164,11 @@ def test_runs_do_not_import_torch(folder, words):
     output, _, names = measured(*words)
     assert output.strip()
     assert not names & {"torch", "transformers", "numpy", "matplotlib"}
+
+
+def test_long_lines_are_never_broken(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with Tracker(RunDir(folder / "one"), attempt=2) as tracker:
+        tracker.event("warning", {"code": "W191", "message": "wandb: [bold]" + "x" * 100})
+    assert call("runs", "show", "one") == 0
+    assert "W191 at step 0: wandb: [bold]" + "x" * 100 in capsys.readouterr().out.splitlines()
