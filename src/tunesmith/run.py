@@ -23,6 +23,7 @@ from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import TunesmithError
+from tunesmith.evaluate.harness import evaluate, write_rows
 from tunesmith.models.adapters import trainable
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.config import LoraConfig
@@ -98,6 +99,9 @@ def execute(
         try:
             result = train(recipe, run, mesh, tracker, display, signals, plan)
             state, code = "finished", 0
+        except SystemExit as error:
+            state, code = "stopped", int(error.code or 0)
+            raise
         except TunesmithError as error:
             state, code = STOPPED.get(error.exit_code, "failed"), error.exit_code
             tracker.event("stopped", {"diagnostic": error.diagnostic.to_json()})
@@ -129,7 +133,23 @@ def train(
     finish(loop, run, inputs.base, mesh)
     result = summarise(run, position, mesh)
     tracker.event(FINISH, result.to_json())
+    if recipe.evaluate.data and mesh.is_first:
+        tracker.status("running", phase="evaluate")
+        measure(loop.parts.model, recipe, inputs.tokenizer, run, tracker, display)
     return result
+
+
+def measure(
+    model: nn.Module, recipe: Recipe, tokenizer: Tokenizer, run: RunDir, tracker: Tracking, display: Progress
+) -> None:
+    """Score the trained model on `evaluate.data`; the scores are an event, the answers stand in `answers.jsonl`."""
+
+    def told(task: str, done: int, total: int) -> None:
+        display.phase(f"answering {task}", done, total)
+
+    evaluation = evaluate(model, tokenizer, recipe.evaluate, recipe.data, on_progress=told)
+    write_rows(evaluation.rows, run.path / "answers.jsonl")
+    tracker.event("evaluation", {"scores": evaluation.to_json()})
 
 
 def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
@@ -150,6 +170,10 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
 
 
 def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> None:
+    """Write the recipe, the plan, and last `run.json`: a run killed in between writes them all again."""
+    run.write_config(to_yaml(recipe))
+    if plan is not None:
+        run.write_plan(plan)
     run.write_run(
         {
             "argv": sys.argv,
@@ -163,9 +187,6 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             **describe_machine(),
         }
     )
-    run.write_config(to_yaml(recipe))
-    if plan is not None:
-        run.write_plan(plan)
 
 
 def build_loop(

@@ -10,6 +10,7 @@ import typer
 
 from tunesmith.cli.options import AsJson
 from tunesmith.cli.output import answer, console, emit_json
+from tunesmith.cli.train import resume_run
 from tunesmith.errors import Fix, UsageError, Where
 
 Run = Annotated[
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     group.command("tail")(tail)
     group.command("stop")(stop)
     group.command("compare")(compare)
+    group.command("resume")(resume_run)
     app.add_typer(group, name="runs")
 
 

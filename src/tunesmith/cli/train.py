@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tunesmith.run import RunResult
     from tunesmith.track.run_dir import RunDir
 
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, name or last.", show_default=False)]
 EVERYDAY = {
     "model": "model.path",
     "data": "data.train",
@@ -49,7 +50,7 @@ def train(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run although the plan says that it does not fit.")] = False,
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the plan, then train."""
     everyday = {
@@ -63,10 +64,12 @@ def train(
         "out": out,
     }
     flags = [f"{EVERYDAY[name]}={value}" for name, value in everyday.items() if value is not None]
-    start(recipe, [*flags, *(overrides or [])], resume=resume, yes=yes, force=force, as_json=json)
+    start(recipe, [*flags, *(overrides or [])], resume=resume, yes=yes, force=force, as_json=as_json)
 
 
-def start(name: str, overrides: list[str], *, resume: str | None, yes: bool, force: bool, as_json: bool) -> None:
+def start(
+    name: str, overrides: list[str], *, resume: str | None, yes: bool, as_json: bool, force: bool = False
+) -> None:
     from tunesmith.cli.output import console, emit_json, show
     from tunesmith.distributed.mesh import join_world
     from tunesmith.recipe import load_recipe
@@ -77,7 +80,7 @@ def start(name: str, overrides: list[str], *, resume: str | None, yes: bool, for
         if mesh.is_first:
             for warning in loaded.warnings:
                 show(warning)
-        result = run_recipe(loaded, mesh, resume=resume, yes=yes, force=force)
+        result = run_recipe(loaded, mesh, name, resume=resume, yes=yes, force=force)
     finally:
         mesh.close()
     if result is None or not mesh.is_first:
@@ -95,26 +98,41 @@ def start(name: str, overrides: list[str], *, resume: str | None, yes: bool, for
         console().print(f"  {line}")
 
 
-def run_recipe(loaded: Loaded, mesh: Mesh, *, resume: str | None, yes: bool, force: bool) -> RunResult | None:
+def run_recipe(
+    loaded: Loaded, mesh: Mesh, name: str, *, resume: str | None, yes: bool, force: bool
+) -> RunResult | None:
     """Plan, ask, make or open the run directory, execute; None when the answer was no."""
-    from tunesmith.cli.output import console
+    from tunesmith.cli.output import console, show
     from tunesmith.plan import make_plan, record_actual
     from tunesmith.run import execute
     from tunesmith.track.progress import make_progress
 
-    plan = make_plan(loaded.recipe, ranks=mesh.world)
+    plan = mesh.first_then_others(lambda: make_plan(loaded.recipe, ranks=mesh.world, file=name))
     if mesh.is_first:
         console().print(plan.render())
+        for problem in plan.problems:
+            show(problem)
         plan.check(force=force)
-        if not (yes or agreed()):
-            return None
+    if not mesh.all_agree(not mesh.is_first or yes or agreed()):
+        return None
     old = run_to_resume(loaded, resume)
     run = open_run(loaded, old, mesh)
     with make_progress(quiet=not mesh.is_first) as display:
         result = execute(loaded.recipe, run, mesh, display, plan=plan.to_json())
     if mesh.is_first:
-        record_actual(plan, result.to_json())
+        for warning in record_actual(plan, result.to_json()):
+            show(warning)
     return result
+
+
+def resume_run(run: RunName, as_json: AsJson = False) -> None:
+    """Continue a run from its newest valid checkpoint, with its own recipe."""
+    from tunesmith.track.index import find_run
+
+    found = find_run(run)
+    start(
+        str(found.config_file), [f"run.folder={found.path.parent}"], resume=str(found.path), yes=True, as_json=as_json
+    )
 
 
 def agreed() -> bool:

@@ -62,7 +62,7 @@ class OfflineSource:
         return order
 
     def step_end(self, order: np.ndarray, cursor: int) -> int:
-        """Where the step that starts at `cursor` ends: a number of examples, or as many tokens as fit (at least one)."""
+        """Where the step from `cursor` ends: after a number of examples, or as many tokens as fit (at least one)."""
         if self.tokens_per_step is None:
             assert self.sequences_per_step is not None
             return min(cursor + self.sequences_per_step, len(order))

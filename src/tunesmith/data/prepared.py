@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.chat import encode_record
+from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import alike, read_entries
-from tunesmith.data.sources import find_files, fingerprint_files
+from tunesmith.data.sources import fingerprint_source
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, Where
@@ -89,7 +89,7 @@ def prepare_key(sources: Sequence[SourceConfig], settings: DataConfig, tokenizer
     shaping = settings.model_dump(mode="json", exclude={"train", "eval", "shuffle"})
     parts = [VERSION, tokenizer.fingerprint(), shaping]
     for source in sources:
-        parts.append([source.model_dump(mode="json", exclude={"weight"}), fingerprint_files(find_files(source.path))])
+        parts.append([source.model_dump(mode="json", exclude={"weight"}), fingerprint_source(source)])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -154,7 +154,13 @@ def stream_examples(
     np.save(stage / "offsets.npy", np.array(writer.offsets, dtype=np.int64))
     np.save(stage / "places.npy", np.array(writer.places, dtype=np.int64))
     report = PrepareReport(
-        tally.records, len(writer.places), writer.offsets[-1], writer.trained, dropped, dict(notes), tuple(map(str, tally.warnings))
+        records=tally.records,
+        examples=len(writer.places),
+        tokens=writer.offsets[-1],
+        trained_tokens=writer.trained,
+        dropped=dropped,
+        notes=dict(notes),
+        warnings=tuple(map(str, tally.warnings)),
     )
     return {"files": list(writer.files), "bounds": writer.bounds, "report": report.to_json()}
 

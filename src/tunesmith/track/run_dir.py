@@ -109,11 +109,11 @@ class RunDir:
         self._write_once(self.run_file, to_json(content, indent=1) + "\n")
 
     def write_config(self, text: str) -> None:
-        """Write the resolved recipe as YAML, once."""
+        """Write the resolved recipe as YAML; it stands once `run.json` is written."""
         self._write_once(self.config_file, text)
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Write the plan, once."""
+        """Write the plan; it stands once `run.json` is written."""
         self._write_once(self.plan_file, to_json(dict(plan), indent=1) + "\n")
 
     def read_run(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class RunDir:
         return path
 
     def _write_once(self, path: Path, text: str) -> None:
-        if path.exists():
+        if self.run_file.exists():
             fix = Fix("start another run: run.name=NAME")
             raise UsageError("E190", f"{path.name} of this run exists", where=Where(str(path)), fixes=[fix])
         replace_text(path, text)
@@ -172,7 +172,7 @@ def _named(folder: Path, name: str) -> Path:
         fix = "letters, digits, dot, dash and underscore, beginning with a letter or digit"
         raise UsageError("E190", f"{name!r} is no name for a run", where=where, fixes=[fix])
     path.mkdir(exist_ok=True)
-    if any(path.iterdir()):
+    if any(entry.name != lock.LOCK for entry in path.iterdir()):
         fixes = [Fix("another name: run.name=NAME"), Fix("leave run.name out", effect="date and method name the run")]
         raise UsageError("E190", f"{path} already holds something", where=where, fixes=fixes)
     return path

@@ -23,7 +23,7 @@ from tunesmith.train.measure import memory_gb
 from tunesmith.train.optimizer import Optimizer, clip
 from tunesmith.train.schedule import factor
 from tunesmith.train.signals import Request, Signals, stop_error
-from tunesmith.train.stability import Guard, Verdict
+from tunesmith.train.stability import Guard, Verdict, nonfinite_gradients
 from tunesmith.train.step import StepResult, compute_step
 from tunesmith.types import BatchSource
 
@@ -100,6 +100,8 @@ class Loop:
             parts.model, microbatches, parts.objective, parts.optimizer, parts.mesh, parts.settings.neftune_alpha
         )
         verdict = parts.guard.judge(position.step + 1, result.loss, result.grad_norm, result.records)
+        if not result.is_finite:
+            verdict.evidence["parameters"] = nonfinite_gradients(parts.optimizer.masters.items())
         rate = factor(parts.settings.schedule, position.step, parts.total)
         if verdict.action == "update":
             clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
@@ -163,9 +165,13 @@ class Loop:
                 self.save(best=True)
             return
         position.stale += 1
-        if stopping is not None and position.stale >= stopping.patience:
+        if self.out_of_patience():
             self.stopped_early = True
             parts.tracker.event("early_stop", {"step": position.step, "best_step": position.best_step})
+
+    def out_of_patience(self) -> bool:
+        stopping = self.parts.settings.early_stopping
+        return stopping is not None and self.position.stale >= stopping.patience
 
     def answer(self, signals: Signals) -> None:
         """Serve the most urgent request of any rank."""
@@ -222,13 +228,18 @@ class Loop:
         self.parts.guard.restore(state["guard"])
         self.parts.total = state["total"]
         self.position = Position(**state["position"])
+        self.stopped_early = self.out_of_patience()
         own = checkpoint.part(self.parts.mesh.rank)
         if own is not None:
             random_state.restore(dict(own.tensors), dict(own.state))
         self.saved_at = self.position.step
 
     def last_checkpoint(self) -> Path | None:
-        newest = self.parts.store.newest()
+        """Where the run could go on; None when nothing was saved or nothing saved can be used."""
+        try:
+            newest = self.parts.store.newest()
+        except CheckpointError:
+            return None
         return None if newest is None else newest.folder
 
 

@@ -48,11 +48,12 @@ def test_a_file_in_the_way_is_a_machine_error_in_words(tmp_path):
     assert caught.value.diagnostic.code == "E194"
 
 
-def test_run_config_and_plan_are_written_once_and_read_back(tmp_path):
+def test_run_json_is_written_last_and_seals_config_and_plan(tmp_path):
     run = RunDir.create(tmp_path, "a")
-    run.write_run({"argv": ["train"], "seed": 7})
+    run.write_config("cut off by a ki")
     run.write_config("train:\n  steps: 3\n")
     run.write_plan({"steps": 3, "seconds": float("nan")})
+    run.write_run({"argv": ["train"], "seed": 7})
     assert run.read_run()["id"] == "a"
     assert run.read_run()["seed"] == 7
     assert abs(run.read_run()["created"] - time.time()) < 60
@@ -215,3 +216,9 @@ def test_terminate_reaches_only_the_very_process():
     assert Process(socket.gethostname(), child.pid, start).terminate()
     assert child.wait(10) == -signal.SIGTERM
     assert not Process(socket.gethostname(), child.pid, start).terminate()
+
+
+def test_a_folder_with_nothing_but_a_lock_is_still_free(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.lock").write_bytes(b"")
+    assert RunDir.create(tmp_path, "a").path == tmp_path / "a"
