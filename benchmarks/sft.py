@@ -53,6 +53,7 @@ def main() -> None:
             "steps": choices.warmup + choices.steps,
             "examples": (choices.warmup + choices.steps) * WORK["sequences"],
             "threads": choices.threads,
+            "dtype": choices.dtype,
         }
         sides = make_sides(environments.python_of("trl", TORCH))
         run_side(sys.executable, "tunesmith_sft.py", {**shared, "task": "tokens"})
@@ -74,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="measured steps")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="base and computation")
     parser.add_argument("--only", nargs="*", help="names of the sides to run")
     parser.add_argument("--allow-load", action="store_true", help="measure although other processes are at work")
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
@@ -174,7 +176,8 @@ def summarise(sides: list[Side], steps: list[tuple[int, int]], choices: argparse
         "work": {
             **WORK,
             "data": choices.data.name,
-            "model": "SmolLM2-135M-Instruct, bf16",
+            "model": "SmolLM2-135M-Instruct",
+            "dtype": choices.dtype,
             "adapter_dtype": "float32",
             "targets": "q k v o gate up down",
             "optimizer": "AdamW (fused), constant rate, no decay, clipping at 1.0",
@@ -209,7 +212,8 @@ def summarise(sides: list[Side], steps: list[tuple[int, int]], choices: argparse
 def save(report: dict, sides: list[Side], choices: argparse.Namespace) -> None:
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
-    path = folder / f"sft-{report['date'][:10]}.json"
+    ending = "" if choices.dtype == "bfloat16" else f"-{choices.dtype}"
+    path = folder / f"sft-{report['date'][:10]}{ending}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     if choices.json:
         print(json.dumps(report))
@@ -223,16 +227,7 @@ def show(report: dict) -> None:
     from rich.table import Table
 
     table = Table(title="SmolLM2-135M, LoRA r8, 16 sequences per step: medians")
-    for heading in (
-        "side",
-        "tok/s",
-        "scored tok/s",
-        "tok per CPU-s",
-        "peak GiB",
-        "less imports",
-        "first loss",
-        "tunesmith is",
-    ):
+    for heading in ("side", "tok/s", "scored", "per CPU-s", "GiB", "less imports", "first loss", "speed", "memory"):
         table.add_column(heading, justify="left" if heading == "side" else "right")
     for name, side in report["sides"].items():
         median, ratio = side["median"], report["ratios"].get(name)
@@ -244,9 +239,11 @@ def show(report: dict) -> None:
             f"{median['peak_bytes'] / 2**30:.2f}",
             f"{median['peak_less_import_bytes'] / 2**30:.2f}",
             f"{report['loss']['first'][name]:.4f}",
-            f"{ratio['tokens_per_second']:.2f}x at {ratio['peak_bytes']:.2f}x memory" if ratio else "",
+            f"{ratio['tokens_per_second']:.2f}x" if ratio else "",
+            f"{ratio['peak_bytes']:.2f}x" if ratio else "",
         )
     Console().print(table)
+    Console().print("speed, memory: tunesmith divided by that row; scored: scored tokens per second")
     Console().print(f"largest difference of a step's loss: {report['loss']['largest_difference']:.1e}")
 
 

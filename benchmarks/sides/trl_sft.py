@@ -73,7 +73,7 @@ def arguments(settings: dict, folder: str) -> SFTConfig:
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings["seed"],
-        bf16=True,
+        bf16=settings["dtype"] == "bfloat16",
         use_cpu=True,
         logging_steps=1,
         save_strategy="no",
@@ -83,14 +83,14 @@ def arguments(settings: dict, folder: str) -> SFTConfig:
 
 
 def load_model(settings: dict):
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=settings["dtype"])
     return PeftModel.from_pretrained(model, settings["adapter"], is_trainable=True)
 
 
-def write_adapter(settings: dict) -> None:
+def write_adapter(settings: dict) -> dict:
     """The untrained adapter that every side starts from."""
     torch.manual_seed(settings["seed"])
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=settings["dtype"])
     lora = LoraConfig(
         r=settings["rank"],
         lora_alpha=settings["alpha"],
@@ -99,6 +99,7 @@ def write_adapter(settings: dict) -> None:
         task_type="CAUSAL_LM",
     )
     get_peft_model(model, lora).save_pretrained(settings["adapter"])
+    return {}
 
 
 def train(settings: dict) -> dict:
@@ -126,7 +127,5 @@ def train(settings: dict) -> dict:
 
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text())
-    if given["task"] == "adapter":
-        write_adapter(given)
-    else:
-        Path(given["out"]).write_text(json.dumps(train(given)))
+    done = write_adapter(given) if given["task"] == "adapter" else train(given)
+    Path(given["out"]).write_text(json.dumps(done))

@@ -62,6 +62,7 @@ def overrides(settings: dict) -> list[str]:
         *schedule,
         *adapter,
         f"model.path={settings['model']}",
+        f"model.dtype={settings['dtype']}",
         f"model.adapter_path={settings['adapter']}",
         f"data.train={settings['data']}",
         f"data.max_length={settings['max_length']}",

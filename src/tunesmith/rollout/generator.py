@@ -164,13 +164,14 @@ def steps(
 def forward(
     base: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor, mask: Tensor | None
 ) -> Float[Tensor, "B V"]:
+    last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)  # a slice would make the head copy itself per row
     out = base(
         input_ids=tokens,
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=last,
     )
     return out.logits[:, -1]
 

@@ -20,9 +20,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, scale in (("one", 1.0), ("two", 2.0)):
         run = RunDir.create(tmp_path / "runs", name)
-        run.write_run({"created": 1000.0 * scale, "argv": ["tunesmith", "train"]})
         run.write_config(CONFIG.format(name=name).replace("1e-4", "1e-4" if name == "one" else "0.002"))
         run.write_plan({"steps": 3, "tokens_per_step": 64, "seconds": 3.0, "memory": {"peak": 2e9}})
+        run.write_run({"created": 1000.0 * scale, "argv": ["tunesmith", "train"]})
         with Tracker(run) as tracker:
             tracker.status("running", total=3)
             for step in range(1, 4):

