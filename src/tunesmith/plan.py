@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +31,6 @@ from tunesmith.planning.memory import (
 )
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.recipe import Recipe
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SIMULATED = 200  # steps drawn to find the largest microbatch
 
@@ -133,11 +130,6 @@ class Plan:
         if train.steps is not None:
             return step, f"{train.steps:,} steps = {train.steps / steps.per_epoch:.2f} epochs ({per_epoch})"
         return step, f"{per_epoch} × {train.epochs:g} = {steps.total:,} steps"
-
-    def render(self) -> RenderableType:
-        from tunesmith.planning.view import render
-
-        return render(self)
 
 
 def make_plan(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from tests.tiny import tiny_model_folder
 
+from tunesmith.cli.plan_view import plan_view
 from tunesmith.data.loader import OfflineSource
 from tunesmith.data.prepared import prepare
 from tunesmith.data.tokenizer import load_tokenizer
@@ -199,7 +200,7 @@ def test_the_view_holds_the_arithmetic_and_fits_80_columns(model, data):
 
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     plan = planned(model, data)
-    console.print(plan.render())
+    console.print(plan_view(plan))
     text = console.export_text()
     assert "13 steps per epoch" in text
     assert "LoRA, rank 16" in text

@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
 
 def plan(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Work out memory, time and steps of a recipe on this machine; no weight is loaded."""
+    from tunesmith.cli.plan_view import plan_view
     from tunesmith.errors import DoesNotFit
     from tunesmith.plan import make_plan
     from tunesmith.recipe import load_recipe
@@ -23,7 +24,7 @@ def plan(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fals
     if as_json:
         emit_json(made.to_json())
     else:
-        answer(made.render())
+        answer(plan_view(made))
         for problem in (*loaded.warnings, *made.problems):
             show(problem)
     if not made.fits:

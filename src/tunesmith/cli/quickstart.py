@@ -27,13 +27,14 @@ def register(app: typer.Typer) -> None:
 def quickstart(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Fine-tune the starter model and see it before and after, in minutes."""
     from tunesmith.cli.output import console, emit_json
+    from tunesmith.cli.plan_view import plan_view
     from tunesmith.quickstart import quickstart as run_quickstart
     from tunesmith.track.progress import make_progress
 
     terminal = console()
     terminal.print(INTRO)
     with make_progress(terminal) as progress:
-        done = run_quickstart(progress, overrides or [], lambda plan: terminal.print(plan.render()))
+        done = run_quickstart(progress, overrides or [], lambda plan: terminal.print(plan_view(plan)))
     if as_json:
         emit_json(done.to_json())
     else:

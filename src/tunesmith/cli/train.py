@@ -103,13 +103,14 @@ def run_recipe(
 ) -> RunResult | None:
     """Plan, ask, make or open the run directory, execute; None when the answer was no."""
     from tunesmith.cli.output import console, show
+    from tunesmith.cli.plan_view import plan_view
     from tunesmith.plan import make_plan, record_actual
     from tunesmith.run import execute
     from tunesmith.track.progress import make_progress
 
     plan = mesh.first_then_others(lambda: make_plan(loaded.recipe, ranks=mesh.world, file=name))
     if mesh.is_first:
-        console().print(plan.render())
+        console().print(plan_view(plan))
         for problem in plan.problems:
             show(problem)
         plan.check(force=force)

@@ -27,7 +27,7 @@ PARTS = {
 }
 
 
-def render(plan: Plan) -> RenderableType:
+def plan_view(plan: Plan) -> RenderableType:
     """Title, facts, memory bar; the problems are diagnostics and shown apart."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
