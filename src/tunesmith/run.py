@@ -19,6 +19,7 @@ from tunesmith.data.entries import read_entries
 from tunesmith.data.loader import OfflineSource
 from tunesmith.data.packing import batch_of
 from tunesmith.data.prepared import Prepared, prepare
+from tunesmith.data.probes import check_template
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
@@ -121,6 +122,9 @@ def train(
     plan: dict[str, Any] | None,
 ) -> RunResult:
     inputs = gather_inputs(recipe, mesh, display)
+    for warning in input_warnings(inputs):
+        display.message(warning)
+        tracker.event("warning", {"message": warning})
     if mesh.is_first and not run.run_file.exists():
         describe_run(run, recipe, inputs, mesh, plan)
     display.phase("loading the model")
@@ -167,6 +171,12 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
         return Inputs(base, tokenizer, train, held_out)
 
     return mesh.first_then_others(gather)
+
+
+def input_warnings(inputs: Inputs) -> list[str]:
+    """What the user should know of data and template before the model is loaded."""
+    found = [str(warning) for warning in check_template(inputs.tokenizer)] if inputs.tokenizer.has_template else []
+    return [*found, *inputs.train.report.warnings]
 
 
 def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tunesmith.data.chat import encode_record
 from tunesmith.data.config import DataConfig, SourceConfig
-from tunesmith.data.entries import alike, read_entries
+from tunesmith.data.entries import read_entries
 from tunesmith.data.sources import fingerprint_source
-from tunesmith.data.tally import Tally
+from tunesmith.data.survey import DROPPED, Survey
+from tunesmith.data.tally import data_error
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, Where
 from tunesmith.paths import home
@@ -40,9 +39,6 @@ class PrepareReport:
     dropped: dict[str, int]
     notes: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Prepared:
@@ -124,45 +120,35 @@ def stream_examples(
     progress: Progress | None,
 ) -> dict[str, Any]:
     """Write tokens and weights as they come; memory holds only offsets and places."""
-    tally = Tally(settings.on_bad)
+    survey = Survey(tokenizer, settings)
     writer = ExampleWriter()
-    notes: Counter[str] = Counter()
-    silent: list[str] = []
     with (stage / "tokens.bin").open("wb") as tokens, (stage / "weights.bin").open("wb") as weights:
         for source in sources:
-            for entry in read_entries(source, tally, settings.limit):
-                try:
-                    outcome = encode_record(entry, tokenizer, settings)
-                except DataError as error:
-                    tally.refuse(error.diagnostic, alike=alike(error))
-                    continue
-                for example in outcome.examples:
+            for entry in read_entries(source, survey.tally, settings.limit):
+                for example in survey.examples(entry):
                     writer.append(tokens, weights, example)
-                notes.update(outcome.notes)
-                if outcome.dropped is not None:
-                    notes[outcome.dropped] += 1
-                    if outcome.dropped == "zero_trained":
-                        silent.append(f"{entry.file}:{entry.line}")
                 if progress is not None:
-                    progress(tally.records)
+                    progress(survey.records)
             writer.bounds.append(len(writer.places))
-    dropped = {**tally.skipped, **{name: notes[name] for name in ("overlong", "zero_trained") if notes[name]}}
-    if silent and settings.on_bad == "error":
-        raise nothing_trained(silent, tally.records)
+    dropped = {**survey.tally.skipped, **survey.dropped}
+    found = (*survey.tally.warnings, *survey.diagnostics())
+    for diagnostic in found:
+        if diagnostic.level == "error":
+            raise data_error(diagnostic)
     if not writer.places:
         raise nothing_left(sources, settings, dropped)
     np.save(stage / "offsets.npy", np.array(writer.offsets, dtype=np.int64))
     np.save(stage / "places.npy", np.array(writer.places, dtype=np.int64))
     report = PrepareReport(
-        records=tally.records,
+        records=survey.tally.records,
         examples=len(writer.places),
-        tokens=writer.offsets[-1],
-        trained_tokens=writer.trained,
+        tokens=survey.tokens,
+        trained_tokens=survey.trained_tokens,
         dropped=dropped,
-        notes=dict(notes),
-        warnings=tuple(map(str, tally.warnings)),
+        notes=dict(survey.notes),
+        warnings=tuple(map(str, found)),
     )
-    return {"files": list(writer.files), "bounds": writer.bounds, "report": report.to_json()}
+    return {"files": list(writer.files), "bounds": writer.bounds, "report": asdict(report)}
 
 
 class ExampleWriter:
@@ -173,33 +159,17 @@ class ExampleWriter:
         self.offsets = [0]
         self.places: list[tuple[int, int]] = []
         self.bounds = [0]
-        self.trained = 0
 
     def append(self, tokens: BinaryIO, weights: BinaryIO, example: Example) -> None:
         tokens.write(np.ascontiguousarray(example.tokens, dtype=np.int32).data)
         weights.write(np.ascontiguousarray(example.weights, dtype=np.float32).data)
         self.offsets.append(self.offsets[-1] + len(example))
         self.places.append((self.files.setdefault(example.file, len(self.files)), example.line))
-        self.trained += int(np.count_nonzero(example.weights))
-
-
-def nothing_trained(silent: Sequence[str], records: int) -> DataError:
-    """E031: records of which the loss would see nothing."""
-    return DataError(
-        "E031",
-        f"the loss would see no token in {len(silent):,} of {records:,} records",
-        where=Where(file=silent[0].rpartition(":")[0], line=int(silent[0].rpartition(":")[2]), field="data.train_on"),
-        evidence=[", ".join(silent[:10]) + (" ..." if len(silent) > 10 else "")],
-        fixes=[
-            Fix("data.on_bad=skip", {"data.on_bad": "skip"}, effect=f"leaves out {len(silent):,} records"),
-            Fix("data.train_on=all", {"data.train_on": "all"}, effect="trains every token, prompts included"),
-        ],
-    )
 
 
 def nothing_left(sources: Sequence[SourceConfig], settings: DataConfig, dropped: dict[str, int]) -> DataError:
     fixes = [Fix("look at the records", command="tunesmith data check RECIPE")]
-    if dropped.get("overlong"):
+    if DROPPED["overlong"] in dropped:
         longer = 2 * settings.max_length
         fixes.insert(0, Fix(f"data.max_length={longer}", {"data.max_length": longer}))
     return DataError(

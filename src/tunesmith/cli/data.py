@@ -1,0 +1,114 @@
+"""`tunesmith data`: the exact tokens of a recipe's records, everything that is wrong with them, and a repaired copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunesmith.cli.options import AsJson, Overrides, RecipeName
+from tunesmith.cli.output import answer, console, emit_json, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tunesmith.data.check import CheckReport
+    from tunesmith.data.config import DataConfig
+    from tunesmith.data.tokenizer import Tokenizer
+
+BAD_DATA = 4
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Look at the data: exact tokens, checks, repairs.", no_args_is_help=True)
+    group.command("preview")(preview)
+    group.command("check")(check)
+    group.command("fix")(fix)
+    app.add_typer(group, name="data")
+
+
+def preview(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many records.")] = 3,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the exact tokens of the first records: trained, masked, special, cut."""
+    from dataclasses import asdict
+
+    from tunesmith.data.preview import preview as examples_of
+    from tunesmith.data.preview import to_html, to_text
+
+    settings, tokenizer = load(recipe, overrides)
+    examples = examples_of(settings, tokenizer, count)
+    if html is not None:
+        html.write_text(to_html(examples), encoding="utf-8")
+        console().print(f"written: {html}", markup=False)
+    if as_json:
+        emit_json({"examples": [asdict(example) for example in examples]})
+    else:
+        answer(to_text(examples))
+
+
+def check(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Count everything that could spoil a run, each finding with its fix; exit code 4 when one is an error."""
+    from tunesmith.data.check import check_data
+
+    settings, tokenizer = load(recipe, overrides)
+    report = check_data(settings, tokenizer)
+    if as_json:
+        emit_json(report.to_json())
+    else:
+        answer(table_of(report))
+        for finding in report.findings:
+            show(finding)
+        if not report.findings:
+            console().print("[green]nothing to mend[/green]")
+    if report.failed:
+        raise typer.Exit(BAD_DATA)
+
+
+def fix(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A jsonl, json, csv or txt file.", show_default=False)],
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The new file.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a repaired copy of a broken file; what would need a guess is listed, never guessed."""
+    from dataclasses import asdict
+
+    from tunesmith.data.fix import fix_file, fixed_name
+
+    report = fix_file(source, out or fixed_name(source))
+    if as_json:
+        emit_json(asdict(report))
+    else:
+        mended = ", ".join(f"{count} {kind}" for kind, count in report.fixed.items()) or "nothing to mend"
+        answer(f"{report.out}: {report.lines:,} lines, {mended}")
+        for diagnostic in report.unfixable:
+            show(diagnostic)
+    if report.unfixable:
+        raise typer.Exit(BAD_DATA)
+
+
+def load(recipe: str, overrides: list[str] | None) -> tuple[DataConfig, Tokenizer]:
+    """The recipe's data settings and the tokenizer of its model; no weight is loaded."""
+    from tunesmith.data.tokenizer import load_tokenizer
+    from tunesmith.models.locate import locate
+    from tunesmith.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ()).recipe
+    return loaded.data, load_tokenizer(locate(loaded.model.path, loaded.model.revision))
+
+
+def table_of(report: CheckReport) -> Table:
+    from rich.table import Table
+
+    headings, *rows = report.rows()
+    table = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
