@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +85,7 @@ def whole_view(conversation: Conversation, tokenizer: Tokenizer, weights: Sequen
         asks += [Ask(index, False), Ask(index + 1, False)]
     law = _Law(conversation, tokenizer, shielded, asks)
     whole = law.text(count, False)
+    law.check_tools(whole)
     for index in range(count):
         law.check_kept(index, whole, "")
     turns = [Turn(-1, 0, len(whole), 1.0)]
@@ -166,10 +168,24 @@ class _Law:
         return header if len(rest) == 1 else None
 
     def check_others(self, whole: str) -> None:
-        """Every message that is not an assistant's must be in the text (a template may ignore system messages)."""
+        """Tools and all messages but the assistant's must be in the text (a template may ignore system messages)."""
+        self.check_tools(whole)
         for index, message in enumerate(self.shielded.messages):
             if message["role"] != "assistant":
                 self.check_kept(index, whole, "")
+
+    def check_tools(self, whole: str) -> None:
+        """Refuse a text that does not name a tool of the record."""
+        names = [_function_name(tool) for tool in self.shielded.tools]
+        missing = [name for name in names if name not in whole]
+        if missing:
+            raise DataError(
+                "E069",
+                f"the chat template leaves out the tool {missing[0].replace(BREAK, '')!r}",
+                where=self.where,
+                evidence=[f"rendered: {_excerpt(whole)}"],
+                fixes=["use a model whose template knows tools", "remove the tools from the records"],
+            )
 
     def check_kept(self, index: int, text: str, opening: str) -> None:
         """Refuse a text that lacks a message's content or tool calls; white space may differ."""
@@ -178,7 +194,7 @@ class _Law:
         kept = content.strip() in text or _contains(text, content, opening)
         if not kept and message["role"] == "tool":
             kept = _contains(text, json.dumps(content, ensure_ascii=False)[1:-1], "")
-        names = [str(call.get("function", call).get("name", "")) for call in message.get("tool_calls", ())]
+        names = [_function_name(call) for call in message.get("tool_calls", ())]
         missing = [name for name in names if name not in text]
         if kept and not missing:
             return
@@ -213,6 +229,14 @@ class _Law:
 
     def _render(self, asks: list[Ask]) -> None:
         self._known.update(zip(asks, self.tokenizer.render_prefixes(self.shielded, asks), strict=True))
+
+
+def _function_name(entry: Any) -> str:
+    """The name in a tool or a call, with or without the wrapper `function`; empty when it has none."""
+    if not isinstance(entry, dict):
+        return ""
+    function = entry.get("function")
+    return str((function if isinstance(function, dict) else entry).get("name", ""))
 
 
 def _end_of_turn(text: str, start: int, tokenizer: Tokenizer) -> int:

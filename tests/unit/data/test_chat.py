@@ -135,6 +135,15 @@ def test_a_call_the_template_ignores_is_refused(models):
     assert caught.value.diagnostic.where.line == 7
 
 
+@pytest.mark.parametrize("train_on", ["all_assistant", "all"])
+def test_tools_that_the_template_ignores_are_refused(models, train_on):
+    chat = conversation(*CHAT, tools=({"type": "function", "function": {"name": "weather"}},))
+    with pytest.raises(DataError, match=r"E069.*tool 'weather'"):
+        encode_conversation(chat, models(), train_on)
+    listing = models("{{ tools | tojson }}\n" + CHATML)
+    assert encode_conversation(chat, listing, train_on)
+
+
 def test_pad_is_eos_masks_nothing(models):
     """In this tokenizer, as in SmolLM2's, pad and eos are the stop token: it is trained wherever an answer ends."""
     tokenizer = models()
