@@ -32,7 +32,7 @@ from tunesmith.planning.memory import (
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.recipe import Recipe
 
-SIMULATED = 200  # steps drawn to find the largest microbatch
+SIMULATED = 200  # steps drawn, at most, to find the largest microbatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1) -> Steps:
     whole, part = int(train.epochs), train.epochs - int(train.epochs)
     total = train.steps or max(1, whole * per_epoch + math.ceil(part * per_epoch))
     epochs = train.steps / per_epoch if train.steps else train.epochs
-    hands = [[lengths[i] for i in hand] for lengths in drawn for hand in deal(lengths, ranks)]
+    hands = [[lengths[i] for i in hand] for lengths in drawn[:total] for hand in deal(lengths, ranks)]
     packed = [pack(hand, train.microbatch_tokens) for hand in hands]
     sums = [sum(hand[i] for i in group) for hand, groups in zip(hands, packed, strict=True) for group in groups]
     return Steps(

@@ -26,7 +26,7 @@ from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 
 TASK = "test"
-RECORDS = {"train": 1000, "test": 150}
+RECORDS = {"train": 1250, "test": 150}
 
 
 @dataclass(frozen=True, slots=True)
