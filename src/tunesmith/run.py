@@ -252,8 +252,7 @@ def build_source(recipe: Recipe, train: Prepared, mesh: Mesh) -> OfflineSource:
         sequences_per_step=settings.sequences_per_step,
         tokens_per_step=settings.tokens_per_step,
         microbatch_tokens=settings.microbatch_tokens,
-        seed=settings.seed,
-        shuffle=recipe.data.shuffle,
+        seed=settings.seed if recipe.data.shuffle else None,
         share=(mesh.rank, mesh.world),
     )
 

@@ -18,7 +18,8 @@ from tunesmith.types import Batch
 class OfflineSource:
     """Steps over prepared examples; the same seed, data and position give the same batches on every machine.
 
-    A step never crosses an epoch: the last one of an epoch is smaller and has its own denominator.
+    A step never crosses an epoch: the last one of an epoch is smaller and has its own denominator. Without a seed the
+    examples keep the order of the files.
     """
 
     supplies: frozenset[str] = frozenset()
@@ -31,8 +32,7 @@ class OfflineSource:
         sequences_per_step: int | None,
         tokens_per_step: int | None,
         microbatch_tokens: int,
-        seed: int,
-        shuffle: bool = True,
+        seed: int | None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.prepared = prepared
@@ -40,8 +40,8 @@ class OfflineSource:
         self.sequences_per_step = sequences_per_step
         self.tokens_per_step = tokens_per_step
         self.microbatch_tokens = microbatch_tokens
-        self.seed = seed
-        self.shuffle = shuffle
+        self.seed = seed or 0
+        self.shuffle = seed is not None
         self.rank, self.world = share
         self.lengths = prepared.lengths
         self.number, self.cursor, self.step_tokens = 0, 0, 0

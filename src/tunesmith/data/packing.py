@@ -78,10 +78,17 @@ def assemble(nodes: Sequence[Node], records: tuple[str, ...] = ()) -> Batch:
         start += keep
         ends.append(start)
         depths.append(depth + keep)
-    tensors = {
-        name: torch.from_numpy(np.concatenate(parts).astype(np.int64))
-        for name, parts in columns.items()
-        if name != "weight"
-    }
-    weight = torch.from_numpy(np.concatenate(columns["weight"]).astype(np.float32))
-    return Batch(**tensors, weight=weight, segments=torch.tensor(segments, dtype=torch.int64), records=records)
+    return Batch(
+        tokens=joined(columns["tokens"]),
+        positions=joined(columns["positions"]),
+        segments=torch.tensor(segments, dtype=torch.int64),
+        query=joined(columns["query"]),
+        target=joined(columns["target"]),
+        weight=torch.from_numpy(np.concatenate(columns["weight"]).astype(np.float32)),
+        sequence=joined(columns["sequence"]),
+        records=records,
+    )
+
+
+def joined(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))

@@ -9,6 +9,7 @@ from pathlib import Path
 import peft
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -167,21 +168,31 @@ def read_adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def merge(model: PeftModel) -> PreTrainedModel:
     """The plain model with W + s BA formed in fp32 and cast once; the adapter wrapper is gone afterwards."""
     for module in model.modules():
-        if isinstance(module, FastLoraLinear):
+        if isinstance(module, FastLoraLinear) and module.is_plain():
             merge_layer(module)
+        elif isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)  # pyright: ignore[reportCallIssue]
     merged = model.base_model.unload()  # pyright: ignore[reportCallIssue]
     assert isinstance(merged, PreTrainedModel)
     return merged
 
 
+def low_rank_product(layer: FastLoraLinear, name: str) -> torch.Tensor:
+    """B A of one adapter in fp32."""
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    assert isinstance(a, torch.Tensor)
+    assert isinstance(b, torch.Tensor)
+    return b.float() @ a.float()
+
+
 @torch.no_grad()
 def merge_layer(layer: FastLoraLinear) -> None:
-    base = layer.get_base_layer()
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, torch.Tensor)
     for name in layer.active_adapters:
         if name not in layer.lora_A:
             continue
-        a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
-        total = base.weight.float() + layer.scaling[name] * (b @ a)
+        total = weight.float() + layer.scaling[name] * low_rank_product(layer, name)
         if not torch.isfinite(total).all():
             raise ModelError("E095", "the merged weights are not finite: the adapter holds NaN or Inf")
-        base.weight.copy_(total.to(base.weight.dtype))
+        weight.copy_(total.to(weight.dtype))

@@ -12,6 +12,8 @@ from tunesmith.models.forest import Forest, Segment, dense_mask
 
 RAGGED = "tunesmith_ragged"
 DENSE = "tunesmith_dense"
+softmax_backward = torch.ops.aten._softmax_backward_data
+
 BLOCK = 256  # query rows multiplied at once: bounds the probabilities held in memory
 
 
@@ -144,7 +146,7 @@ class ForestAttention(torch.autograd.Function):
             grad_rows = fold(grad_out, ctx.kv_heads, start, stop)
             scatter_add(grad_value, torch.bmm(probabilities.transpose(1, 2), grad_rows), spans)
             grad_probabilities = torch.bmm(grad_rows, values.transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
+            grad_scores = softmax_backward(grad_probabilities, probabilities, -1, probabilities.dtype)
             grad_scores *= ctx.scale
             rows = torch.bmm(grad_scores, keys).view(query.shape[0], stop - start, query.shape[2])
             grad_query[:, start:stop] = rows

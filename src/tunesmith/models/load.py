@@ -43,7 +43,7 @@ def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = 
     config = AutoConfig.for_model(**clean)
     dtype = resolve_dtype(settings.dtype, clean)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             str(folder),
             config=config,
             dtype=dtype,
@@ -55,9 +55,11 @@ def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = 
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError("E080", f"the model cannot be loaded: {error}", where=Where(file=str(folder))) from error
+    assert isinstance(loaded, tuple)
+    model, report = loaded
     check_loading(report, folder)
     add_generation_config(model, folder)
-    return fuse(model).to(device).requires_grad_(False)
+    return fuse(model).requires_grad_(False).to(torch.device(device))  # pyright: ignore[reportArgumentType]
 
 
 def resolve_dtype(wanted: str, config: dict) -> torch.dtype:

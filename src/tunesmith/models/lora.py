@@ -48,6 +48,10 @@ class FastLoraLinear(PeftLinear):
         )
         return out.view(*x.shape[:-1], -1)
 
+    def is_plain(self) -> bool:
+        """Whether every adapter is W + s BA and nothing else (no DoRA, no bias)."""
+        return not self.lora_variant and not any(self.lora_bias.values())
+
     def is_fast(self, adapters: list[str]) -> bool:
         if len(adapters) != 1 or self.disable_adapters or self.merged:
             return False

@@ -20,7 +20,7 @@ def verify_scores(model: nn.Module, batch: Batch) -> float:
     """
     base = base_model(model)
     ragged = score_only(model, batch).logprobs
-    implementation = base.config._attn_implementation
+    implementation = base.config._attn_implementation or "eager"
     base.set_attn_implementation("sdpa")
     training = model.training
     model.eval()

@@ -116,4 +116,5 @@ def gradient_norm(gradients: list[Tensor]) -> float:
 def clip(gradients: list[Tensor], norm: float, limit: float) -> None:
     """Scale the gradients down to `limit` when `norm` exceeds it; a limit of 0 never clips."""
     if limit > 0 and norm > limit:
-        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        for gradient in gradients:
+            gradient.mul_(limit / (norm + 1e-6))

@@ -34,8 +34,7 @@ def source(store, weights=(1.0,), *, sequences=3, tokens=None, share=(0, 1), shu
         sequences_per_step=None if tokens else sequences,
         tokens_per_step=tokens,
         microbatch_tokens=microbatch,
-        seed=3,
-        shuffle=shuffle,
+        seed=3 if shuffle else None,
         share=share,
     )
 

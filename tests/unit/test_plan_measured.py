@@ -1,0 +1,52 @@
+"""The plan against whole training processes on the starter model."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tunesmith.models.cache import is_intact
+from tunesmith.models.starter import starter_folder
+from tunesmith.planning.problems import TOLERANCE
+
+
+def chats(path, count=160):
+    """Conversations of 30 to 400 tokens."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            words = "The sea was calm and the moon stood over the hills. " * (1 + number * 7 % 30)
+            question = {"role": "user", "content": f"Tell me story {number}, please."}
+            file.write(json.dumps({"messages": [question, {"role": "assistant", "content": words}]}) + "\n")
+    return path
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["data.max_length=1024", "train.microbatch_tokens=2048"],
+        ["train.activation_checkpointing=full"],
+        ["model.adapter=full", "train.optimizer.lr=2e-5"],
+        ["model.adapter=full", "train.optimizer.lr=2e-5", "data.max_length=512", "train.microbatch_tokens=2048"],
+    ],
+    ids=["lora", "lora-2048", "lora-recomputed", "full", "full-2048"],
+)
+def test_planned_memory_is_within_15_percent_of_the_measured_peak(tmp_path, settings):
+    if not is_intact(starter_folder()):
+        pytest.skip("the starter model is not fetched here")
+    data = chats(tmp_path / "chats.jsonl")
+    words = ["train", "sft", f"data.train={data}", f"run.folder={tmp_path}", "run.name=measured", "train.steps=6"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", *words, *settings, "--yes", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    actual = json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"]
+    planned = json.loads((tmp_path / "measured" / "plan.json").read_text())["memory"]["peak"]
+    assert planned == pytest.approx(actual, rel=TOLERANCE)
