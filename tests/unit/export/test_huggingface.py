@@ -11,6 +11,7 @@ from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import BadInput, CheckpointError, ModelError, UsageError
 from tunesmith.export.huggingface import divergence, merge_run, predictions
 from tunesmith.export.opening import find_model, load_source, open_model
+from tunesmith.models import adapters
 from tunesmith.models.adapters import attach, save_adapter, trainable
 from tunesmith.models.config import FullConfig, LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
@@ -159,14 +160,22 @@ def test_non_finite_base_weight_that_no_adapter_touches(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_merge_that_loses_part_of_the_adapter_is_refused(tmp_path: Path) -> None:
-    """An adapter on the embedding is one that merging leaves out; only the predictions tell."""
+def test_merge_that_loses_part_of_the_adapter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the predictions tell that a layer was left out."""
+    monkeypatch.setattr(adapters, "merge_layer", lambda layer: None)
     base = base_folder(tmp_path)
-    save_adapter(trained(base, LoraConfig(rank=4, targets=("embed_tokens", "q_proj"))), tmp_path / "adapter", str(base))
+    save_adapter(trained(base), tmp_path / "adapter", str(base))
     with pytest.raises(ModelError, match="E156"):
         merge_run(tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_an_adapter_on_the_embedding_is_merged_as_well(tmp_path: Path) -> None:
+    base = base_folder(tmp_path)
+    save_adapter(trained(base, LoraConfig(rank=4, targets=("embed_tokens", "q_proj"))), tmp_path / "adapter", str(base))
+    report = merge_run(tmp_path / "adapter", tmp_path / "out")
+    assert report.difference <= report.limit
 
 
 def test_a_taken_place_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
