@@ -115,7 +115,7 @@ def write_merged(found: ModelSource, stage: Path, out: Path) -> MergeReport:
             evidence=[f"{len(wanted)} predictions compared; nothing was written"],
             fixes=[
                 "use the adapter as it is: chat and eval take the run",
-                "adapters of other kinds than plain LoRA on linear layers cannot be merged",
+                "if Tunesmith trained the adapter, report it",
             ],
         )
     size = sum(path.stat().st_size for path in stage.glob("*.safetensors"))
@@ -124,19 +124,26 @@ def write_merged(found: ModelSource, stage: Path, out: Path) -> MergeReport:
 
 def save_merged(model: nn.Module, dtype: torch.dtype, stage: Path, base: Path) -> None:
     """Merge in place and write safetensors, tokenizer, chat template and generation config."""
-    merged = merge(model) if isinstance(model, PeftModel) else base_model(model)
+    try:
+        merged = merge(model) if isinstance(model, PeftModel) else base_model(model)
+    except ValueError as error:  # what PEFT raises for its own kinds of adapter
+        raise not_finite([str(error)]) from error
     broken = [name for name, tensor in merged.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise ModelError(
-            "E095",
-            f"the merged weights are not finite: {len(broken)} tensors hold NaN or Inf",
-            evidence=broken[:10],
-            fixes=["merge an older checkpoint of the run", "train again with a lower learning rate"],
-        )
+        raise not_finite(broken)
     untie(merged)
     merged.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
     merged.save_pretrained(str(stage))
     copy_tokenizer(base, stage)
+
+
+def not_finite(evidence: list[str]) -> ModelError:
+    return ModelError(
+        "E095",
+        "the merged weights are not finite: they hold NaN or Inf",
+        evidence=evidence[:10],
+        fixes=["merge an older checkpoint of the run", "train again with a lower learning rate"],
+    )
 
 
 def untie(model: PreTrainedModel) -> None:
