@@ -53,6 +53,7 @@ from tunesmith.train.stability import Guard
 from tunesmith.types import Conversation, Message
 
 STOPPED: dict[int, State] = {75: "preempted", 130: "stopped"}
+DATA_HASH = "data hash"
 FREE_TO_CHANGE = ("run.", "evaluate.", "train.checkpoint.", "train.evaluate_every", "train.sample_", "train.threads")
 
 
@@ -84,12 +85,31 @@ class Inputs:
     eval: Prepared | None
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a run writes to and shows itself on."""
+
+    run: RunDir
+    mesh: Mesh
+    tracker: Tracking
+    display: Progress
+    plan: dict[str, Any] | None
+    accept_data_change: bool
+
+
 def execute(
-    recipe: Recipe, run: RunDir, mesh: Mesh, display: Progress, *, plan: dict[str, Any] | None = None
+    recipe: Recipe,
+    run: RunDir,
+    mesh: Mesh,
+    display: Progress,
+    *,
+    plan: dict[str, Any] | None = None,
+    accept_data_change: bool = False,
 ) -> RunResult:
     """Train in `run`, from its newest valid checkpoint when it has one; every rank calls it with the same arguments.
 
-    Raises Preempted or Interrupted after a signal was answered with a checkpoint.
+    A resume refuses other settings, data or base weights than the run began with (CheckpointError E116); other data may
+    be accepted. Raises Preempted or Interrupted after a signal was answered with a checkpoint.
     """
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
@@ -98,7 +118,8 @@ def execute(
         state: State = "failed"
         code = 1
         try:
-            result = train(recipe, run, mesh, tracker, display, signals, plan)
+            around = Context(run, mesh, tracker, display, plan, accept_data_change)
+            result = train(recipe, around, signals)
             state, code = "finished", 0
         except SystemExit as error:
             state, code = "stopped", int(error.code or 0)
@@ -112,24 +133,17 @@ def execute(
     return result
 
 
-def train(
-    recipe: Recipe,
-    run: RunDir,
-    mesh: Mesh,
-    tracker: Tracking,
-    display: Progress,
-    signals: Signals,
-    plan: dict[str, Any] | None,
-) -> RunResult:
+def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
+    run, mesh, tracker, display = around.run, around.mesh, around.tracker, around.display
     inputs = gather_inputs(recipe, mesh, display)
     for warning in input_warnings(inputs):
         display.message(warning)
         tracker.event("warning", {"message": warning})
     if mesh.is_first and not run.run_file.exists():
-        describe_run(run, recipe, inputs, mesh, plan)
+        describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
-    loop = build_loop(recipe, run, inputs, mesh, tracker, plan)
-    resume(loop, mesh, tracker)
+    loop = build_loop(recipe, inputs, around)
+    resume(loop, around)
     tracker.status("running", total=loop.parts.total, phase="train")
     loop.parts.on_step = display.step
     position = loop.run(signals)
@@ -139,21 +153,19 @@ def train(
     tracker.event(FINISH, result.to_json())
     if recipe.evaluate.data and mesh.is_first:
         tracker.status("running", phase="evaluate")
-        measure(loop.parts.model, recipe, inputs.tokenizer, run, tracker, display)
+        measure(loop.parts.model, recipe, inputs.tokenizer, around)
     return result
 
 
-def measure(
-    model: nn.Module, recipe: Recipe, tokenizer: Tokenizer, run: RunDir, tracker: Tracking, display: Progress
-) -> None:
+def measure(model: nn.Module, recipe: Recipe, tokenizer: Tokenizer, around: Context) -> None:
     """Score the trained model on `evaluate.data`; the scores are an event, the answers stand in `answers.jsonl`."""
 
     def told(task: str, done: int, total: int) -> None:
-        display.phase(f"answering {task}", done, total)
+        around.display.phase(f"answering {task}", done, total)
 
     evaluation = evaluate(model, tokenizer, recipe.evaluate, recipe.data, on_progress=told)
-    write_rows(evaluation.rows, run.path / "answers.jsonl")
-    tracker.event("evaluation", {"scores": evaluation.to_json()})
+    write_rows(evaluation.rows, around.run.path / "answers.jsonl")
+    around.tracker.event("evaluation", {"scores": evaluation.to_json()})
 
 
 def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
@@ -199,12 +211,10 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
     )
 
 
-def build_loop(
-    recipe: Recipe, run: RunDir, inputs: Inputs, mesh: Mesh, tracker: Tracking, plan: dict[str, Any] | None
-) -> Loop:
-    settings = recipe.train
+def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
+    settings, mesh, tracker = recipe.train, around.mesh, around.tracker
     seed_everything(settings.seed)
-    model = build_model(recipe, inputs, mesh, plan)
+    model = build_model(recipe, inputs, mesh, around.plan)
     source = build_source(recipe, inputs.train, mesh)
     held_out = inputs.eval
     seed_everything(settings.seed + 1 + mesh.rank)
@@ -216,7 +226,7 @@ def build_loop(
         source=source,
         optimizer=Optimizer(trainable(model), settings.optimizer, new_layers),
         guard=Guard(settings.stability),
-        store=CheckpointStore(run.checkpoints, settings.checkpoint.keep, writers(mesh)),
+        store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,
         mesh=mesh,
         settings=settings,
@@ -273,18 +283,18 @@ def first_prompts(source: SourceConfig, count: int) -> list[tuple[Message, ...]]
     return [entry.messages[:-1] for entry in entries if isinstance(entry, Conversation)]
 
 
-def resume(loop: Loop, mesh: Mesh, tracker: Tracking) -> None:
+def resume(loop: Loop, around: Context) -> None:
     """Continue from the newest valid checkpoint, if there is one; damaged newer ones are reported."""
-    if mesh.is_first:
+    if around.mesh.is_first:
         loop.parts.store.clean()
-    mesh.barrier()
+    around.mesh.barrier()
     checkpoint = loop.parts.store.newest()
     if checkpoint is None:
         return
     for skipped in checkpoint.skipped:
-        tracker.event("warning", skipped.to_json())
-    loop.resume(checkpoint)
-    tracker.heal(loop.position.step + 1)
+        around.tracker.event("warning", skipped.to_json())
+    loop.resume(checkpoint, ignore=(DATA_HASH,) if around.accept_data_change else ())
+    around.tracker.heal(loop.position.step + 1)
 
 
 def finish(loop: Loop, run: RunDir, base: Path, mesh: Mesh) -> None:
@@ -321,7 +331,7 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         for key, value in flatten(recipe.model_dump(mode="json")).items()
         if not key.startswith(FREE_TO_CHANGE) and not key.startswith(("data.train", "data.eval", "model.path"))
     }
-    return {**flat, "data hash": inputs.train.key, "base hash": base_hash(inputs.base)}
+    return {**flat, DATA_HASH: inputs.train.key, "base hash": base_hash(inputs.base)}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

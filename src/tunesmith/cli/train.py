@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tunesmith.track.run_dir import RunDir
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, name or last.", show_default=False)]
+AcceptData = Annotated[
+    bool, typer.Option("--accept-data-change", help="Resume although the data files are not the same any more.")
+]
 EVERYDAY = {
     "model": "model.path",
     "data": "data.train",
@@ -28,6 +32,16 @@ EVERYDAY = {
     "seed": "train.seed",
     "out": "run.name",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a run is started: anew or from an earlier one, asking or not."""
+
+    resume: str | None = None
+    yes: bool = False
+    force: bool = False
+    accept_data_change: bool = False
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +64,7 @@ def train(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run although the plan says that it does not fit.")] = False,
+    accept_data_change: AcceptData = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the plan, then train."""
@@ -64,25 +79,21 @@ def train(
         "out": out,
     }
     flags = [f"{EVERYDAY[name]}={value}" for name, value in everyday.items() if value is not None]
-    start(recipe, [*flags, *(overrides or [])], resume=resume, yes=yes, force=force, as_json=as_json)
+    start(recipe, [*flags, *(overrides or [])], Start(resume, yes, force, accept_data_change), as_json)
 
 
-def start(
-    name: str, overrides: list[str], *, resume: str | None, yes: bool, as_json: bool, force: bool = False
-) -> None:
+def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
     from tunesmith.cli.output import console, emit_json, show
     from tunesmith.distributed.mesh import join_world
     from tunesmith.recipe import load_recipe
 
     loaded = load_recipe(name, overrides)
     mesh = join_world()
-    try:
-        if mesh.is_first:
-            for warning in loaded.warnings:
-                show(warning)
-        result = run_recipe(loaded, mesh, name, resume=resume, yes=yes, force=force)
-    finally:
-        mesh.close()
+    if mesh.is_first:
+        for warning in loaded.warnings:
+            show(warning)
+    result = run_recipe(loaded, mesh, name, how)
+    mesh.close()
     if result is None or not mesh.is_first:
         return
     if as_json:
@@ -98,9 +109,7 @@ def start(
         console().print(f"  {line}")
 
 
-def run_recipe(
-    loaded: Loaded, mesh: Mesh, name: str, *, resume: str | None, yes: bool, force: bool
-) -> RunResult | None:
+def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult | None:
     """Plan, ask, make or open the run directory, execute; None when the answer was no."""
     from tunesmith.cli.output import console, show
     from tunesmith.cli.plan_view import plan_view
@@ -113,27 +122,27 @@ def run_recipe(
         console().print(plan_view(plan))
         for problem in plan.problems:
             show(problem)
-        plan.check(force=force)
-    if not mesh.all_agree(not mesh.is_first or yes or agreed()):
+        plan.check(force=how.force)
+    if not mesh.all_agree(not mesh.is_first or how.yes or agreed()):
         return None
-    old = run_to_resume(loaded, resume)
+    old = run_to_resume(loaded, how.resume)
     run = open_run(loaded, old, mesh)
     with make_progress(quiet=not mesh.is_first) as display:
-        result = execute(loaded.recipe, run, mesh, display, plan=plan.to_json())
+        accept = how.accept_data_change
+        result = execute(loaded.recipe, run, mesh, display, plan=plan.to_json(), accept_data_change=accept)
     if mesh.is_first:
         for warning in record_actual(plan, result.to_json()):
             show(warning)
     return result
 
 
-def resume_run(run: RunName, as_json: AsJson = False) -> None:
+def resume_run(run: RunName, accept_data_change: AcceptData = False, as_json: AsJson = False) -> None:
     """Continue a run from its newest valid checkpoint, with its own recipe."""
     from tunesmith.track.index import find_run
 
     found = find_run(run)
-    start(
-        str(found.config_file), [f"run.folder={found.path.parent}"], resume=str(found.path), yes=True, as_json=as_json
-    )
+    how = Start(str(found.path), yes=True, accept_data_change=accept_data_change)
+    start(str(found.config_file), [f"run.folder={found.path.parent}"], how, as_json)
 
 
 def agreed() -> bool:

@@ -216,10 +216,10 @@ class Loop:
             self.saved_at = position.step
         return folder
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Take over the state of a checkpoint of the same run; another recipe, data or base is refused."""
+    def resume(self, checkpoint: Checkpoint, ignore: tuple[str, ...] = ()) -> None:
+        """Take over the state of a checkpoint of the same run; `about` must be the same but for the keys to ignore."""
         state = checkpoint.state
-        check_same(state["about"], self.parts.about)
+        check_same(without(state["about"], ignore), without(self.parts.about, ignore))
         weights = checkpoint.tensors("weights")
         for name, parameter in self.parts.optimizer.parameters.items():
             parameter.data.copy_(weights[name])
@@ -247,6 +247,10 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def without(about: dict[str, Any], ignore: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in about.items() if key not in ignore}
+
+
 def check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
     """Compare two flat descriptions key by key."""
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -257,6 +261,7 @@ def check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
             evidence=[f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:20]],
             fixes=[
                 Fix("set them back to resume this run"),
+                Fix("--accept-data-change, when only the data hash differs and it is meant to"),
                 Fix("start a new run with model.adapter_path pointing at this run's adapter"),
             ],
         )
