@@ -153,7 +153,7 @@ def make_plan(
     inventory = take_inventory(folder)
     counted = counted or count_data(recipe.data, load_tokenizer(folder))
     trained = trainable_of(recipe, inventory)
-    steps = count_steps(recipe, counted, ranks)
+    steps = count_steps(recipe, counted, ranks, machine.device)
     dtype = compute_type(inventory, recipe.model.dtype)
     memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
     flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
@@ -203,11 +203,11 @@ def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Mac
 
 def _peak_of(recipe: Recipe, *, inventory: Inventory, counted: Counted, machine: Machine, ranks: int) -> int:
     """Peak of a changed recipe, to see whether a fix is one."""
-    memory, _ = plan_memory(recipe, inventory, count_steps(recipe, counted, ranks), machine)
+    memory, _ = plan_memory(recipe, inventory, count_steps(recipe, counted, ranks, machine.device), machine)
     return memory.peak
 
 
-def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1) -> Steps:
+def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = "cpu") -> Steps:
     """Steps of an epoch and of the run, and the microbatches of a rank that drawing some of them shows."""
     train = recipe.train
     chance = np.random.default_rng(train.seed)
@@ -220,7 +220,7 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1) -> Steps:
     total = train.steps or max(1, whole * per_epoch + math.ceil(part * per_epoch))
     epochs = train.steps / per_epoch if train.steps else train.epochs
     hands = [[lengths[i] for i in hand] for lengths in drawn[:total] for hand in deal(lengths, ranks)]
-    packed = [pack(hand, train.microbatch_tokens) for hand in hands]
+    packed = [pack(hand, train.microbatch_limit(device)) for hand in hands]
     sums = [sum(hand[i] for i in group) for hand, groups in zip(hands, packed, strict=True) for group in groups]
     return Steps(
         total=total,

@@ -233,7 +233,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         total=settings.steps or source.steps_for(settings.epochs),
         evaluate=None
         if held_out is None
-        else lambda: evaluation_loss(model, held_out, settings.microbatch_tokens, mesh),
+        else lambda: evaluation_loss(model, held_out, settings.microbatch_limit(mesh.device().type), mesh),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
         about=identity(recipe, inputs),
     )
@@ -261,7 +261,7 @@ def build_source(recipe: Recipe, train: Prepared, mesh: Mesh) -> OfflineSource:
         [source.weight for source in recipe.data.train],
         sequences_per_step=settings.sequences_per_step,
         tokens_per_step=settings.tokens_per_step,
-        microbatch_tokens=settings.microbatch_tokens,
+        microbatch_tokens=settings.microbatch_limit(mesh.device().type),
         seed=settings.seed if recipe.data.shuffle else None,
         share=(mesh.rank, mesh.world),
     )

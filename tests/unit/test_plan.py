@@ -69,7 +69,7 @@ def test_steps_equal_those_of_the_loader(model, data, overrides):
         [1.0],
         sequences_per_step=settings.train.sequences_per_step,
         tokens_per_step=None,
-        microbatch_tokens=settings.train.microbatch_tokens,
+        microbatch_tokens=settings.train.microbatch_limit("cpu"),
         seed=0,
     )
     assert plan.steps.total == (settings.train.steps or source.steps_for(settings.train.epochs))

@@ -89,7 +89,7 @@ def _data(plan: Plan) -> Text:
 
 
 def _microbatches(plan: Plan) -> str:
-    count, limit = plan.steps.microbatches, plan.recipe.train.microbatch_tokens
+    count, limit = plan.steps.microbatches, plan.recipe.train.microbatch_limit(plan.machine.device)
     passes = "one forward pass" if count == 1 else f"about {count} forward passes"
     return f"{passes} per step, the largest {plan.steps.largest:,} tokens (limit {limit:,})"
 

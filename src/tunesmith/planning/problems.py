@@ -52,7 +52,8 @@ def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnost
     if peak <= USABLE * free:
         return
     largest = sorted(((size, name) for name, size in facts.memory.to_json().items() if name != "peak"), reverse=True)
-    fixes = [fix for changes in _smaller(facts.recipe) if (fix := _tried(facts, changes, peak_of)) is not None]
+    smaller = _smaller(facts.recipe, facts.machine.device)
+    fixes = [fix for changes in smaller if (fix := _tried(facts, changes, peak_of)) is not None]
     if not fixes:
         fixes = [Fix("use a smaller model, or a machine with more memory")]
     yield Diagnostic(
@@ -64,13 +65,13 @@ def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnost
     )
 
 
-def _smaller(recipe: Recipe) -> Iterator[dict[str, Any]]:
+def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     """Ways to need less, the least painful first."""
     train, data = recipe.train, recipe.data
     if train.activation_checkpointing == "off":
         yield {"train.activation_checkpointing": "auto"}
-    size = train.microbatch_tokens // 2
-    while size >= data.max_length:
+    size = train.microbatch_limit(device) // 2
+    while size >= SMALLEST_LENGTH:
         yield {"train.microbatch_tokens": size}
         size //= 2
     if not isinstance(recipe.model.adapter, LoraConfig):
@@ -79,7 +80,7 @@ def _smaller(recipe: Recipe) -> Iterator[dict[str, Any]]:
         yield {"model.dtype": "bfloat16"}
     length = data.max_length // 2
     while length >= SMALLEST_LENGTH:
-        yield {"data.max_length": length, "train.microbatch_tokens": length}
+        yield {"data.max_length": length, "train.microbatch_tokens": min(length, train.microbatch_limit(device))}
         length //= 2
 
 

@@ -58,7 +58,7 @@ def _step_size(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]
 
 def _microbatch(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     size, longest = recipe.train.microbatch_tokens, recipe.data.max_length
-    if size < longest:
+    if size is not None and size < longest:
         message = f"an example may have {longest} tokens, but a microbatch holds {size}"
         yield Clash(message, ("train.microbatch_tokens", "data.max_length"), {"train.microbatch_tokens": longest})
 

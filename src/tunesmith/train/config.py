@@ -68,6 +68,10 @@ class StabilityConfig(Config):
     )
 
 
+MICROBATCH_TOKENS = {"cpu": 1024}  # more makes a CPU no faster and needs more memory
+GPU_MICROBATCH_TOKENS = 8192
+
+
 class TrainConfig(Config):
     epochs: Annotated[float, Field(gt=0, le=10_000)] = Field(
         default=1.0, description="Passes over the data; steps overrides it."
@@ -77,7 +81,10 @@ class TrainConfig(Config):
     tokens_per_step: Annotated[int, Field(ge=8)] | None = Field(
         default=None, description="Tokens per optimiser step, over all ranks; instead of sequences_per_step."
     )
-    microbatch_tokens: Annotated[int, Field(ge=8)] = Field(default=4096, description="Most tokens in one forward pass.")
+    microbatch_tokens: Annotated[int, Field(ge=8)] | None = Field(
+        default=None,
+        description="Most tokens in one forward pass; empty: 1,024 on a CPU, 8,192 on a GPU. Longer examples go alone.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="Seed of shuffling, dropout, noise and new weights."
     )
@@ -105,3 +112,7 @@ class TrainConfig(Config):
     )
     stability: StabilityConfig = Field(default=StabilityConfig(), description="What happens at NaN and at spikes.")
     threads: Positive | None = Field(default=None, description="CPU threads; all cores when empty.")
+
+    def microbatch_limit(self, device: str) -> int:
+        """Tokens of a microbatch on a kind of device (`cpu`, `cuda`)."""
+        return self.microbatch_tokens or MICROBATCH_TOKENS.get(device, GPU_MICROBATCH_TOKENS)
