@@ -32,8 +32,8 @@ check: $(READY) ## lint, format, types, house rules, code blocks of the docs
 nightly: $(READY) ## every test, the slow ones too
 	@$(BIN)/python -m pytest -n 2 -m 'not gpu' --timeout 1800 tests
 
-bench: $(READY) ## speed and memory against TRL
-	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/sft.py
+bench: $(READY) ## speed and memory against TRL; make bench DATA=FILE
+	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/sft.py --data $(DATA)
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -78,11 +78,12 @@ def overrides(settings: dict) -> list[str]:
 
 
 def train(settings: dict) -> dict:
+    from tunesmith.__main__ import limit_kernels, main
+
+    limit_kernels()  # as the command does, before the imports below
     import peft  # noqa: F401
     import torch
     import transformers  # noqa: F401
-
-    from tunesmith.__main__ import main
 
     torch.set_num_threads(settings["threads"])
     baseline = memory_peak()

@@ -7,9 +7,14 @@ import os
 CPU_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 
 
-def main() -> None:
+def limit_kernels() -> None:
+    """Set the limits, unless the user did; without effect once torch is imported."""
     for name, limit in CPU_KERNELS_KEPT.items():
         os.environ.setdefault(name, limit)
+
+
+def main() -> None:
+    limit_kernels()
     from tunesmith.cli.main import run
 
     run()
