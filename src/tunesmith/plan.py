@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from tunesmith.data.loader import deal
 from tunesmith.data.packing import pack
@@ -17,6 +18,7 @@ from tunesmith.errors import Diagnostic, DoesNotFit
 from tunesmith.models.cache import Progress
 from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
 from tunesmith.models.locate import locate
+from tunesmith.models.processor import computing_type
 from tunesmith.planning.calibration import Speed, calibration_key, flops_per_token, known_speed, record_speed
 from tunesmith.planning.counting import Counted, count_data
 from tunesmith.planning.machine import Machine, this_machine
@@ -154,7 +156,7 @@ def make_plan(
     counted = counted or count_data(recipe.data, load_tokenizer(folder))
     trained = trainable_of(recipe, inventory)
     steps = count_steps(recipe, counted, ranks, machine.device)
-    dtype = compute_type(inventory, recipe.model.dtype)
+    dtype = planned_type(recipe, inventory, machine)
     memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
     flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
     facts = Facts(recipe, inventory, counted, steps.total, steps.longest, memory, machine, file)
@@ -185,10 +187,18 @@ def trainable_of(recipe: Recipe, inventory: Inventory) -> Trainable:
     return trainable(inventory, recipe.model.adapter, None if path is None else locate(path))
 
 
+def planned_type(recipe: Recipe, inventory: Inventory, machine: Machine) -> str:
+    """The type of the weights: as asked for, or with `auto` the stored one where this machine multiplies it fast."""
+    stored = compute_type(inventory, recipe.model.dtype)
+    if recipe.model.dtype != "auto" or stored == "float32":
+        return stored
+    return "bfloat16" if computing_type(torch.bfloat16, machine.device) == torch.bfloat16 else "float32"
+
+
 def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Machine) -> tuple[Memory, int]:
     """Peak memory, and how many layers are recomputed: none, all, or as few as memory needs."""
     adapter, trained = recipe.model.adapter, trainable_of(recipe, inventory)
-    dtype = compute_type(inventory, recipe.model.dtype)
+    dtype = planned_type(recipe, inventory, machine)
     load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense")
     memory = estimate(inventory, trained, adapter, load)
     sizes = activation_sizes(inventory, trained, adapter, load)

@@ -56,8 +56,9 @@ class Quickstart:
 def quickstart(progress: Progress, overrides: list[str], show_plan: Callable[[Plan], None]) -> Quickstart:
     """Fetch the starter model, generate the data, measure, train LoRA, measure again, merge."""
     started = time.monotonic()
-    progress.phase("fetching the starter model")
-    base = ensure_starter(lambda text, share: progress.phase(f"starter model: {text} {share:.0%}"))
+    base = ensure_starter(
+        lambda text, share: progress.phase(f"starter model, {text}, percent", round(share * 100), 100)
+    )
     recipe = quickstart_recipe(overrides)
     plan = make_plan(recipe)
     show_plan(plan)

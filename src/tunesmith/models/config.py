@@ -50,7 +50,8 @@ class ModelConfig(Config):
     path: str = Field(default="starter", description="starter, a local folder, a .gguf file, or a hub id (owner/name).")
     revision: str | None = Field(default=None, description="Hub commit or tag.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Type of the frozen weights and of the computation; auto is the checkpoint's own."
+        default="auto",
+        description="Type of the frozen weights and the computation; auto: as stored, or fp32 on a CPU without bf16.",
     )
     attention: Literal["auto", "ragged", "dense"] = Field(
         default="auto", description="ragged never multiplies across segments; dense is the masked reference."

@@ -18,6 +18,7 @@ from tunesmith.models.config import ModelConfig
 from tunesmith.models.fused import fuse
 from tunesmith.models.headers import read_headers
 from tunesmith.models.locate import locate
+from tunesmith.models.processor import computing_type
 from tunesmith.models.safety import read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,6 +43,8 @@ def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = 
     read_headers(folder)
     config = AutoConfig.for_model(**clean)
     dtype = resolve_dtype(settings.dtype, clean)
+    if settings.dtype == "auto":
+        dtype = computing_type(dtype, torch.device(device).type)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             str(folder),

@@ -6,17 +6,13 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from tunesmith.models.forward import base_model
+from tunesmith.models.processor import multiplies_fast
 
-HALF = {
-    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
-    torch.float16: ("amx_fp16", "avx512_fp16", "fp16"),
-}  # the processor's abilities, any of which multiplies the type at full speed
 COPY_LIMIT = 8 * 2**30  # bytes of an fp32 copy that is still worth its memory
 
 
@@ -46,11 +42,7 @@ def cached_attention(base: PreTrainedModel) -> str:
 def fast_view(model: nn.Module) -> nn.Module:
     """The model itself, or an fp32 copy where the processor has no half-precision products and emulates them slowly."""
     base = base_model(model)
-    if base.device.type != "cpu" or base.dtype not in HALF:
-        return model
-    abilities = torch.cpu.get_capabilities()
-    fast = any(abilities.get(name, False) for name in HALF[base.dtype])
-    if fast or 4 * base.num_parameters() > COPY_LIMIT:
+    if base.device.type != "cpu" or multiplies_fast(base.dtype) or 4 * base.num_parameters() > COPY_LIMIT:
         return model
     return copy.deepcopy(model).float()
 

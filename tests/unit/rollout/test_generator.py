@@ -7,11 +7,10 @@ from tests.tiny import tiny_model_folder
 
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import ModelError, NumericalError
-from tunesmith.models import attention
+from tunesmith.models import attention, processor
 from tunesmith.models.adapters import attach
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
-from tunesmith.rollout import decoding
 from tunesmith.rollout.generator import Sampling, choose, detokenise, generate, nucleus, stream
 
 PROMPTS = [[5, 9, 200], [17], list(range(20, 44)), [300, 301, 4, 8, 90, 3], [120] * 11]
@@ -116,7 +115,7 @@ def test_adapter_changes_the_answer(tmp_path: Path) -> None:
 def test_half_precision_is_decoded_in_a_float_copy_without_fast_products(tmp_path: Path, monkeypatch) -> None:
     model, tokenizer = load(tmp_path)
     model.to(torch.bfloat16)
-    monkeypatch.setitem(decoding.HALF, torch.bfloat16, ())
+    monkeypatch.setitem(processor.HALF, torch.bfloat16, ())
     answers = generate(model, tokenizer, PROMPTS, Sampling(6))
     assert model.dtype == torch.bfloat16
     assert answers == generate(copy.deepcopy(model).float(), tokenizer, PROMPTS, Sampling(6))
