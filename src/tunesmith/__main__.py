@@ -4,7 +4,7 @@ import os
 
 # Ragged batches bring a new shape almost every step, and torch keeps a compiled kernel for each of the last 1,024 on a
 # CPU: about 1 GB that is never used again. It reads these limits once, when it is imported.
-CPU_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+CPU_KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 
 
 def limit_kernels() -> None:
