@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+import traceback
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +47,7 @@ from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
 from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.commit import Writers
 from tunesmith.train.evaluation_loss import evaluation_loss
-from tunesmith.train.loop import Loop, Parts, Position
+from tunesmith.train.loop import Loop, Parts, Position, check_same, without
 from tunesmith.train.measure import peak_memory_bytes
 from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.signals import Signals
@@ -54,6 +56,7 @@ from tunesmith.types import Conversation, Message
 
 STOPPED: dict[int, State] = {75: "preempted", 130: "stopped"}
 DATA_HASH = "data hash"
+HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path")  # compared by content, not by name
 FREE_TO_CHANGE = ("run.", "evaluate.", "train.checkpoint.", "train.evaluate_every", "train.sample_", "train.threads")
 
 
@@ -114,7 +117,7 @@ def execute(
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
     with run.lock() if mesh.is_first else nullcontext(), Signals() as signals:
-        tracker = open_tracker(run, recipe.run.report_to, run.next_attempt()) if mesh.is_first else NullTracker()
+        tracker = begin_tracking(recipe, run) if mesh.is_first else NullTracker()
         state: State = "failed"
         code = 1
         try:
@@ -124,7 +127,11 @@ def execute(
         except SystemExit as error:
             state, code = "stopped", int(error.code or 0)
             raise
-        except TunesmithError as error:
+        except Exception as error:
+            if not isinstance(error, TunesmithError):
+                trace = run.crash(traceback.format_exc())
+                tracker.event("crash", {"message": f"{type(error).__name__}: {error}", "traceback": str(trace)})
+                raise
             state, code = STOPPED.get(error.exit_code, "failed"), error.exit_code
             tracker.event("stopped", {"diagnostic": error.diagnostic.to_json()})
             raise
@@ -133,13 +140,20 @@ def execute(
     return result
 
 
+def begin_tracking(recipe: Recipe, run: RunDir) -> Tracking:
+    return open_tracker(run, recipe.run.report_to, run.next_attempt(), recipe.model_dump(mode="json"))
+
+
 def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     run, mesh, tracker, display = around.run, around.mesh, around.tracker, around.display
     inputs = gather_inputs(recipe, mesh, display)
     for warning in input_warnings(inputs):
         display.message(warning)
         tracker.event("warning", {"message": warning})
-    if mesh.is_first and not run.run_file.exists():
+    ignore = (DATA_HASH,) if around.accept_data_change else ()
+    if mesh.is_first and run.run_file.exists():
+        check_identity(run, recipe, inputs, ignore)
+    elif mesh.is_first:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
     loop = build_loop(recipe, inputs, around)
@@ -180,6 +194,8 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
             recipe.data.train, recipe.data, tokenizer, lambda done: display.phase("preparing the data", done)
         )
         held_out = prepare(recipe.data.eval, recipe.data, tokenizer) if recipe.data.eval else None
+        for source in recipe.evaluate.data:  # faults are told before the training, not after it
+            deque(read_entries(source, Tally(recipe.data.on_bad), recipe.evaluate.limit), maxlen=0)
         return Inputs(base, tokenizer, train, held_out)
 
     return mesh.first_then_others(gather)
@@ -188,7 +204,8 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
 def input_warnings(inputs: Inputs) -> list[str]:
     """What the user should know of data and template before the model is loaded."""
     found = [str(warning) for warning in check_template(inputs.tokenizer)] if inputs.tokenizer.has_template else []
-    return [*found, *inputs.train.report.warnings]
+    held_out = () if inputs.eval is None else inputs.eval.report.warnings
+    return [*found, *inputs.train.report.warnings, *held_out]
 
 
 def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> None:
@@ -206,6 +223,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
             "ranks": mesh.world,
             "threads": torch.get_num_threads(),
+            "identity": identity(recipe, inputs),
             **describe_machine(),
         }
     )
@@ -329,9 +347,22 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     flat = {
         key: value
         for key, value in flatten(recipe.model_dump(mode="json")).items()
-        if not key.startswith(FREE_TO_CHANGE) and not key.startswith(("data.train", "data.eval", "model.path"))
+        if not key.startswith(FREE_TO_CHANGE) and key not in HASHED
     }
-    return {**flat, DATA_HASH: inputs.train.key, "base hash": base_hash(inputs.base)}
+    return {
+        **flat,
+        DATA_HASH: inputs.train.key,
+        "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
+        "source weights": [source.weight for source in recipe.data.train],
+        "base hash": base_hash(inputs.base),
+    }
+
+
+def check_identity(run: RunDir, recipe: Recipe, inputs: Inputs, ignore: tuple[str, ...]) -> None:
+    """A run goes on only as what it began as, also when it has no checkpoint yet."""
+    began = run.read_run().get("identity")
+    if began is not None:
+        check_same(without(began, ignore), without(identity(recipe, inputs), ignore))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

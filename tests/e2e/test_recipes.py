@@ -55,3 +55,16 @@ def test_recipe_trains_is_killed_resumes_evaluates_merges_and_reloads(tmp_path, 
         merged = call(tmp_path, "eval", "merged", "--data", str(test), "--metrics", "loss", "--json")
         assert merged["test"]["loss"]["value"] == pytest.approx(scores["test"]["loss"]["value"], rel=1e-4)
         assert (tmp_path / "merged" / "README.md").exists()
+
+
+def test_bad_records_are_skipped_from_plan_to_chat_when_asked(tmp_path):
+    model = tiny_model_folder(tmp_path / "model")
+    data = write_chats(tmp_path / "train.jsonl", 8)
+    data.write_text(data.read_text() + '{"messages": [{"role": "user", "content": "no answer"}]}\n')
+    settings = [f"model.path={model}", f"data.train={data}", "train.steps=1"]
+    call(tmp_path, "plan", "sft", *settings, "--json", code=4)
+    settings.append("data.on_bad=skip")
+    assert call(tmp_path, "plan", "sft", *settings, "--json")["data"]["records"] == 8
+    call(tmp_path, "train", "sft", *settings, "--yes", "--json")
+    scores = call(tmp_path, "eval", "last", "--data", str(write_chats(tmp_path / "t.jsonl", 2)), "-m", "loss", "--json")
+    assert scores["t"]["loss"]["n"] == 2

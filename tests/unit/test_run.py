@@ -1,6 +1,7 @@
 """Whole tiny runs: early stopping, fixed prompts, refused resumes, bad numbers, vanished files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,37 @@ def test_n3_numbers_that_are_not_finite_stop_the_run_with_evidence(model, tmp_pa
     evidence = json.loads((run.path / "bad_batches" / "step-1.json").read_text())
     assert evidence["records"]
     assert run.read_status().exit_code == 6
+
+
+def test_a_run_without_a_checkpoint_goes_on_only_as_what_it_began(model, tmp_path):
+    data = write_data(tmp_path / "d.jsonl")
+    run, _ = start(model, data, "train.steps=1")
+    shutil.rmtree(run.checkpoints)
+    for change in ("model.adapter.rank=4", "data.train.0.weight=0.5", "data.train_on=all"):
+        with pytest.raises(CheckpointError, match="E116"):
+            start(model, data, "train.steps=1", change, run=run)
+
+
+def test_a_damaged_cache_is_prepared_again(model, tmp_path):
+    data = write_data(tmp_path / "d.jsonl")
+    first, _ = start(model, data)
+    (tokens,) = (tmp_path / "home" / "prepared").glob("*/tokens.bin")
+    whole = tokens.read_bytes()
+    for damage in (b"", whole[:-8]):
+        tokens.write_bytes(damage)
+        again, _ = start(model, data)
+        assert losses(again) == losses(first)
+    assert tokens.read_bytes() == whole
+
+
+def test_bad_evaluation_data_is_told_before_training(model, tmp_path):
+    run = RunDir.create(tmp_path / "runs", "early")
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
+        start(model, write_data(tmp_path / "d.jsonl"), f"evaluate.data={tmp_path}/missing.jsonl", run=run)
+    assert not run.metrics_file.exists() or losses(run) == []
+
+
+def test_checkpoints_come_by_time_as_well(model, tmp_path):
+    run, _ = start(model, write_data(tmp_path / "d.jsonl"), "train.checkpoint.minutes=1e-9", "train.steps=3")
+    saved = [row["step"] for row in rows(run.events_file) if row["event"] == "checkpoint"]
+    assert saved == [1, 2, 3]

@@ -166,7 +166,10 @@ def _suggestion(key: Key, known: list[str], settings: Mapping[str, Setting]) -> 
     here, far = nearest(word, known), nearest(word, [*elsewhere, *groups])
     if here and (far is None or _likeness(word, here) + 0.1 > _likeness(word, far)):
         return dotted((*key[:-1], here))
-    return elsewhere.get(far, far) if far else None
+    if far:
+        return elsewhere.get(far, far)
+    other = nearest(word, ALIASES)  # a typo in another tool's name
+    return ALIASES[other].key if other else None
 
 
 def _likeness(one: str, other: str) -> float:

@@ -14,6 +14,8 @@ from tunesmith.data.packing import batch_of, pack
 from tunesmith.data.prepared import Prepared
 from tunesmith.types import Batch
 
+ROUNDING = 1e-9  # 1.1 - 1 is a little more than 0.1
+
 
 class OfflineSource:
     """Steps over prepared examples; the same seed, data and position give the same batches on every machine.
@@ -88,7 +90,7 @@ class OfflineSource:
         whole = int(epochs)
         steps = sum(self.steps_in(epoch) for epoch in range(whole))
         if epochs > whole:
-            steps += math.ceil((epochs - whole) * self.steps_in(whole))
+            steps += math.ceil((epochs - whole) * self.steps_in(whole) - ROUNDING)
         return steps
 
     def next_step(self) -> list[Batch]:
@@ -131,6 +133,8 @@ class OfflineSource:
 
 def rotating_share(members: np.ndarray, fraction: float, epoch: int, seed: tuple[int, int]) -> np.ndarray:
     """A `fraction` of the members, the next ones each epoch, around a fixed shuffled circle."""
+    if not len(members):
+        return members
     circle = np.random.default_rng((*seed, 2)).permutation(members)
     count = max(1, round(fraction * len(circle)))
     return np.take(circle, np.arange(epoch * count, (epoch + 1) * count), mode="wrap")

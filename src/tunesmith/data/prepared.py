@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -75,18 +76,40 @@ def prepare(
     """The examples of `sources`, from the cache when the same bytes were prepared with the same settings before."""
     key = prepare_key(sources, settings, tokenizer)
     folder = home() / "prepared" / key
-    if not (folder / "about.json").exists():
+    if not is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
         write_prepared(folder, key, sources, settings, tokenizer, progress)
     return Prepared(folder)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an earlier preparation is there with all its bytes."""
+    if not (folder / "about.json").exists():
+        return False
+    try:
+        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        sizes = {(folder / name).stat().st_size for name in ("tokens.bin", "weights.bin")}
+    except (OSError, ValueError):
+        return False
+    return sizes == {4 * int(offsets[-1])}
 
 
 def prepare_key(sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer) -> str:
     """sha256 over file bytes, shapes, template, tokenizer and every setting that changes tokens or weights."""
     shaping = settings.model_dump(mode="json", exclude={"train", "eval", "shuffle"})
-    parts = [VERSION, tokenizer.fingerprint(), shaping]
+    parts = [VERSION, code_hash(), tokenizer.fingerprint(), shaping]
     for source in sources:
         parts.append([source.model_dump(mode="json", exclude={"weight"}), fingerprint_source(source)])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash of the code between record and example, so that a changed rule never meets data prepared by the old one."""
+    total = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def write_prepared(

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
-from tunesmith.errors import BadInput, CheckpointError, Fix, Where
+from tunesmith.errors import BadInput, CheckpointError, Fix, UsageError, Where
 from tunesmith.models.adapters import load_adapter, read_adapter_config, trainable
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base, load_model
 from tunesmith.models.locate import locate
+from tunesmith.track.index import find_run
 from tunesmith.track.run_dir import RunDir, is_run
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
 
@@ -61,12 +62,21 @@ def open_model(name: str, *, which: Which = "auto", dtype: Dtype = "auto") -> Op
     return Opened(model.to(device), load_tokenizer(source.base), source)
 
 
+def named_run(name: str) -> RunDir | None:
+    """The run that a path, an id, the beginning of one, or `last` means; None when it means something else."""
+    if not is_run(Path(name).expanduser()) and ("/" in name or Path(name).exists() or name == "starter"):
+        return None
+    try:
+        return find_run(Path(name).expanduser() if is_run(Path(name).expanduser()) else name)
+    except UsageError:
+        return None
+
+
 def find_model(name: str, which: Which = "auto") -> ModelSource:
     """A run directory (or its name under runs/), a PEFT folder, a model folder, a .gguf file, `starter` or a hub id."""
-    path = Path(name).expanduser()
-    for run in (path, Path("runs") / name):
-        if is_run(run):
-            return find_weights(RunDir(run), which)
+    run = named_run(name)
+    if run is not None:
+        return find_weights(run, which)
     folder = locate(name)
     if not (folder / "config.json").is_file():
         base = read_adapter_config(folder).base_model_name_or_path

@@ -41,7 +41,10 @@ def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = 
     transformers_logging.disable_progress_bar()
     clean, _ = read_config(folder)
     read_headers(folder)
-    config = AutoConfig.for_model(**clean)
+    try:
+        config = AutoConfig.for_model(**clean)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("E080", f"config.json: {error}", where=Where(file=str(folder / "config.json"))) from error
     dtype = resolve_dtype(settings.dtype, clean)
     if settings.dtype == "auto":
         dtype = computing_type(dtype, torch.device(device).type)

@@ -17,8 +17,9 @@ from tunesmith.data.entries import Entry, read_entries
 from tunesmith.data.hub import PREFIX
 from tunesmith.data.prepared import Prepared, prepare_key
 from tunesmith.data.sources import find_files
+from tunesmith.data.survey import DROPPED
 from tunesmith.data.tables import row_group_ends
-from tunesmith.data.tally import Tally
+from tunesmith.data.tally import OnBad, Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, UsageError, Where
 from tunesmith.paths import home
@@ -90,7 +91,7 @@ def count_data(settings: DataConfig, tokenizer: Tokenizer) -> Counted:
     chosen = max(1, CHOSEN // len(settings.train))
     counts, overlong, looked_at = [], 0, 0
     for source in settings.train:
-        records, entries = spread_entries(source, chosen, settings.limit)
+        records, entries = spread_entries(source, chosen, settings.limit, settings.on_bad)
         count, long = _tokenise(records, entries, source.weight, settings, tokenizer)
         counts.append(count)
         overlong += long
@@ -135,16 +136,18 @@ def count_prepared(prepared: Prepared, weights: Sequence[float]) -> Counted:
         if len(part):
             records = round(report.records * len(part) / max(1, len(lengths)))
             counts.append(SourceCount(records, weight * len(part), part, part * share))
-    overlong = report.dropped.get("overlong", 0) / max(1, report.records)
+    overlong = report.dropped.get(DROPPED["overlong"], 0) / max(1, report.records)
     return Counted(tuple(counts), None, overlong)
 
 
-def spread_entries(source: SourceConfig, chosen: int, limit: int | None) -> tuple[int, list[Entry]]:
+def spread_entries(
+    source: SourceConfig, chosen: int, limit: int | None, on_bad: OnBad = "error"
+) -> tuple[int, list[Entry]]:
     """How many records the source holds, about, and `chosen` of them from all over it."""
     files = [] if source.path.startswith(PREFIX) else find_files(source.path)
     size = sum(path.stat().st_size * (UNPACKED if is_packed(path) else 1) for path in files)
     if files and size <= SMALL:
-        entries = list(read_entries(source, Tally("error"), limit))
+        entries = list(read_entries(source, Tally(on_bad), limit))
         return len(entries), _evenly(entries, chosen)
     if files and all(kind_of(path) == "jsonl" and not is_packed(path) for path in files):
         records, entries = _spread_lines(source, files, chosen)
@@ -199,7 +202,12 @@ def _tokenise(
     """The count of one source, and how many entries were too long."""
     lengths, scored, overlong, examples = [], [], 0, 0.0
     for entry, share in _shortened(entries):
-        outcome = encode_record(entry, tokenizer, settings)
+        try:
+            outcome = encode_record(entry, tokenizer, settings)
+        except DataError:
+            if settings.on_bad == "error":
+                raise
+            continue
         lengths += [len(example) for example in outcome.examples]
         scored += [int(np.count_nonzero(example.weights)) for example in outcome.examples]
         overlong += outcome.length > settings.max_length

@@ -56,13 +56,6 @@ def _step_size(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]
         yield Clash("a step has neither tokens nor sequences", fields, {"train.sequences_per_step": 16})
 
 
-def _microbatch(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
-    size, longest = recipe.train.microbatch_tokens, recipe.data.max_length
-    if size is not None and size < longest:
-        message = f"an example may have {longest} tokens, but a microbatch holds {size}"
-        yield Clash(message, ("train.microbatch_tokens", "data.max_length"), {"train.microbatch_tokens": longest})
-
-
 def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     train = recipe.train
     warmup = train.schedule.warmup
@@ -130,5 +123,5 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _microbatch, _length, _early_stopping, _evaluation, _adapter, _rates, _reports,
+    _step_size, _length, _early_stopping, _evaluation, _adapter, _rates, _reports,
 )  # fmt: skip

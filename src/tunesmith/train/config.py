@@ -42,7 +42,10 @@ class ScheduleConfig(Config):
 
 class CheckpointConfig(Config):
     every: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Steps between checkpoints; 0: only at the end and on signals."
+        default=0, description="Steps between checkpoints; 0: by time alone, and at the end and on signals."
+    )
+    minutes: Annotated[float, Field(ge=0)] = Field(
+        default=10.0, description="Most minutes between checkpoints; 0: never by time."
     )
     keep: Annotated[int, Field(ge=2)] = Field(
         default=2, description="How many of the newest are kept; the best is kept besides."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from tunesmith.data.packing import batch_of, pack
@@ -20,4 +22,4 @@ def evaluation_loss(model: nn.Module, prepared: Prepared, microbatch_tokens: int
         total -= (batch.weight * scores.logprobs).sum().item()
         count += batch.weight.sum().item()
     total, count = mesh.sum([total, count])
-    return total / count
+    return total / count if count else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -72,6 +73,7 @@ class Loop:
         self.parts = parts
         self.position = Position()
         self.saved_at = -1
+        self.saved_when = time.monotonic()
         self.stopped_early = False
 
     def run(self, signals: Signals) -> Position:
@@ -85,7 +87,7 @@ class Loop:
                 self.evaluate()
             if self.parts.show_samples is not None and due(self.position.step, settings.sample_every):
                 self.parts.show_samples(self.position.step)
-            if due(self.position.step, settings.checkpoint.every) or last or self.stopped_early:
+            if due(self.position.step, settings.checkpoint.every) or last or self.stopped_early or self.overdue():
                 self.save()
             self.answer(signals)
         return self.position
@@ -159,7 +161,7 @@ class Loop:
         parts.tracker.metrics(position.step, position.tokens, {"eval/loss": loss})
         stopping = parts.settings.early_stopping
         delta = stopping.min_delta if stopping is not None else 0.0
-        if position.best_loss is None or loss < position.best_loss - delta:
+        if math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss - delta):
             position.best_loss, position.best_step, position.stale = loss, position.step, 0
             if parts.settings.evaluate_every:
                 self.save(best=True)
@@ -187,6 +189,12 @@ class Loop:
     def urgency(self, signals: Signals) -> int:
         return int(self.parts.mesh.largest(float(signals.requested() or 0)))
 
+    def overdue(self) -> bool:
+        """Whether the last checkpoint is older than allowed, by the clock of any rank."""
+        minutes = self.parts.settings.checkpoint.minutes
+        late = minutes > 0 and time.monotonic() - self.saved_when >= 60 * minutes
+        return self.parts.mesh.largest(float(late)) > 0
+
     def save(self, *, best: bool = False) -> Path:
         """Commit everything a resume needs; saving the same step again only marks it."""
         parts, position = self.parts, self.position
@@ -213,7 +221,7 @@ class Loop:
         if self.saved_at != position.step:
             took = time.monotonic() - started
             parts.tracker.event("checkpoint", {"step": position.step, "seconds": took, "best": best})
-            self.saved_at = position.step
+            self.saved_at, self.saved_when = position.step, time.monotonic()
         return folder
 
     def resume(self, checkpoint: Checkpoint, ignore: tuple[str, ...] = ()) -> None:

@@ -65,14 +65,16 @@ class Optimizer:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a state; the parameters hold their restored values already."""
         for name, master in self.masters.items():
             kinds = ("step", "exp_avg", "exp_avg_sq")
             if f"{name}.step" in tensors:
                 self.torch.state[master] = {kind: tensors[f"{name}.{kind}"].to(master.device).clone() for kind in kinds}
-            if f"{name}.master" in tensors:
-                with torch.no_grad():
-                    master.copy_(tensors[f"{name}.master"])
-                    self.parameters[name].copy_(master)
+            if master is self.parameters[name]:
+                continue
+            with torch.no_grad():
+                master.copy_(tensors.get(f"{name}.master", self.parameters[name]))
+                self.parameters[name].copy_(master)
 
 
 def master_of(parameter: nn.Parameter) -> nn.Parameter:

@@ -165,7 +165,6 @@ def test_k03_an_unknown_method_offers_the_nearest(tmp_path):
         (["train.tokens_per_step=99", "train.sequences_per_step=8"], ["train.tokens_per_step", "train.seq"]),
         (["train.sequences_per_step="], ["train.tokens_per_step", "train.sequences_per_step"]),
         (["model.adapter=freeze"], ["model.adapter.first", "model.adapter.last"]),
-        (["train.microbatch_tokens=64"], ["train.microbatch_tokens", "data.max_length"]),
         (["train.schedule.warmup=100", "train.steps=50"], ["train.schedule.warmup", "train.steps"]),
         (["train.early_stopping={}"], ["train.early_stopping.patience", "data.eval"]),
         (["train.early_stopping={}", "data.eval=a"], ["train.early_stopping.patience", "train.evaluate_every"]),

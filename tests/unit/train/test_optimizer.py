@@ -95,3 +95,17 @@ def test_clip_scales_to_the_limit_and_zero_never_clips():
     assert gradients[0][0] == 4.0
     clip(gradients, norm, 1.0)
     assert abs(gradient_norm(gradients) - 1) < 1e-5
+
+
+def test_masters_follow_the_weights_when_a_state_has_none():
+    """A state written in fp32 goes on in bf16 from its weights, not from the untrained ones."""
+    model = nn.Linear(2, 1, bias=False).to(torch.bfloat16)
+    nn.init.constant_(model.weight, 0.0)
+    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig())
+    with torch.no_grad():
+        model.weight.fill_(-0.5)
+    optimizer.restore({})
+    optimizer.clear()
+    optimizer.gradients()
+    optimizer.step(0.0)
+    assert model.weight.tolist() == [[-0.5, -0.5]]
