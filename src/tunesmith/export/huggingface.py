@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -42,10 +42,10 @@ CHECKED = (
     "Name three colours.",
 )
 # Largest mean KL divergence, in nats, from the adapter's predictions to the merged model's, by (computed, written)
-# type. Rounding alone gives about a tenth of it on a model of 135M parameters.
+# type. The merge is proven in the computing type first, so the limits for a smaller written type allow for rounding.
 TOLERANCE = {
     (torch.float32, torch.float32): 1e-5,
-    (torch.float32, torch.bfloat16): 2e-3,
+    (torch.float32, torch.bfloat16): 3e-2,  # rounding alone; the merge itself is proven in fp32 before
     (torch.bfloat16, torch.bfloat16): 3e-2,
 }
 
@@ -101,16 +101,27 @@ def write_merged(found: ModelSource, stage: Path, out: Path) -> MergeReport:
     rows = check_rows(found, tokenizer)
     model = load_source(found, "float32" if computed == torch.float32 else "bfloat16")
     wanted = predictions(model, rows)
-    save_merged(model, written, stage, found.base)
+
+    def prove(merged: PreTrainedModel) -> None:
+        check_agreement(wanted, predictions(merged.eval(), rows), TOLERANCE[computed, computed], out, computed)
+
+    save_merged(model, written, stage, found.base, prove)
     del model
     again = load_base(stage, ModelConfig(path=str(stage), dtype="float32" if computed == torch.float32 else "bfloat16"))
-    difference = divergence(wanted, predictions(again.eval(), rows))
     limit = TOLERANCE[computed, written]
+    difference = check_agreement(wanted, predictions(again.eval(), rows), limit, out, written)
+    size = sum(path.stat().st_size for path in stage.glob("*.safetensors"))
+    return MergeReport(str(out), str(found.base), name_of(written), size, difference, limit, len(wanted))
+
+
+def check_agreement(wanted: Tensor, found: Tensor, limit: float, out: Path, dtype: torch.dtype) -> float:
+    """The mean divergence in nats; ModelError E156 beyond the limit."""
+    difference = divergence(wanted, found)
     if not difference <= limit:
         raise ModelError(
             "E156",
             f"the merged model does not predict what the adapter predicts: they differ by {difference:.2g} nats per "
-            f"token; rounding to {name_of(written)} explains at most {limit:g}",
+            f"token; rounding to {name_of(dtype)} explains at most {limit:g}",
             where=Where(str(out)),
             evidence=[f"{len(wanted)} predictions compared; nothing was written"],
             fixes=[
@@ -118,12 +129,13 @@ def write_merged(found: ModelSource, stage: Path, out: Path) -> MergeReport:
                 "if Tunesmith trained the adapter, report it",
             ],
         )
-    size = sum(path.stat().st_size for path in stage.glob("*.safetensors"))
-    return MergeReport(str(out), str(found.base), name_of(written), size, difference, limit, len(wanted))
+    return difference
 
 
-def save_merged(model: nn.Module, dtype: torch.dtype, stage: Path, base: Path) -> None:
-    """Merge in place and write safetensors, tokenizer, chat template and generation config."""
+def save_merged(
+    model: nn.Module, dtype: torch.dtype, stage: Path, base: Path, prove: Callable[[PreTrainedModel], None]
+) -> None:
+    """Merge in place, prove the result before it is rounded, and write it with tokenizer and generation config."""
     try:
         merged = merge(model) if isinstance(model, PeftModel) else base_model(model)
     except ValueError as error:  # what PEFT raises for its own kinds of adapter
@@ -131,6 +143,7 @@ def save_merged(model: nn.Module, dtype: torch.dtype, stage: Path, base: Path) -
     broken = [name for name, tensor in merged.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise not_finite(broken)
+    prove(merged)
     untie(merged)
     merged.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
     merged.save_pretrained(str(stage))
