@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import sys
 import traceback
 from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,12 +31,12 @@ from tunesmith.models.adapters import trainable
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import base_model
-from tunesmith.models.headers import read_headers
+from tunesmith.models.headers import base_hash
 from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.locate import locate
 from tunesmith.models.save import save_weights
 from tunesmith.models.verify import verify_scores
-from tunesmith.recipe import Recipe, to_yaml
+from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.rollout.fixed_prompts import FixedPrompts
 from tunesmith.track.hardware import describe_machine
 from tunesmith.track.outcome import FINISH
@@ -149,6 +149,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     inputs = gather_inputs(recipe, mesh, display)
     for warning in input_warnings(inputs):
         display.message(warning)
+        tracker.text(warning)
         tracker.event("warning", {"message": warning})
     ignore = (DATA_HASH,) if around.accept_data_change else ()
     if mesh.is_first and run.run_file.exists():
@@ -159,7 +160,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     loop = build_loop(recipe, inputs, around)
     resume(loop, around)
     tracker.status("running", total=loop.parts.total, phase="train")
-    loop.parts.on_step = display.step
+    loop.parts.on_step = tell_steps(around)
     position = loop.run(signals)
     tracker.status("saving", phase="save")
     finish(loop, run, inputs.base, mesh)
@@ -169,6 +170,17 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
         tracker.status("running", phase="evaluate")
         measure(loop.parts.model, recipe, inputs.tokenizer, around)
     return result
+
+
+def tell_steps(around: Context) -> Callable[[int, int, dict[str, float]], None]:
+    """Every step on the display, and as a line of `log.txt`."""
+
+    def tell(step: int, total: int, values: dict[str, float]) -> None:
+        around.display.step(step, total, values)
+        speed = values["perf/tok_s"]
+        around.tracker.text(f"step {step}/{total} loss {values['train/loss']:.4f} {speed:.0f} tokens/s")
+
+    return tell
 
 
 def measure(model: nn.Module, recipe: Recipe, tokenizer: Tokenizer, around: Context) -> None:
@@ -210,7 +222,7 @@ def input_warnings(inputs: Inputs) -> list[str]:
 
 def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> None:
     """Write the recipe, the plan, and last `run.json`: a run killed in between writes them all again."""
-    run.write_config(to_yaml(recipe))
+    run.write_config(to_yaml(with_absolute_paths(recipe)))
     if plan is not None:
         run.write_plan(plan)
     run.write_run(
@@ -372,14 +384,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def base_hash(folder: Path) -> str:
-    """Hash of the config and of every tensor's name, type and shape, and of the files' sizes."""
-    total = hashlib.sha256((folder / "config.json").read_bytes())
-    for name, about in sorted(read_headers(folder).items()):
-        total.update(f"{name} {about}\n".encode())
-    return total.hexdigest()
 
 
 def seed_everything(seed: int) -> None:

@@ -57,6 +57,8 @@ def test_a_run_learns_and_says_what_it_did(model, tmp_path):
     assert result.tokens == sum(row["train/tokens_per_step"] for row in rows(run.metrics_file))
     assert run.read_status().state == "finished"
     assert (run.path / "model" / "model.safetensors").exists()
+    assert "step 18/18" in run.log_file.read_text()
+    assert str((tmp_path / "d.jsonl").absolute()) in run.read_config()
 
 
 def test_the_same_seed_gives_the_same_losses_to_the_bit(model, tmp_path):

@@ -40,11 +40,15 @@ def preview(
 
     from tunesmith.data.preview import preview as examples_of
     from tunesmith.data.preview import to_html, to_text
+    from tunesmith.track.files import disk_error
 
     settings, tokenizer = load(recipe, overrides)
     examples = examples_of(settings, tokenizer, count)
     if html is not None:
-        html.write_text(to_html(examples), encoding="utf-8")
+        try:
+            html.write_text(to_html(examples), encoding="utf-8")
+        except OSError as error:
+            raise disk_error(error, html) from error
         console().print(f"written: {html}", markup=False)
     if as_json:
         emit_json({"examples": [asdict(example) for example in examples]})

@@ -90,7 +90,7 @@ def evaluate_model(
     """Measure a model on held-out records: losses, and its own answers."""
     from tunesmith.cli.output import answer, console, emit_json
     from tunesmith.evaluate.harness import write_rows
-    from tunesmith.track.files import finite
+    from tunesmith.track.files import disk_error, finite
 
     settings = {
         "data": [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data],
@@ -101,7 +101,10 @@ def evaluate_model(
     }
     found = measure(open_for_use(model, weights), settings, max_length)
     if answers is not None:
-        write_rows(found.rows, answers)
+        try:
+            write_rows(found.rows, answers)
+        except OSError as error:
+            raise disk_error(error, answers) from error
     for task, reasons in found.unused.items():
         for reason, count in reasons.items():
             console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)

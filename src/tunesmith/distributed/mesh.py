@@ -109,8 +109,11 @@ def buckets(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
         yield bucket
 
 
-def join_world(timeout_seconds: float = 600.0) -> Mesh:
-    """The world that the launcher (torchrun) describes in the environment, or a world of one."""
+def join_world(timeout_seconds: float = 3600.0) -> Mesh:
+    """The world that the launcher (torchrun) describes in the environment, or a world of one.
+
+    A rank waits at most `timeout_seconds` for the others; the first one prepares the data in that time.
+    """
     world = read_integer("WORLD_SIZE", 1)
     if world == 1:
         return Mesh()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, model_validator
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 from tunesmith.config import Config
 from tunesmith.configuring.reader import Key
 from tunesmith.configuring.writer import write_yaml
-from tunesmith.data.config import DataConfig
+from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.models.config import ModelConfig
 from tunesmith.objectives import OBJECTIVES, SFT
@@ -103,3 +104,27 @@ def _tagged(value: Any, tag: str, default: str | None) -> Any:
     if isinstance(value, dict) and default is not None and tag not in value:
         return {tag: default, **value}
     return value
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with files and folders named so that they are found from any working directory."""
+
+    def sources(listed: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        return tuple(source.model_copy(update={"path": absolute(source.path)}) for source in listed)
+
+    data = recipe.data.model_copy(update={"train": sources(recipe.data.train), "eval": sources(recipe.data.eval)})
+    evaluate = recipe.evaluate.model_copy(update={"data": sources(recipe.evaluate.data)})
+    places = {"path": existing(recipe.model.path)}
+    if recipe.model.adapter_path is not None:
+        places["adapter_path"] = existing(recipe.model.adapter_path)
+    model = recipe.model.model_copy(update=places)
+    return recipe.model_copy(update={"data": data, "evaluate": evaluate, "model": model})
+
+
+def absolute(path: str) -> str:
+    return path if path.startswith("hub:") else str(Path(path).expanduser().absolute())
+
+
+def existing(path: str) -> str:
+    """A local path in full; a hub id or `starter` as it is."""
+    return absolute(path) if path != "starter" and Path(path).expanduser().exists() else path
