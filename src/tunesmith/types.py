@@ -5,6 +5,7 @@ Shape legend: T tokens, N segments, K scored positions, S sequences, P pairs, G 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -13,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Role = Literal["system", "user", "assistant", "tool"]
+Kind = Literal["sequence", "pair", "feedback", "ranking", "label", "process"]  # what a record is to an objective
+Reads = Literal["logprobs", "values"]  # what an objective reads of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,92 @@ class Completion:
     line: int
 
 
+Turns = tuple[Message, ...] | str  # turns of a chat, or plain text that is rendered without a template
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt, the first preferred; `margin` is by how much, where the record says it."""
+
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
+    file: str
+    line: int
+    tools: tuple[dict[str, Any], ...] = ()
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One answer and whether it was found good."""
+
+    prompt: Turns
+    answer: Turns
+    good: bool
+    file: str
+    line: int
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Two or more answers to one prompt, best first; `scores` are their ratings (equal ones are ties)."""
+
+    prompt: Turns
+    answers: tuple[Turns, ...]
+    file: str
+    line: int
+    tools: tuple[dict[str, Any], ...] = ()
+    scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text or a chat with its class (a name) or its value (a number)."""
+
+    text: Turns
+    label: str | float
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """An answer in steps, each judged: 1 right, 0 wrong, or a share between."""
+
+    prompt: Turns
+    steps: tuple[str, ...]
+    labels: tuple[float, ...]
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the records are to the objective and what it reads of the model; decides how they are tokenised."""
+
+    kind: Kind = "sequence"
+    reads: Reads = "logprobs"
+    classes: tuple[str, ...] = ()  # names of the classes, of kind `label`; empty: the label is a number
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenised sequence; `weights[i]` is the loss weight of predicting `tokens[i]`, so `weights[0]` is 0."""
+    """One tokenised record: a plain sequence, or a prompt and the answers that each continue it.
+
+    `weights[i]` is the loss weight of predicting `tokens[i]` (so `weights[0]` is 0), or with Task.reads == "values" of
+    the value read at `tokens[i]`. `cuts` are the places where the answers begin: `cuts == (p, q)` is the prompt
+    `[0, p)` with the answers `[p, q)` and `[q, T)`; empty for a plain sequence.
+    """
 
     tokens: np.ndarray  # int32 (T,)
     weights: np.ndarray  # float32 (T,)
     file: str
     line: int
+    cuts: tuple[int, ...] = ()
+    labels: tuple[float, ...] = ()  # one per answer: rating, class, or good (1) and bad (0)
+    chained: bool = False  # each answer continues the one before it, as the steps of a process do
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -85,9 +166,12 @@ class Batch:
     target: Int[Tensor, " K"]  # ... this token
     weight: Float[Tensor, " K"]  # its weight in the loss
     sequence: Int[Tensor, " K"]  # which sequence the scored token belongs to
+    group: Int[Tensor, " S"]  # which example each sequence belongs to, counted from 0; the best answer stands first
+    labels: Float[Tensor, " S"]  # what the records say of each sequence; 0 where they say nothing
     streams: dict[str, Float[Tensor, " K"]] = field(default_factory=dict)
-    labels: Float[Tensor, " S"] | None = None
-    records: tuple[str, ...] = ()  # `file:line` of each sequence, for error messages
+    records: tuple[str, ...] = ()  # `file:line` of each example, for error messages
+    examples: tuple[int, ...] = ()  # index of each example in the prepared data
+    mismatched: Batch | None = None  # the prompts with answers to other prompts (KTO's z0), never trained
 
     def to(self, device: Any) -> Batch:
         def moved(tensor: Tensor) -> Tensor:
@@ -101,18 +185,27 @@ class Batch:
             target=moved(self.target),
             weight=moved(self.weight),
             sequence=moved(self.sequence),
+            group=moved(self.group),
+            labels=moved(self.labels),
             streams={name: moved(stream) for name, stream in self.streams.items()},
-            labels=None if self.labels is None else moved(self.labels),
             records=self.records,
+            examples=self.examples,
+            mismatched=None if self.mismatched is None else self.mismatched.to(device),
         )
+
+    @property
+    def groups(self) -> int:
+        """How many examples the batch holds."""
+        return int(self.group[-1]) + 1 if len(self.group) else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the model says of the scored tokens of a batch."""
 
-    logprobs: Float[Tensor, " K"]  # fp32 log-probability of each target
+    logprobs: Float[Tensor, " K"]  # fp32 log-probability of each target; empty when values were read
     correct: Float[Tensor, " K"]  # 1 where the target is the most likely token, no gradient
+    values: Float[Tensor, "K C"] | None = None  # fp32 outputs of a reward or classification head
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +214,14 @@ class Loss:
 
     sum: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a loss may know beyond its microbatch; all of it is without gradient."""
+
+    rows: Float[Tensor, "R C"] | None = None  # Objective.glance of every microbatch and rank of the step
+    memory: Mapping[str, float] = field(default_factory=dict)  # what Objective.remember kept of earlier steps
 
 
 class BatchSource(Protocol):

@@ -11,7 +11,7 @@ from tunesmith.types import Batch, Scores
 def batch(weight: list[float]) -> Batch:
     index = torch.zeros(len(weight), dtype=torch.long)
     segments = torch.tensor([[0, len(weight), -1]])
-    return Batch(index, index, segments, index, index, torch.tensor(weight), index)
+    return Batch(index, index, segments, index, index, torch.tensor(weight), index, index, torch.zeros(len(weight)))
 
 
 def test_sft_is_the_weighted_sum_of_negative_log_probabilities():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from tunesmith.types import Batch, Example
+from tunesmith.types import Batch, Example, Reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,46 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return sorted(sorted(contents) for contents in bins)
 
 
-def batch_of(examples: Sequence[Example]) -> Batch:
-    """One microbatch of separate sequences."""
-    nodes = [Node(example.tokens, example.weights) for example in examples]
-    return assemble(nodes, tuple(f"{example.file}:{example.line}" for example in examples))
+def batch_of(examples: Sequence[Example], reads: Reads = "logprobs", indices: Sequence[int] = ()) -> Batch:
+    """One microbatch; the answers of an example hang from its prompt. `indices` are their places in the prepared data."""
+    nodes: list[Node] = []
+    groups: list[int] = []
+    labels: list[float] = []
+    for index, example in enumerate(examples):
+        added = list(nodes_of(example, len(nodes), len(groups)))
+        nodes += added
+        answers = sum(node.sequence is not None for node in added)
+        groups += [index] * answers
+        labels += example.labels or (0.0,) * answers
+    records = tuple(f"{example.file}:{example.line}" for example in examples)
+    batch = assemble(nodes, records, reads)
+    return replace(
+        batch,
+        group=torch.tensor(groups, dtype=torch.int64),
+        labels=torch.tensor(labels, dtype=torch.float32),
+        examples=tuple(indices),
+    )
 
 
-def assemble(nodes: Sequence[Node], records: tuple[str, ...] = ()) -> Batch:
+def nodes_of(example: Example, first: int, sequence: int) -> Iterator[Node]:
+    """The segments of one example, which become the nodes from `first` on; answers are sequences from `sequence` on."""
+    if not example.cuts:
+        yield Node(example.tokens, example.weights, sequence=sequence)
+        return
+    ends = (*example.cuts[1:], len(example))
+    yield Node(example.tokens[: example.cuts[0]], example.weights[: example.cuts[0]])
+    for number, (start, end) in enumerate(zip(example.cuts, ends, strict=True)):
+        parent = first + number if example.chained else first
+        yield Node(example.tokens[start:end], example.weights[start:end], parent, sequence + number)
+
+
+def assemble(nodes: Sequence[Node], records: tuple[str, ...] = (), reads: Reads = "logprobs") -> Batch:
     """Lay the nodes end to end. Tokens that no loss reads at the end of a leaf are left out of the computation.
 
     A child's first token is predicted by its parent's last token; a root's first token is never scored.
     """
     parents = {node.parent for node in nodes}
+    own = 1 if reads == "values" else 0  # a value is read at the token itself, a prediction at the one before
     ends: list[int] = []
     depths: list[int] = []
     columns: dict[str, list[np.ndarray]] = {
@@ -63,14 +91,15 @@ def assemble(nodes: Sequence[Node], records: tuple[str, ...] = ()) -> Batch:
     for index, node in enumerate(nodes):
         assert node.parent < index, "a parent stands before its children"
         scored = np.flatnonzero(node.weights)
-        if node.parent < 0:
+        if node.parent < 0 and not own:
             assert node.weights[0] == 0, "the first token of a sequence has nothing that predicts it"
-        keep = len(node.tokens) if index in parents else max(1, int(scored[-1]) if len(scored) else 1)
+        keep = len(node.tokens) if index in parents else max(1, int(scored[-1]) + own if len(scored) else 1)
         before = -1 if node.parent < 0 else ends[node.parent] - 1
         depth = 0 if node.parent < 0 else depths[node.parent]
+        query = start + scored if own else np.where(scored == 0, before, start + scored - 1)
         columns["tokens"].append(node.tokens[:keep])
         columns["positions"].append(np.arange(depth, depth + keep))
-        columns["query"].append(np.where(scored == 0, before, start + scored - 1))
+        columns["query"].append(query)
         columns["target"].append(node.tokens[scored])
         columns["weight"].append(node.weights[scored])
         columns["sequence"].append(np.full(len(scored), index if node.sequence is None else node.sequence))
@@ -86,6 +115,8 @@ def assemble(nodes: Sequence[Node], records: tuple[str, ...] = ()) -> Batch:
         target=joined(columns["target"]),
         weight=torch.from_numpy(np.concatenate(columns["weight"]).astype(np.float32)),
         sequence=joined(columns["sequence"]),
+        group=torch.arange(len(nodes)),
+        labels=torch.zeros(len(nodes)),
         records=records,
     )
 

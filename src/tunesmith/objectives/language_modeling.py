@@ -4,8 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tunesmith.objectives.base import Objective
-from tunesmith.types import Batch, Loss, Scores
+from tunesmith.objectives.base import NOTHING, Objective
+from tunesmith.types import Batch, Context, Loss, Scores
 
 
 class SFT(Objective):
@@ -16,7 +16,7 @@ class SFT(Objective):
     metric_names: ClassVar = ("accuracy",)
     paper: ClassVar[str] = "arXiv:2203.02155"
 
-    def __call__(self, policy: Scores, batch: Batch) -> Loss:
+    def __call__(self, policy: Scores, batch: Batch, context: Context = NOTHING) -> Loss:
         loss = -(batch.weight * policy.logprobs).sum()
         metrics = {"accuracy": (batch.weight * policy.correct).sum()}
         return Loss(loss, metrics)
