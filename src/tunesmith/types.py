@@ -154,6 +154,15 @@ class Example:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def imitated(self) -> tuple[bool, ...]:
+        """Which sequences a likelihood loss learns to say: a plain one, the best of several answers, a good answer."""
+        if not self.cuts or self.chained:
+            return (True,) * max(1, len(self.cuts))
+        if len(self.cuts) == 1:
+            return (self.labels != (0.0,),)
+        return (True, *(False for _ in self.cuts[1:]))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -171,6 +180,7 @@ class Batch:
     streams: dict[str, Float[Tensor, " K"]] = field(default_factory=dict)
     records: tuple[str, ...] = ()  # `file:line` of each example, for error messages
     examples: tuple[int, ...] = ()  # index of each example in the prepared data
+    imitated: Float[Tensor, " S"] | None = None  # 1 where a likelihood loss learns to say it; None: everywhere
     mismatched: Batch | None = None  # the prompts with answers to other prompts (KTO's z0), never trained
 
     def to(self, device: Any) -> Batch:
@@ -190,6 +200,7 @@ class Batch:
             streams={name: moved(stream) for name, stream in self.streams.items()},
             records=self.records,
             examples=self.examples,
+            imitated=None if self.imitated is None else moved(self.imitated),
             mismatched=None if self.mismatched is None else self.mismatched.to(device),
         )
 

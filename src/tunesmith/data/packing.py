@@ -42,7 +42,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def batch_of(examples: Sequence[Example], reads: Reads = "logprobs", indices: Sequence[int] = ()) -> Batch:
-    """One microbatch; the answers of an example hang from its prompt. `indices` are their places in the prepared data."""
+    """One microbatch; answers of an example hang from its prompt. `indices` are their places in the prepared data."""
     nodes: list[Node] = []
     groups: list[int] = []
     labels: list[float] = []
@@ -59,6 +59,7 @@ def batch_of(examples: Sequence[Example], reads: Reads = "logprobs", indices: Se
         group=torch.tensor(groups, dtype=torch.int64),
         labels=torch.tensor(labels, dtype=torch.float32),
         examples=tuple(indices),
+        imitated=torch.tensor([float(one) for example in examples for one in example.imitated]),
     )
 
 

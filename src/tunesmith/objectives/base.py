@@ -20,13 +20,18 @@ class Objective(Config):
     coefficient: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="Factor of this loss in a list of objectives."
     )
-    unit: ClassVar[Literal["token", "sequence", "pair"]]
+    unit: ClassVar[Literal["token", "sequence", "pair", "ranking"]]
     kind: ClassVar[Kind] = "sequence"  # the records it learns from
     reads: ClassVar[Reads] = "logprobs"
     needs: ClassVar[frozenset[str]] = frozenset()  # streams it reads
     metric_names: ClassVar[tuple[str, ...]] = ()  # keys of Loss.metrics, the same in every batch
     paper: ClassVar[str]
     looks_ahead: ClassVar[bool] = False  # whether its loss needs `glance` over the whole step first
+
+    @property
+    def title(self) -> str:
+        """The word by which a recipe names it."""
+        return type(self).model_fields["name"].default
 
     def __call__(self, policy: Scores, batch: Batch, context: Context = NOTHING) -> Loss:
         raise NotImplementedError
@@ -42,8 +47,15 @@ class Objective(Config):
         """
         return torch.zeros(0, 1)
 
+    def report(self, means: Mapping[str, float]) -> dict[str, float]:
+        """The metrics as they are shown, of the sums of a whole step divided by its count.
+
+        What is a mean over a part of the units (the good answers) is put right here; without such units it is left out.
+        """
+        return dict(means)
+
     def remember(self, memory: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
-        """The memory after a step with these global metrics; saved in checkpoints."""
+        """The memory after a step with these reported metrics; saved in checkpoints, shared by all objectives."""
         return dict(memory)
 
     def start_loss(self) -> float | None:
@@ -52,8 +64,9 @@ class Objective(Config):
 
 
 def sequence_sums(values_K: Float[Tensor, " K"], batch: Batch) -> Float[Tensor, " S"]:
-    """Sum of a figure of scored tokens over each sequence."""
-    return torch.zeros(len(batch.group), device=values_K.device).index_add(0, batch.sequence, values_K.float())
+    """Sum of a figure of scored tokens over each sequence, in fp32 or wider."""
+    wide_K = values_K.to(torch.promote_types(values_K.dtype, torch.float32))
+    return wide_K.new_zeros(len(batch.group)).index_add(0, batch.sequence, wide_K)
 
 
 def sequence_lengths(batch: Batch) -> Float[Tensor, " S"]:
