@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -40,6 +41,14 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to make: the index of the prompt that it continues, and the name that seeds its draws."""
+
+    prompt: int
+    name: tuple[int, ...]
+
+
 def generate(
     model: nn.Module,
     tokenizer: Tokenizer,
@@ -54,20 +63,42 @@ def generate(
     Prompt i draws from its own generator, seeded by (seed, i), so its answer does not depend on its neighbours.
     `on_progress` hears (finished prompts, all prompts). ModelError E150: a prompt is empty or fills the context.
     """
+    requests = [Request(index, (index,)) for index in range(len(prompts))]
+    found: dict[int, Generated] = {}
+    for place, answer in complete(model, tokenizer, prompts, requests, sampling, batch_size):
+        found[place] = answer
+        if on_progress is not None:
+            on_progress(len(found), len(prompts))
+    return [found[index] for index in range(len(prompts))]
+
+
+def complete(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[Request],
+    sampling: Sampling,
+    batch_size: int = 32,
+) -> Iterator[tuple[int, Generated]]:
+    """The place of each request and its answer, as answers end; the longest prompts come first.
+
+    A prompt that several requests of a batch continue is computed once for all of them.
+    """
     check_prompts(model, prompts)
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    answers: dict[int, list[int]] = {index: [] for index in order}
-    done = 0
+
+    def longest_first(place: int) -> tuple[int, int]:
+        return -len(prompts[requests[place].prompt]), requests[place].prompt
+
+    order = sorted(range(len(requests)), key=longest_first)
     with decoding(model) as view:
         stops = stop_ids(base_model(view), tokenizer)
         for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            for row, token, ends in steps(view, [prompts[index] for index in chosen], chosen, sampling, stops):
-                answers[chosen[row]].append(token)
-                done += ends
-                if ends and on_progress is not None:
-                    on_progress(done, len(prompts))
-    return [finish(tokenizer, answers[index], stops) for index in range(len(prompts))]
+            places = order[start : start + batch_size]
+            tokens: list[list[int]] = [[] for _ in places]
+            for row, token, ends in steps(view, prompts, [requests[place] for place in places], sampling, stops):
+                tokens[row].append(token)
+                if ends:
+                    yield places[row], finish(tokenizer, tokens[row], stops)
 
 
 def stream(model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
@@ -75,7 +106,7 @@ def stream(model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampli
     check_prompts(model, [prompt])
     with decoding(model) as view:
         stops = stop_ids(base_model(view), tokenizer)
-        tokens = (token for _, token, _ in steps(view, [prompt], [0], sampling, stops))
+        tokens = (token for _, token, _ in steps(view, [prompt], [Request(0, (0,))], sampling, stops))
         yield from detokenise(tokenizer, (token for token in tokens if token not in stops))
 
 
@@ -127,24 +158,33 @@ def check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
 
 @torch.no_grad()
 def steps(
-    model: nn.Module, prompts: Sequence[Sequence[int]], names: Sequence[int], sampling: Sampling, stops: frozenset[int]
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[Request],
+    sampling: Sampling,
+    stops: frozenset[int],
 ) -> Iterator[tuple[int, int, bool]]:
-    """Decode one batch: yields (row, token, whether the row ends here) in step order; `names` seed the rows' draws."""
+    """Decode one batch: yields (row, token, whether the row ends here) in step order; row i answers request i."""
     base = base_model(model)
     context = context_length(model)
-    room = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
-    draws = uniform_draws(names, room, sampling)
-    tokens, mask, positions = left_pad(prompts, max(room), base.device)
+    chosen = list(dict.fromkeys(request.prompt for request in requests))  # each prompt once
+    owner = torch.tensor([chosen.index(request.prompt) for request in requests], device=base.device)
+    room = [min(sampling.max_new_tokens, context - len(prompts[request.prompt])) for request in requests]
+    draws = uniform_draws([request.name for request in requests], room, sampling)
+    tokens, mask, positions = left_pad([prompts[index] for index in chosen], max(room), base.device)
     width = tokens.shape[1]
     cache = cache_for(base, width + max(room))
-    rows = list(range(len(prompts)))  # the prompt that each row of the cache belongs to
-    ended = [False] * len(prompts)
+    logits = forward(base, cache, tokens, positions, None if mask is None else mask[:, :width])
+    check_finite(logits)
+    if len(chosen) < len(requests):
+        cache.batch_select_indices(owner)
+        logits, positions = logits[owner], positions[owner]
+        mask = None if mask is None else mask[owner]
+    rows = list(range(len(requests)))  # the request that each row of the cache belongs to
+    ended = [False] * len(requests)
     for step in range(max(room)):
-        logits = forward(base, cache, tokens, positions, None if mask is None else mask[:, : width + step])
-        if step == 0:
-            check_finite(logits)
-        chosen = choose(logits, sampling, None if draws is None else draws[rows, step])
-        for row, token in zip(rows, chosen.tolist(), strict=True):
+        picked = choose(logits, sampling, None if draws is None else draws[rows, step])
+        for row, token in zip(rows, picked.tolist(), strict=True):
             if not ended[row]:
                 ended[row] = token in stops or step + 1 == room[row]
                 yield row, token, ended[row]
@@ -155,10 +195,11 @@ def steps(
         if len(live) <= COMPACT_AT * len(rows):
             keep = torch.tensor(live, device=base.device)
             cache.batch_select_indices(keep)
-            chosen, positions = chosen[keep], positions[keep]
+            picked, positions = picked[keep], positions[keep]
             mask = None if mask is None else mask[keep]
             rows = [rows[at] for at in live]
-        tokens = chosen[:, None]
+        seen = None if mask is None else mask[:, : width + step + 1]
+        logits = forward(base, cache, picked[:, None], positions, seen)
 
 
 def forward(
@@ -191,13 +232,16 @@ def left_pad(
     return tokens.to(device), mask.to(device) if padded else None, positions.to(device)
 
 
-def uniform_draws(names: Sequence[int], room: Sequence[int], sampling: Sampling) -> Float[Tensor, "B R"] | None:
+def uniform_draws(
+    names: Sequence[tuple[int, ...]], room: Sequence[int], sampling: Sampling
+) -> Float[Tensor, "B R"] | None:
     """One uniform number per row and step, from a generator per row; None for greedy decoding."""
     if sampling.temperature == 0:
         return None
     rows = []
     for name in names:
-        generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + name) % 2**63)
+        seed = np.random.SeedSequence([sampling.seed, *name]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(seed) % 2**63)
         rows.append(torch.rand(max(room), generator=generator, dtype=torch.float64))
     return torch.stack(rows)
 

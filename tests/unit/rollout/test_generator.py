@@ -11,7 +11,17 @@ from tunesmith.models import attention, processor
 from tunesmith.models.adapters import attach
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
-from tunesmith.rollout.generator import Sampling, choose, detokenise, generate, nucleus, stream
+from tunesmith.rollout.generator import (
+    Request,
+    Sampling,
+    choose,
+    complete,
+    detokenise,
+    generate,
+    nucleus,
+    stream,
+    uniform_draws,
+)
 
 PROMPTS = [[5, 9, 200], [17], list(range(20, 44)), [300, 301, 4, 8, 90, 3], [120] * 11]
 SLIDING = {"gemma2": {"sliding_window": 8, "head_dim": 16}, "gemma3_text": {"sliding_window": 8, "head_dim": 16}}
@@ -55,6 +65,41 @@ def test_a_batch_equals_single_prompts(tmp_path: Path) -> None:
         apart = generate(model, tokenizer, PROMPTS, sampling, batch_size=1)
         assert together == apart
     assert generate(model, tokenizer, PROMPTS, Sampling(16, temperature=0.8, seed=4)) != together
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text"])
+def test_answers_to_one_prompt_share_it_and_equal_separate_ones(tmp_path: Path, architecture: str) -> None:
+    model, tokenizer = load(tmp_path, architecture)
+    sampling = Sampling(16, temperature=0.9, top_p=0.95, seed=5)
+    shared = [Request(index, (index, k)) for index in range(len(PROMPTS)) for k in range(3)]
+    alone = [Request(place, request.name) for place, request in enumerate(shared)]
+    repeated = [prompt for prompt in PROMPTS for _ in range(3)]
+    for batch_size in (1, 4, 15):
+        together = dict(complete(model, tokenizer, PROMPTS, shared, sampling, batch_size))
+        assert together == dict(complete(model, tokenizer, repeated, alone, sampling, 5))
+    assert len({together[place].tokens for place in range(3)}) == 3
+
+
+def test_a_prompt_is_computed_once_for_all_its_answers(tmp_path: Path) -> None:
+    model, tokenizer = load(tmp_path)
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _module, given, _out: seen.append(given[0].numel()))
+    requests = [Request(1, (0, k)) for k in range(6)] + [Request(2, (1, k)) for k in range(2)]
+    list(complete(model, tokenizer, PROMPTS, requests, Sampling(3, temperature=1.0), 8))
+    assert seen[0] == 2 * len(PROMPTS[2])  # two prompts, the shorter one padded
+    assert seen[1] <= 8
+
+
+def test_draws_depend_on_seed_and_name_alone() -> None:
+    first = uniform_draws([(0, 1), (1, 0)], [3, 9], Sampling(9, temperature=1.0, seed=2))
+    again = uniform_draws([(1, 0)], [5], Sampling(9, temperature=1.0, seed=2))
+    other = uniform_draws([(1, 0)], [5], Sampling(9, temperature=1.0, seed=3))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert torch.equal(first[1, :5], again[0])
+    assert not torch.equal(first[0, :5], again[0])
+    assert not torch.equal(other, again)
 
 
 def test_every_stop_token_ends_an_answer_and_is_its_last_token(tmp_path: Path) -> None:
