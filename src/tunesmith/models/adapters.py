@@ -17,9 +17,12 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where, nearest
 from tunesmith.models.config import Adapter, FreezeConfig, FullConfig, LoraConfig
+from tunesmith.models.heads import head_modules
 from tunesmith.models.lora import FastLoraLinear
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
+
+VOCABULARY_HEAD = ".lm_head.weight"
 
 
 def attach(model: PreTrainedModel, adapter: Adapter) -> nn.Module:
@@ -34,16 +37,20 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> nn.Module:
 def attach_lora(model: PreTrainedModel, settings: LoraConfig) -> PeftModel:
     targets = "all-linear" if settings.targets == ("all",) else list(settings.targets)
     check_targets(model, settings.targets)
+    head = [name.rsplit(".", 1)[-1] for name in head_modules(model)]
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
         target_modules=targets,
         use_rslora=settings.rslora,
-        modules_to_save=list(settings.modules_to_save) or None,
-        task_type="CAUSAL_LM",
+        modules_to_save=[*settings.modules_to_save, *head] or None,
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
     )
-    return wrap(model, config, settings.dtype)
+    wrapped = wrap(model, config, settings.dtype)
+    if head:  # PEFT has added the usual names of heads; keep those that are there
+        config.modules_to_save = [*settings.modules_to_save, *head]
+    return wrapped
 
 
 def wrap(model: PreTrainedModel, config: peft.LoraConfig, dtype: str = "float32") -> PeftModel:
@@ -75,12 +82,14 @@ def check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
 
 def freeze(model: PreTrainedModel, settings: FreezeConfig) -> PreTrainedModel:
     """Train the first and last layers asked for and the parameters named; everything else stays as it is."""
+    head = tuple(f"{name}." for name in head_modules(model))
     depth = 1 + max(int(match[1]) for name, _ in model.named_parameters() if (match := LAYER.search(name)))
     for name, parameter in model.named_parameters():
         match = LAYER.search(name)
         layer = int(match[1]) if match else None
         by_depth = layer is not None and (layer < settings.first or layer >= depth - settings.last)
-        parameter.requires_grad_(by_depth or any(part in name for part in settings.names))
+        named = any(part in name for part in settings.names)
+        parameter.requires_grad_(by_depth or named or name.startswith(head or "\0"))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             "E091",
@@ -106,11 +115,15 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Attach a PEFT LoRA folder, trainable; every key of the file must find its place and the other way round."""
     config = read_adapter_config(folder)
+    fresh = add_head(config, model)
     base, config.base_model_name_or_path = config.base_model_name_or_path, None
     wrapped = wrap(model, config)
     config.base_model_name_or_path = base
     tensors = read_adapter_tensors(folder)
     expected = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    if fresh:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(VOCABULARY_HEAD)}
+        tensors = kept | {name: tensor for name, tensor in expected.items() if fresh & set(name.split("."))}
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     shapes = [
         f"{name}: file {tuple(tensors[name].shape)}, model {tuple(expected[name].shape)}"
@@ -132,6 +145,16 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         )
     peft.set_peft_model_state_dict(wrapped, tensors)
     return wrapped
+
+
+def add_head(config: peft.LoraConfig, model: PreTrainedModel) -> set[str]:
+    """Give a language model's adapter the model's new head to train; returns the head's modules, if it is new to it."""
+    head = {name.rsplit(".", 1)[-1] for name in head_modules(model)}
+    if not head or config.task_type == "SEQ_CLS":
+        return set()
+    config.task_type = "SEQ_CLS"
+    config.modules_to_save = [*(name for name in config.modules_to_save or () if name != "lm_head"), *sorted(head)]
+    return head
 
 
 def read_adapter_config(folder: Path) -> peft.LoraConfig:

@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.models.encoder import encoder_values
 from tunesmith.models.forest import Forest
 from tunesmith.models.head import token_logprobs
-from tunesmith.types import Batch, Scores
+from tunesmith.models.heads import has_head, is_encoder
+from tunesmith.types import Batch, Reads, Scores
 
 
 def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | None = None) -> Scores:
@@ -27,7 +29,8 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
 
 
 def hidden_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "T D"]:
-    decoder = base_model(model).get_decoder()
+    base = base_model(model)
+    decoder = base.base_model if has_head(base) else base.get_decoder()
     tokens = batch.tokens[None] if embeddings is None else None
     out = decoder(
         input_ids=tokens,
@@ -57,6 +60,35 @@ def active_module(module: nn.Module) -> nn.Module:
 
 def logit_softcap(model: PreTrainedModel) -> float | None:
     return model.config.to_dict().get("final_logit_softcapping")
+
+
+def read(model: nn.Module, batch: Batch, reads: Reads, embeddings: Float[Tensor, "T D"] | None = None) -> Scores:
+    """What an objective reads of the model: log-probabilities of the targets, or the values of its head."""
+    return score(model, batch, embeddings) if reads == "logprobs" else read_values(model, batch, embeddings)
+
+
+def read_values(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | None = None) -> Scores:
+    """Values (K, C) in fp32 of the model's head; an encoder's are those of each scored token's whole sequence."""
+    base = base_model(model)
+    if is_encoder(base.config):
+        assert embeddings is None, "an encoder's embeddings are not disturbed"
+        values = encoder_values(base, batch)
+    else:
+        rows = hidden_states(model, batch, embeddings).index_select(0, batch.query)
+        values = base.get_submodule("score")(rows)
+    nothing = values.new_zeros(0)
+    return Scores(nothing, nothing, values.float())
+
+
+@torch.no_grad()
+def read_only(model: nn.Module, batch: Batch, reads: Reads) -> Scores:
+    """`read` without gradients, in evaluation mode; the mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        return read(model, batch, reads)
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()

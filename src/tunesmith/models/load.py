@@ -8,37 +8,58 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.models import attention
+from tunesmith.models import attention, encoder
 from tunesmith.models.adapters import attach, load_adapter
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.fused import fuse
 from tunesmith.models.headers import read_headers
+from tunesmith.models.heads import (
+    head_modules,
+    is_classifier,
+    is_encoder,
+    prepare_config,
+    refuse_head,
+    set_up_head,
+    stored_outputs,
+)
 from tunesmith.models.locate import locate
 from tunesmith.models.processor import computing_type
 from tunesmith.models.safety import read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROVEN = frozenset(
-    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2"]
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", *encoder.RAGGED_TYPES]
 )  # ragged scores tested equal to transformers' padded ones
 
 
-def load_model(folder: Path, settings: ModelConfig, device: torch.device | str = "cpu") -> nn.Module:
-    """The model ready to train: base weights, attention, and the adapter attached."""
-    base = load_base(folder, settings, device)
+def load_model(folder: Path, settings: ModelConfig, device: torch.device | str = "cpu", outputs: int = 0) -> nn.Module:
+    """The model ready to train: base weights, attention, and the adapter attached.
+
+    With `outputs` 0 a language model; else a sequence classifier that gives so many values where they are read.
+    """
+    base = load_base(folder, settings, device, outputs)
     if settings.adapter_path is not None:
         return load_adapter(base, locate(settings.adapter_path)).to(device)
     return attach(base, settings.adapter).to(device)
 
 
-def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """Safetensors only; remote code off; missing, unknown or mis-shaped tensors are errors, never random weights."""
-    attention.register()
-    transformers_logging.disable_progress_bar()
+def load_base(
+    folder: Path, settings: ModelConfig, device: torch.device | str = "cpu", outputs: int = 0
+) -> PreTrainedModel:
+    """Safetensors only; remote code off; missing, unknown or mis-shaped tensors are errors, never random weights.
+
+    Only a head that the checkpoint lacks is new; the vocabulary projection is not kept beside it.
+    """
     clean, _ = read_config(folder)
     read_headers(folder)
     try:
@@ -48,12 +69,36 @@ def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = 
     dtype = resolve_dtype(settings.dtype, clean)
     if settings.dtype == "auto":
         dtype = computing_type(dtype, torch.device(device).type)
+    if outputs:
+        prepare_config(config, folder, outputs)
+    else:
+        refuse_head(config, folder)
+    model, report = read_model(folder, config, dtype, settings)
+    new = new_head(model, report) if outputs and not stored_outputs(clean) else set()
+    check_loading(report, folder)
+    if outputs:
+        set_up_head(model, new, folder)
+    else:
+        add_generation_config(model, folder)
+    return fuse(model).requires_grad_(False).to(torch.device(device))  # pyright: ignore[reportArgumentType]
+
+
+def read_model(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, settings: ModelConfig
+) -> tuple[PreTrainedModel, dict]:
+    """The module that the config describes, and transformers' report on its tensors."""
+    attention.register()
+    encoder.register()
+    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what is missing or unknown is told by `check_loading`
+    factory = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = factory.from_pretrained(
             str(folder),
             config=config,
             dtype=dtype,
-            attn_implementation=attention.DENSE if settings.attention == "dense" else attention.RAGGED,
+            attn_implementation=choose_attention(config, settings),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -61,11 +106,27 @@ def load_base(folder: Path, settings: ModelConfig, device: torch.device | str = 
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError("E080", f"the model cannot be loaded: {error}", where=Where(file=str(folder))) from error
+    finally:
+        transformers_logging.set_verbosity(level)
     assert isinstance(loaded, tuple)
-    model, report = loaded
-    check_loading(report, folder)
-    add_generation_config(model, folder)
-    return fuse(model).requires_grad_(False).to(torch.device(device))  # pyright: ignore[reportArgumentType]
+    return loaded
+
+
+def choose_attention(config: PreTrainedConfig, settings: ModelConfig) -> str | None:
+    """Our own attention; transformers' own for encoders that do not hand it what it needs."""
+    if is_encoder(config):
+        return encoder.choose_attention(config.model_type, settings.attention)
+    return attention.DENSE if settings.attention == "dense" else attention.RAGGED
+
+
+def new_head(model: PreTrainedModel, report: dict) -> set[str]:
+    """Take the tensors of the new head, and those of the head it replaces, off the report; returns the new names."""
+    new = {name for name in report["missing_keys"] if name.startswith(head_modules(model))}
+    backbone = {model.base_model_prefix, *(name for name, _ in model.base_model.named_children())}
+    old = {name for name in report["unexpected_keys"] if name.partition(".")[0] not in backbone}
+    report["missing_keys"] = set(report["missing_keys"]) - new
+    report["unexpected_keys"] = set(report["unexpected_keys"]) - old
+    return new
 
 
 def resolve_dtype(wanted: str, config: dict) -> torch.dtype:
