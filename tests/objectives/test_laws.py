@@ -1,98 +1,197 @@
-"""Laws that every objective of the registry obeys: splitting, packing, silence and extremes."""
+"""Laws that every objective of the registry obeys: splitting, order, sharing, silence and extremes."""
 
 import math
 import re
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from tests.unit.models.architectures import VOCABULARY, build
+from tests.objectives.given import CLASSES, Stepped, batch, given, silent, step
 
-from tunesmith.data.packing import Node, assemble
-from tunesmith.distributed.mesh import Mesh
-from tunesmith.models.adapters import trainable
-from tunesmith.objectives import OBJECTIVES
-from tunesmith.train.config import OptimizerConfig
-from tunesmith.train.optimizer import Optimizer
-from tunesmith.train.step import compute_step
-from tunesmith.types import Batch, Scores
+from tunesmith.objectives import OBJECTIVES, Objective
+from tunesmith.types import Batch, Context, Kind, Scores
 
+WITH_OPTIONS: tuple[Objective, ...] = ()  # objectives whose options choose another equation
+EVERY: list[tuple[Objective, Kind]] = [(one, one.kind) for one in (*(kind() for kind in OBJECTIVES), *WITH_OPTIONS)]
+EVERY += [(OBJECTIVES[0](), kind) for kind in ("pair", "feedback", "ranking")]  # likelihood beside another loss
+MEMORY = {"bco/shift": 0.3, "bco_unpaired/shift": -0.2}
 every_objective = pytest.mark.parametrize(
-    "objective", [kind() for kind in OBJECTIVES], ids=lambda one: type(one).__name__
+    ("objective", "kind"), EVERY, ids=[f"{one!r}-{kind}".replace(" ", ",") for one, kind in EVERY]
 )
 
 
-def nodes() -> list[Node]:
-    rng = np.random.default_rng(5)
-    made = []
-    for length in (7, 12, 4, 19, 9, 15):
-        weights = np.where(np.arange(length) > length // 3, rng.choice([0.5, 1.0, 2.0], length), 0).astype(np.float32)
-        made.append(Node(rng.integers(3, VOCABULARY, length), weights))
-    return made
+def assert_same(one: Stepped, other: Stepped) -> None:
+    assert one.count == other.count
+    assert math.isclose(one.loss, other.loss, rel_tol=1e-5, abs_tol=1e-6)
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-4, abs=1e-5)
+    for left, right in zip(one.gradients, other.gradients, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-6 * (1 + left.abs().max().item()), rtol=1e-4)
 
 
-def step(objective, groups: list[list[Node]], alpha: float = 0.0):
-    model = build("llama")
-    optimizer = Optimizer(trainable(model), OptimizerConfig())
-    result = compute_step(model, [assemble(group) for group in groups], objective, optimizer, Mesh(), alpha)
-    return result, optimizer.gradients()
+def scores_of(objective: Objective, one: Batch, fill: torch.Tensor | float) -> Scores:
+    """Scores of one value, or of the values given (for a head, of each row or of each number)."""
+    shape = (len(one.target), CLASSES) if objective.reads == "values" else (len(one.target),)
+    values = (torch.zeros(shape) + fill).requires_grad_()
+    if objective.reads == "values":
+        return Scores(torch.zeros(0), torch.zeros(0), values)
+    return Scores(values, torch.zeros(shape))
+
+
+def leaf(scores: Scores) -> torch.Tensor:
+    return scores.logprobs if scores.values is None else scores.values
+
+
+def context_of(objective: Objective, scores: Scores, one: Batch) -> Context:
+    """What a step of this one batch would hand over; the scores stand for those of the mismatched answers as well."""
+    if not objective.looks_ahead:
+        return Context(memory=MEMORY)
+    if one.mismatched is None:
+        return Context(objective.glance(scores, one).detach(), MEMORY)
+    other = one.mismatched
+    fill = scores.logprobs.detach().mean() if len(scores.logprobs) else 0.0
+    return Context(objective.glance(scores_of(objective, other, fill), other).detach(), MEMORY)
 
 
 @every_objective
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_microbatches_change_neither_loss_nor_gradient(objective, cut):
-    together, whole = step(objective, [nodes()])
-    apart, parts = step(objective, [nodes()[i : i + cut] for i in range(0, 6, cut)])
-    assert math.isclose(together.loss, apart.loss, rel_tol=1e-6)
-    assert math.isclose(together.grad_norm, apart.grad_norm, rel_tol=1e-5)
-    assert together.metrics == pytest.approx(apart.metrics)
-    for one, two in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
+def test_microbatches_change_neither_loss_nor_gradient(objective, kind, cut):
+    made = given(objective, kind)
+    together = step(objective, [batch(objective, made)], MEMORY)
+    apart = step(objective, [batch(objective, made[i : i + cut]) for i in range(0, 6, cut)], MEMORY)
+    assert_same(together, apart)
+    assert together.count > 0
 
 
 @every_objective
-def test_a_step_with_nothing_scored_is_zero_and_finite(objective):
-    silent = [Node(node.tokens, np.zeros_like(node.weights)) for node in nodes()]
-    result, gradients = step(objective, [silent])
+def test_the_order_of_examples_is_irrelevant(objective, kind):
+    made = given(objective, kind)
+    mixed = [made[i] for i in (3, 0, 5, 1, 4, 2)]
+    forwards = step(objective, [batch(objective, made[:4]), batch(objective, made[4:])], MEMORY)
+    assert_same(forwards, step(objective, [batch(objective, mixed[:2]), batch(objective, mixed[2:])], MEMORY))
+
+
+@every_objective
+def test_a_shared_prompt_equals_a_copy_for_every_answer(objective, kind):
+    made = given(objective, kind)
+    shared = step(objective, [batch(objective, made)], MEMORY)
+    assert_same(shared, step(objective, [batch(objective, made, unshared=True)], MEMORY))
+
+
+@every_objective
+def test_examples_with_nothing_scored_change_nothing(objective, kind):
+    made = given(objective, kind)
+    alone = step(objective, [batch(objective, made[:4])], MEMORY)
+    beside = step(
+        objective, [batch(objective, [*made[:4], silent(made[4])]), batch(objective, [silent(made[5])])], MEMORY
+    )
+    assert_same(alone, beside)
+
+
+@every_objective
+def test_a_step_with_nothing_scored_is_zero_and_finite(objective, kind):
+    result = step(objective, [batch(objective, [silent(one) for one in given(objective, kind)])], MEMORY)
     assert result.loss == 0.0
     assert result.count == 0.0
-    assert result.grad_norm == 0.0
-    assert all(torch.all(gradient == 0) for gradient in gradients)
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    assert all(torch.all(gradient == 0) for gradient in result.gradients)
 
 
 @every_objective
-def test_extreme_scores_stay_finite(objective):
-    batch = assemble(nodes())
-    for value in (0.0, -1e-12, -88.0, -1e4):
-        logprobs = torch.full((len(batch.target),), value, requires_grad=True)
-        loss = objective(Scores(logprobs, torch.zeros(len(batch.target))), batch)
+def test_extreme_scores_stay_finite(objective, kind):
+    one = batch(objective, given(objective, kind))
+    for value in (0.0, -1e-12, -88.0, -1e4, None):
+        wild = -((torch.arange(len(one.target)) * 37 % 11).float() ** 4)
+        if objective.reads == "values":
+            wild = wild[:, None] * torch.tensor([1.0, -1.0, 0.5])
+        scores = scores_of(objective, one, wild if value is None else value)
+        loss = objective(scores, one, context_of(objective, scores, one))
         loss.sum.backward()
         assert torch.isfinite(loss.sum)
-        assert torch.isfinite(logprobs.grad).all()
+        assert all(torch.isfinite(figure) for figure in loss.metrics.values())
+        assert torch.isfinite(leaf(scores).grad).all()
 
 
 @every_objective
-def test_metrics_are_the_ones_announced(objective):
-    batch = assemble(nodes())
-    zeros = torch.zeros(len(batch.target))
-    assert tuple(objective(Scores(zeros, zeros), batch).metrics) == objective.metric_names
+def test_metrics_are_the_ones_announced_and_carry_no_gradient(objective, kind):
+    one = batch(objective, given(objective, kind))
+    scores = scores_of(objective, one, -1.0)
+    metrics = objective(scores, one, context_of(objective, scores, one)).metrics
+    assert tuple(metrics) == objective.metric_names
+    assert not any(figure.requires_grad for figure in metrics.values())
 
 
 @every_objective
-def test_a_paper_is_cited(objective):
+def test_nothing_but_the_policy_has_a_gradient(objective, kind):
+    one = batch(objective, given(objective, kind))
+    reference = one.streams["ref_logprobs"].requires_grad_()
+    one = replace(one, streams={"ref_logprobs": reference})
+    near = reference.detach() + torch.linspace(-0.1, 0.1, len(reference))
+    scores = scores_of(objective, one, near if objective.reads == "logprobs" else near[:, None])
+    context = context_of(objective, scores, one)
+    if context.rows is not None:
+        context.rows.requires_grad_()
+    objective(scores, one, context).sum.backward()
+    assert reference.grad is None
+    assert context.rows is None or context.rows.grad is None
+    assert leaf(scores).grad.abs().sum() > 0
+
+
+@every_objective
+def test_a_paper_is_cited(objective, kind):
     assert re.fullmatch(r"arXiv:\d{4}\.\d{4,5}", objective.paper)
 
 
-def test_neftune_noise_changes_the_loss_and_is_bounded_by_its_formula():
-    torch.manual_seed(0)
-    noisy, _ = step(OBJECTIVES[0](), [nodes()], alpha=5.0)
-    calm, _ = step(OBJECTIVES[0](), [nodes()])
-    assert noisy.loss != calm.loss
-    assert abs(noisy.loss - calm.loss) < 1.0
+@every_objective
+def test_the_first_loss_is_the_one_announced(objective, kind):
+    if (expected := objective.start_loss()) is None:
+        return
+    one = batch(objective, given(objective, kind))
+    start = torch.linspace(-3, -1, len(one.target))
+    one = replace(one, streams={"ref_logprobs": start})
+    scores = Scores(start.clone().requires_grad_(), torch.zeros_like(start))
+    context = Context()
+    if objective.looks_ahead:
+        seen = one if one.mismatched is None else one.mismatched
+        seen = replace(seen, streams={"ref_logprobs": torch.full((len(seen.target),), -2.0)})
+        rows = objective.glance(Scores(torch.full((len(seen.target),), -2.0), torch.zeros(0)), seen)
+        if one.mismatched is None:
+            rows = objective.glance(scores, one)
+        context = Context(rows.detach())
+    loss = objective(scores, one, context)
+    assert math.isclose(loss.sum.item() / objective.count(one), expected, rel_tol=1e-5)
+
+
+@every_objective
+def test_swapping_chosen_and_rejected_turns_the_margin_around(objective, kind):
+    if objective.kind != "pair" or objective.reads != "logprobs" or kind != "pair":
+        return
+    one = batch(objective, given(objective))
+    flip = torch.arange(len(one.group)).view(-1, 2).flip(1).flatten()
+    order = torch.cat([torch.nonzero(one.sequence == flip[s]).flatten() for s in range(len(flip))])
+    swapped = replace(
+        one,
+        sequence=flip[one.sequence[order]],
+        target=one.target[order],
+        weight=one.weight[order],
+        streams={name: stream[order] for name, stream in one.streams.items()},
+    )
+    values = torch.linspace(-3, -1, len(one.target))
+    before, after = (
+        objective(scores, each, context_of(objective, scores, each)).metrics
+        for each, scores in (
+            (one, scores_of(objective, one, values)),
+            (swapped, scores_of(objective, swapped, values[order])),
+        )
+    )
+    for name in ("rewards", "logps", "length"):
+        assert math.isclose(before[f"{name}/chosen"], after[f"{name}/rejected"], rel_tol=1e-5)
+    assert math.isclose(before["rewards/margin"], -after["rewards/margin"], rel_tol=1e-4)
+    assert math.isclose(before["rewards/accuracy"] + after["rewards/accuracy"], objective.count(one))
 
 
 def test_batches_move_whole():
-    batch = assemble(nodes())
-    moved = batch.to("cpu")
+    one = batch(OBJECTIVES[0](), given(OBJECTIVES[0](), "pair"))
+    moved = one.to("cpu")
     assert isinstance(moved, Batch)
-    assert moved.records == batch.records
+    assert moved.records == one.records
+    assert torch.equal(moved.imitated, one.imitated)

@@ -1,0 +1,109 @@
+"""What the losses on answers share: sums of log-probabilities per answer, log-ratios, common equations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from tunesmith.objectives.base import sequence_lengths, sequence_sums
+from tunesmith.types import Batch
+
+REFERENCE = "ref_logprobs"  # the stream of the reference's log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The answers of P pairs: log-probabilities summed over their scored tokens, and how many those are."""
+
+    chosen_P: Float[Tensor, " P"]
+    rejected_P: Float[Tensor, " P"]
+    chosen_length_P: Float[Tensor, " P"]
+    rejected_length_P: Float[Tensor, " P"]
+
+    @property
+    def scored_P(self) -> Float[Tensor, " P"]:
+        """1 where both answers have scored tokens; the other pairs are no units."""
+        return ((self.chosen_length_P > 0) & (self.rejected_length_P > 0)).to(self.chosen_P.dtype)
+
+    @property
+    def chosen_mean_P(self) -> Float[Tensor, " P"]:
+        """Mean log-probability of a token of the chosen answer."""
+        return self.chosen_P / self.chosen_length_P.clamp(min=1)
+
+    @property
+    def rejected_mean_P(self) -> Float[Tensor, " P"]:
+        return self.rejected_P / self.rejected_length_P.clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencedPairs(Pairs):
+    """Pairs with what the reference says of the same answers."""
+
+    ref_chosen_P: Float[Tensor, " P"]
+    ref_rejected_P: Float[Tensor, " P"]
+
+    @property
+    def chosen_ratio_P(self) -> Float[Tensor, " P"]:
+        """log policy(chosen) - log reference(chosen)."""
+        return self.chosen_P - self.ref_chosen_P
+
+    @property
+    def rejected_ratio_P(self) -> Float[Tensor, " P"]:
+        return self.rejected_P - self.ref_rejected_P
+
+    @property
+    def margin_P(self) -> Float[Tensor, " P"]:
+        """How much more the policy prefers the chosen answer than the reference does."""
+        return self.chosen_ratio_P - self.rejected_ratio_P
+
+
+def pairs_of(logprobs_K: Float[Tensor, " K"], batch: Batch) -> Pairs:
+    """Sequences 2i and 2i + 1 of a batch of pairs are the chosen and the rejected answer of pair i."""
+    sums_S, lengths_S = sequence_sums(logprobs_K, batch), sequence_lengths(batch)
+    return Pairs(sums_S[0::2], sums_S[1::2], lengths_S[0::2], lengths_S[1::2])
+
+
+def referenced_pairs(
+    logprobs_K: Float[Tensor, " K"], batch: Batch, share_K: Float[Tensor, " K"] | None = None
+) -> ReferencedPairs:
+    """Pairs with their reference; `share_K` is how much of each token enters the sums of both models."""
+    reference_K = batch.streams[REFERENCE].detach()
+    if share_K is not None:
+        logprobs_K, reference_K = logprobs_K * share_K, reference_K * share_K
+    own = pairs_of(logprobs_K, batch)
+    ref_S = sequence_sums(reference_K, batch)
+    return ReferencedPairs(
+        own.chosen_P, own.rejected_P, own.chosen_length_P, own.rejected_length_P, ref_S[0::2], ref_S[1::2]
+    )
+
+
+def log1mexp(value: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
+    """log(1 - exp(a)) for a < 0, accurate at both ends; its gradient is finite as well."""
+    near = value > -0.6931471805599453
+    close = torch.where(near, value, -1.0)
+    far = torch.where(near, -1.0, value)
+    return torch.where(near, (-torch.expm1(close)).log(), torch.log1p(-far.exp()))
+
+
+def apo_zero_good(reward: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
+    """1 - sigma(r): raises the reward of a good answer (arXiv:2408.06266, APO-zero)."""
+    return torch.sigmoid(-reward)
+
+
+def apo_zero_bad(reward: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
+    """sigma(r): lowers the reward of a bad answer (arXiv:2408.06266, APO-zero)."""
+    return torch.sigmoid(reward)
+
+
+def bco_good(reward: Float[Tensor, "*"], shift: float) -> Float[Tensor, "*"]:
+    """-log sigma(r - shift) (arXiv:2404.04656)."""
+    return -logsigmoid(reward - shift)
+
+
+def bco_bad(reward: Float[Tensor, "*"], shift: float) -> Float[Tensor, "*"]:
+    """-log sigma(-(r - shift)) (arXiv:2404.04656)."""
+    return -logsigmoid(shift - reward)
