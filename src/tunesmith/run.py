@@ -2,62 +2,39 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from tunesmith.data.config import SourceConfig
-from tunesmith.data.entries import read_entries
-from tunesmith.data.loader import OfflineSource
-from tunesmith.data.packing import batch_of
-from tunesmith.data.prepared import Prepared, prepare
-from tunesmith.data.probes import check_template
-from tunesmith.data.tally import Tally
-from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluate.harness import evaluate, write_rows
-from tunesmith.models.adapters import trainable
-from tunesmith.models.checkpointing import checkpoint_layers
-from tunesmith.models.config import LoraConfig
-from tunesmith.models.forward import base_model
 from tunesmith.models.headers import base_hash
-from tunesmith.models.load import PROVEN, load_model
-from tunesmith.models.locate import locate
 from tunesmith.models.save import save_weights
-from tunesmith.models.verify import verify_scores
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
-from tunesmith.rollout.fixed_prompts import FixedPrompts
+from tunesmith.running.build import Context, build_loop, build_source
+from tunesmith.running.identity import DATA_HASH, check_identity, identity
+from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings
+from tunesmith.running.references import mend
 from tunesmith.track.hardware import describe_machine
 from tunesmith.track.outcome import FINISH
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.status import State
 from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
-from tunesmith.train.checkpoint import CheckpointStore
-from tunesmith.train.commit import Writers
-from tunesmith.train.evaluation_loss import evaluation_loss
-from tunesmith.train.loop import Loop, Parts, Position, check_same, without
+from tunesmith.train.loop import Loop, Position
 from tunesmith.train.measure import peak_memory_bytes
-from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.signals import Signals
-from tunesmith.train.stability import Guard
-from tunesmith.types import Conversation, Message
 
 STOPPED: dict[int, State] = {75: "preempted", 130: "stopped"}
-DATA_HASH = "data hash"
-HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path")  # compared by content, not by name
-FREE_TO_CHANGE = ("run.", "evaluate.", "train.checkpoint.", "train.evaluate_every", "train.sample_", "train.threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +53,6 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a run starts from: the base folder, its tokenizer, and prepared examples."""
-
-    base: Path
-    tokenizer: Tokenizer
-    train: Prepared
-    eval: Prepared | None
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a run writes to and shows itself on."""
-
-    run: RunDir
-    mesh: Mesh
-    tracker: Tracking
-    display: Progress
-    plan: dict[str, Any] | None
-    accept_data_change: bool
 
 
 def execute(
@@ -158,7 +113,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
     loop = build_loop(recipe, inputs, around)
-    resume(loop, around)
+    resume(loop, recipe, inputs, around)
     tracker.status("running", total=loop.parts.total, phase="train")
     loop.parts.on_step = tell_steps(around)
     position = loop.run(signals)
@@ -194,32 +149,6 @@ def measure(model: nn.Module, recipe: Recipe, tokenizer: Tokenizer, around: Cont
     around.tracker.event("evaluation", {"scores": evaluation.to_json()})
 
 
-def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
-    """Fetch the model folder and prepare the data; the first rank works, the others read what it wrote."""
-
-    def gather() -> Inputs:
-        display.phase("fetching the model")
-        base = locate(recipe.model.path, recipe.model.revision)
-        tokenizer = load_tokenizer(base)
-        display.phase("preparing the data")
-        train = prepare(
-            recipe.data.train, recipe.data, tokenizer, lambda done: display.phase("preparing the data", done)
-        )
-        held_out = prepare(recipe.data.eval, recipe.data, tokenizer) if recipe.data.eval else None
-        for source in recipe.evaluate.data:  # faults are told before the training, not after it
-            deque(read_entries(source, Tally(recipe.data.on_bad), recipe.evaluate.limit), maxlen=0)
-        return Inputs(base, tokenizer, train, held_out)
-
-    return mesh.first_then_others(gather)
-
-
-def input_warnings(inputs: Inputs) -> list[str]:
-    """What the user should know of data and template before the model is loaded."""
-    found = [str(warning) for warning in check_template(inputs.tokenizer)] if inputs.tokenizer.has_template else []
-    held_out = () if inputs.eval is None else inputs.eval.report.warnings
-    return [*found, *inputs.train.report.warnings, *held_out]
-
-
 def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> None:
     """Write the recipe, the plan, and last `run.json`: a run killed in between writes them all again."""
     run.write_config(to_yaml(with_absolute_paths(recipe)))
@@ -230,7 +159,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "argv": sys.argv,
             "seed": recipe.train.seed,
             "method": recipe.model.adapter.method,
-            "objective": recipe.objective.name,
+            "objective": " + ".join(objective.title for objective in recipe.objectives),
             "model": {"path": recipe.model.path, "folder": str(inputs.base), "hash": base_hash(inputs.base)},
             "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
             "ranks": mesh.world,
@@ -241,79 +170,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
     )
 
 
-def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
-    settings, mesh, tracker = recipe.train, around.mesh, around.tracker
-    seed_everything(settings.seed)
-    model = build_model(recipe, inputs, mesh, around.plan)
-    source = build_source(recipe, inputs.train, mesh)
-    held_out = inputs.eval
-    seed_everything(settings.seed + 1 + mesh.rank)
-    adapter = recipe.model.adapter
-    new_layers = adapter.modules_to_save if isinstance(adapter, LoraConfig) else ()
-    parts = Parts(
-        model=model,
-        objective=recipe.objective,
-        source=source,
-        optimizer=Optimizer(trainable(model), settings.optimizer, new_layers),
-        guard=Guard(settings.stability),
-        store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
-        tracker=tracker,
-        mesh=mesh,
-        settings=settings,
-        total=settings.steps or source.steps_for(settings.epochs),
-        evaluate=None
-        if held_out is None
-        else lambda: evaluation_loss(model, held_out, settings.microbatch_limit(mesh.device().type), mesh),
-        show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
-        about=identity(recipe, inputs),
-    )
-    return Loop(parts)
-
-
-def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> nn.Module:
-    """The model on its device, checked against transformers when its architecture is not among the proven ones."""
-    model = load_model(inputs.base, recipe.model, mesh.device())
-    base = base_model(model)
-    if base.config.model_type not in PROVEN or mesh.device().type == "cuda":
-        shortest = np.argsort(inputs.train.lengths, kind="stable")[:2]
-        verify_scores(model, batch_of([inputs.train[int(index)] for index in shortest]).to(mesh.device()))
-    wanted = recipe.train.activation_checkpointing
-    planned = int((plan or {}).get("checkpointed_layers", 0))
-    layers = {"off": 0, "auto": planned, "full": 10**6}[wanted]
-    checkpoint_layers(model, layers)
-    return model
-
-
-def build_source(recipe: Recipe, train: Prepared, mesh: Mesh) -> OfflineSource:
-    settings = recipe.train
-    return OfflineSource(
-        train,
-        [source.weight for source in recipe.data.train],
-        sequences_per_step=settings.sequences_per_step,
-        tokens_per_step=settings.tokens_per_step,
-        microbatch_tokens=settings.microbatch_limit(mesh.device().type),
-        seed=settings.seed if recipe.data.shuffle else None,
-        share=(mesh.rank, mesh.world),
-    )
-
-
-def fixed_prompts(recipe: Recipe, model: nn.Module, tokenizer: Tokenizer, tracker: Tracking) -> FixedPrompts | None:
-    """The prompts of `train.sample_prompts`, or the first three of the evaluation (else training) records."""
-    if recipe.train.sample_every == 0:
-        return None
-    given = [(Message("user", text),) for text in recipe.train.sample_prompts]
-    chats = given or first_prompts((*recipe.data.eval, *recipe.data.train)[0], 3)
-    shown = [(messages[-1].content, tokenizer.prompt_ids(messages)) for messages in chats]
-    return FixedPrompts(model, tokenizer, shown, tracker) if shown else None
-
-
-def first_prompts(source: SourceConfig, count: int) -> list[tuple[Message, ...]]:
-    """What stands before the last answer in the first conversations of a source."""
-    entries = read_entries(source, Tally("skip"), count)
-    return [entry.messages[:-1] for entry in entries if isinstance(entry, Conversation)]
-
-
-def resume(loop: Loop, around: Context) -> None:
+def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     """Continue from the newest valid checkpoint, if there is one; damaged newer ones are reported."""
     if around.mesh.is_first:
         loop.parts.store.clean()
@@ -324,6 +181,7 @@ def resume(loop: Loop, around: Context) -> None:
     for skipped in checkpoint.skipped:
         around.tracker.event("warning", skipped.to_json())
     loop.resume(checkpoint, ignore=(DATA_HASH,) if around.accept_data_change else ())
+    mend(loop.parts.streams, build_source(recipe, inputs, around.mesh), loop.position.step, around.mesh)
     around.tracker.heal(loop.position.step + 1)
 
 
@@ -352,45 +210,3 @@ def summarise(run: RunDir, position: Position, mesh: Mesh) -> RunResult:
         first_loss=position.first_loss,
         last_loss=position.last_loss,
     )
-
-
-def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """The flat settings that a resume must find unchanged, with hashes of the data and the base weights."""
-    flat = {
-        key: value
-        for key, value in flatten(recipe.model_dump(mode="json")).items()
-        if not key.startswith(FREE_TO_CHANGE) and key not in HASHED
-    }
-    return {
-        **flat,
-        DATA_HASH: inputs.train.key,
-        "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
-        "source weights": [source.weight for source in recipe.data.train],
-        "base hash": base_hash(inputs.base),
-    }
-
-
-def check_identity(run: RunDir, recipe: Recipe, inputs: Inputs, ignore: tuple[str, ...]) -> None:
-    """A run goes on only as what it began as, also when it has no checkpoint yet."""
-    began = run.read_run().get("identity")
-    if began is not None:
-        check_same(without(began, ignore), without(identity(recipe, inputs), ignore))
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def writers(mesh: Mesh) -> Writers:
-    return Writers(mesh.rank, mesh.world, mesh.all_agree, mesh.share(Writers().token if mesh.is_first else None))

@@ -7,13 +7,14 @@ import pytest
 from tests.tiny import tiny_model_folder
 
 from tunesmith.cli.plan_view import plan_view
-from tunesmith.data.loader import OfflineSource
+from tunesmith.data.loader import Builder, OfflineSource
 from tunesmith.data.prepared import prepare
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import DoesNotFit
 from tunesmith.plan import Plan, make_plan, record_actual
 from tunesmith.planning.machine import Machine
 from tunesmith.recipe import load_recipe
+from tunesmith.types import Task
 
 MACHINE = Machine("cpu", "a processor", 4, 2, 16 * 10**9, 12 * 10**9)
 
@@ -65,7 +66,7 @@ def test_steps_equal_those_of_the_loader(model, data, overrides):
     plan = make_plan(settings, machine=MACHINE)
     prepared = prepare(settings.data.train, settings.data, load_tokenizer(model))
     source = OfflineSource(
-        prepared,
+        Builder(prepared, Task()),
         [1.0],
         sequences_per_step=settings.train.sequences_per_step,
         tokens_per_step=None,
@@ -80,7 +81,7 @@ def test_steps_of_so_many_tokens_come_close_to_the_loader(model, data):
     plan = make_plan(settings, machine=MACHINE)
     prepared = prepare(settings.data.train, settings.data, load_tokenizer(model))
     source = OfflineSource(
-        prepared, [1.0], sequences_per_step=None, tokens_per_step=300, microbatch_tokens=4096, seed=0
+        Builder(prepared, Task()), [1.0], sequences_per_step=None, tokens_per_step=300, microbatch_tokens=4096, seed=0
     )
     assert plan.steps.total == pytest.approx(source.steps_for(1), rel=0.05)
     assert plan.steps.tokens < 300

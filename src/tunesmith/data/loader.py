@@ -6,29 +6,61 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tunesmith.data.mismatch import Mismatch, spread
 from tunesmith.data.packing import batch_of, pack
 from tunesmith.data.prepared import Prepared
-from tunesmith.types import Batch
+from tunesmith.types import Batch, Task
 
 ROUNDING = 1e-9  # 1.1 - 1 is a little more than 0.1
+
+
+class Builder:
+    """Batches of prepared examples by their indices, with mismatched prompts where the objective wants them."""
+
+    def __init__(self, prepared: Prepared, task: Task, mismatch: Mismatch | None = None) -> None:
+        self.prepared = prepared
+        self.task = task
+        self.mismatch = mismatch
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        batch = batch_of([self.prepared[index] for index in indices], self.task.reads, indices)
+        if self.mismatch is None:
+            return batch
+        others = [self.mismatch.example(index) for index in indices]
+        return replace(batch, mismatched=batch_of(others, self.task.reads, indices))
+
+
+class Microbatches:
+    """The whole set in microbatches, always the same ones, each built when it is asked for."""
+
+    def __init__(self, build: Builder, microbatch_tokens: int) -> None:
+        self.build = build
+        self.groups = pack(build.prepared.lengths.tolist(), microbatch_tokens)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.build(self.groups[index])
 
 
 class OfflineSource:
     """Steps over prepared examples; the same seed, data and position give the same batches on every machine.
 
     A step never crosses an epoch: the last one of an epoch is smaller and has its own denominator. Without a seed the
-    examples keep the order of the files.
+    examples keep the order of the files. With one, feedback is spread so that every step has its share of good and bad.
     """
 
     supplies: frozenset[str] = frozenset()
 
     def __init__(
         self,
-        prepared: Prepared,
+        build: Builder,
         weights: Sequence[float],
         *,
         sequences_per_step: int | None,
@@ -37,7 +69,8 @@ class OfflineSource:
         seed: int | None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.prepared = prepared
+        self.build = build
+        self.prepared = build.prepared
         self.weights = tuple(weights)
         self.sequences_per_step = sequences_per_step
         self.tokens_per_step = tokens_per_step
@@ -45,7 +78,7 @@ class OfflineSource:
         self.seed = seed or 0
         self.shuffle = seed is not None
         self.rank, self.world = share
-        self.lengths = prepared.lengths
+        self.lengths = build.prepared.lengths
         self.number, self.cursor, self.step_tokens = 0, 0, 0
         self.order = self.epoch_order(0)
 
@@ -61,6 +94,8 @@ class OfflineSource:
         order = np.concatenate(parts)
         if self.shuffle:
             np.random.default_rng((self.seed, 1, epoch)).shuffle(order)
+            if self.build.task.kind == "feedback":
+                order = spread(order, self.prepared.first_labels[order])
         return order
 
     def step_end(self, order: np.ndarray, cursor: int) -> int:
@@ -95,6 +130,10 @@ class OfflineSource:
 
     def next_step(self) -> list[Batch]:
         """This rank's microbatches; a rank without examples has none and still takes part in the reduction."""
+        return [self.build(group) for group in self.next_groups()]
+
+    def next_groups(self) -> list[list[int]]:
+        """The examples of each of this rank's microbatches of the next step."""
         if self.cursor >= len(self.order):
             self.number, self.cursor = self.number + 1, 0
             self.order = self.epoch_order(self.number)
@@ -104,10 +143,7 @@ class OfflineSource:
         self.step_tokens = int(self.lengths[chosen].sum())
         mine = deal([int(self.lengths[index]) for index in chosen], self.world)[self.rank]
         lengths = [int(self.lengths[chosen[place]]) for place in mine]
-        return [
-            batch_of([self.prepared[chosen[mine[place]]] for place in group])
-            for group in pack(lengths, self.microbatch_tokens)
-        ]
+        return [[chosen[mine[place]] for place in group] for group in pack(lengths, self.microbatch_tokens)]
 
     def epoch(self) -> float:
         return self.number + self.cursor / len(self.order)

@@ -23,10 +23,11 @@ from tunesmith.data.tally import data_error
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, Where
 from tunesmith.paths import home
-from tunesmith.types import Example
+from tunesmith.types import Example, Task
 
 VERSION = 1  # raise it when the same records would be prepared differently
 Progress = Callable[[int], None]
+SEQUENCES = Task()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,14 @@ class Prepared:
 
 
 def prepare(
-    sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None
+    sources: Sequence[SourceConfig],
+    settings: DataConfig,
+    tokenizer: Tokenizer,
+    progress: Progress | None = None,
+    task: Task = SEQUENCES,
 ) -> Prepared:
     """The examples of `sources`, from the cache when the same bytes were prepared with the same settings before."""
-    key = prepare_key(sources, settings, tokenizer)
+    key = prepare_key(sources, settings, tokenizer, task)
     folder = home() / "prepared" / key
     if not is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,10 +99,12 @@ def is_whole(folder: Path) -> bool:
     return sizes == {4 * int(offsets[-1])}
 
 
-def prepare_key(sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer) -> str:
+def prepare_key(
+    sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer, task: Task = SEQUENCES
+) -> str:
     """sha256 over file bytes, shapes, template, tokenizer and every setting that changes tokens or weights."""
     shaping = settings.model_dump(mode="json", exclude={"train", "eval", "shuffle"})
-    parts = [VERSION, code_hash(), tokenizer.fingerprint(), shaping]
+    parts = [VERSION, code_hash(), tokenizer.fingerprint(), shaping, asdict(task)]
     for source in sources:
         parts.append([source.model_dump(mode="json", exclude={"weight"}), fingerprint_source(source)])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -149,6 +149,10 @@ class Tokenizer:
         changed._templates = {"default": Template(_read_text(file), self.named, str(file))}
         return changed
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's text and id."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def fingerprint(self) -> str:
         """Hash of all that shapes ids: the tokenizer, its named tokens, its stop ids and its templates."""
         texts = {name: template.text for name, template in sorted(self._templates.items())}

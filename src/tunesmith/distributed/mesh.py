@@ -60,6 +60,20 @@ class Mesh:
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows (R, C) of all ranks one below the other, in the order of ranks; R may differ between ranks."""
+        if self.world == 1:
+            return rows
+        shapes = [torch.zeros(2, dtype=torch.int64, device=self.device()) for _ in range(self.world)]
+        dist.all_gather(shapes, torch.tensor(rows.shape if len(rows) else (0, 0), device=self.device()))
+        most, width = torch.stack(shapes).amax(0).tolist()
+        mine = torch.zeros(most, width, dtype=rows.dtype, device=self.device())
+        if len(rows):
+            mine[: len(rows)] = rows
+        parts = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(parts, mine)
+        return torch.cat([part[: int(shape[0])] for part, shape in zip(parts, shapes, strict=True)]).to(rows.device)
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()

@@ -46,6 +46,23 @@ class LoraConfig(Config):
 Adapter = Annotated[LoraConfig | FullConfig | FreezeConfig, Field(discriminator="method")]
 
 
+class ReferenceConfig(Config):
+    """The frozen model that preference losses compare with."""
+
+    source: Literal["auto", "start", "adapter_off", "path"] = Field(
+        default="auto",
+        description="start: the model as loaded, its adapter included; adapter_off: the base model below the adapter; "
+        "path: another one; auto: start, by the cheapest way that is exact.",
+    )
+    path: str | None = Field(default=None, description="Folder, .gguf file or hub id of the reference model.")
+    update_every: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Steps after which the reference moves towards the policy (arXiv:2404.09656); 0: never."
+    )
+    update_mix: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.6, description="Share of the policy in the moved reference; 1 replaces it."
+    )
+
+
 class ModelConfig(Config):
     path: str = Field(default="starter", description="starter, a local folder, a .gguf file, or a hub id (owner/name).")
     revision: str | None = Field(default=None, description="Hub commit or tag.")
@@ -58,3 +75,6 @@ class ModelConfig(Config):
     )
     adapter: Adapter = Field(default=LoraConfig(), description="What is trained: lora, full or freeze.")
     adapter_path: str | None = Field(default=None, description="Continue from this PEFT adapter folder.")
+    reference: ReferenceConfig = Field(
+        default=ReferenceConfig(), description="What preference losses compare with; other objectives have none."
+    )

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.configuring.catalogue import plain
 from tunesmith.configuring.layers import DEFAULT, RANK, Origin
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
+from tunesmith.recipe.clash import Clash
+from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.settings import Recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Clash:
-    """Two fields that do not go together, the key whose place is shown first, and the setting that ends it."""
-
-    message: str
-    fields: tuple[str, ...]
-    set: dict[str, Any]
-    code: str = "E014"
-    effect: str | None = None
 
 
 def contradictions(recipe: Recipe, origins: Mapping[str, Origin], path: str) -> list[Diagnostic]:
@@ -123,5 +114,5 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _length, _early_stopping, _evaluation, _adapter, _rates, _reports,
+    _step_size, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, *OBJECTIVE_RULES,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from tunesmith.configuring.writer import write_yaml
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.models.config import ModelConfig
-from tunesmith.objectives import OBJECTIVES, SFT
+from tunesmith.objectives import OBJECTIVES, SFT, Objective
 from tunesmith.train.config import TrainConfig
 
 if TYPE_CHECKING:  # a type checker cannot read the registry; name its members here
@@ -53,7 +53,12 @@ class Recipe(Config):
     version: Literal[1] = Field(default=1, description="Version of the recipe format.")
     model: ModelConfig = Field(default=ModelConfig(), description="Which model, and what of it is trained.")
     data: DataConfig = Field(default=DataConfig(), description="What it learns from.")
-    objective: AnyObjective = Field(default=SFT(), description="The rule the loss follows.")
+    objective: AnyObjective = Field(
+        default=SFT(), description="The rule the loss follows; of a list, the first. The others stand in also."
+    )
+    also: tuple[AnyObjective, ...] = Field(
+        default=(), description="Further objectives on the same forward pass, each times its coefficient."
+    )
     train: TrainConfig = Field(default=TrainConfig(), description="How it is trained.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="What is measured afterwards.")
     run: RunConfig = Field(default=RunConfig(), description="Where the results go.")
@@ -62,6 +67,11 @@ class Recipe(Config):
     @classmethod
     def _shorthands(cls, value: Any) -> Any:
         return expand(value)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """All of them; the first decides what the records are."""
+        return (self.objective, *self.also)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -74,6 +84,11 @@ def expand(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     tree = dict(value)
+    if isinstance(tree.get("objective"), list | tuple) and tree["objective"]:
+        tree["objective"], *others = tree["objective"]
+        tree["also"] = [*others, *tree.get("also", ())]
+    if isinstance(tree.get("also"), list | tuple):
+        tree["also"] = [_tagged(one, "name", None) for one in tree["also"]]
     for group, name in _SOURCES:
         section = tree.get(group)
         if isinstance(section, dict) and name in section:
@@ -114,9 +129,12 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
     data = recipe.data.model_copy(update={"train": sources(recipe.data.train), "eval": sources(recipe.data.eval)})
     evaluate = recipe.evaluate.model_copy(update={"data": sources(recipe.evaluate.data)})
-    places = {"path": existing(recipe.model.path)}
+    places: dict[str, Any] = {"path": existing(recipe.model.path)}
     if recipe.model.adapter_path is not None:
         places["adapter_path"] = existing(recipe.model.adapter_path)
+    if recipe.model.reference.path is not None:
+        reference = {"path": existing(recipe.model.reference.path)}
+        places["reference"] = recipe.model.reference.model_copy(update=reference)
     model = recipe.model.model_copy(update=places)
     return recipe.model_copy(update={"data": data, "evaluate": evaluate, "model": model})
 

@@ -25,7 +25,9 @@ from tunesmith.train.optimizer import Optimizer, clip
 from tunesmith.train.schedule import factor
 from tunesmith.train.signals import Request, Signals, stop_error
 from tunesmith.train.stability import Guard, Verdict, nonfinite_gradients
+from tunesmith.train.start import judge_start
 from tunesmith.train.step import StepResult, compute_step
+from tunesmith.train.streams import Streams
 from tunesmith.types import BatchSource
 
 
@@ -44,6 +46,7 @@ class Position:
     best_step: int = 0
     stale: int = 0  # evaluations since the best one
     evaluated: int = -1  # step of the last evaluation
+    memory: dict[str, float] = field(default_factory=dict)  # what objectives remember from step to step
 
 
 @dataclass(slots=True)
@@ -51,8 +54,9 @@ class Parts:
     """Everything the loop drives; built once by the run."""
 
     model: nn.Module
-    objective: Objective
+    objectives: tuple[Objective, ...]
     source: BatchSource
+    streams: Streams
     optimizer: Optimizer
     guard: Guard
     store: CheckpointStore
@@ -60,7 +64,7 @@ class Parts:
     mesh: Mesh
     settings: TrainConfig
     total: int
-    evaluate: Callable[[], float] | None = None
+    evaluate: Callable[[], dict[str, float]] | None = None  # "loss" and metrics of held-out data
     show_samples: Callable[[int], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
@@ -95,12 +99,20 @@ class Loop:
     def step(self) -> None:
         parts, position = self.parts, self.position
         started = time.monotonic()
-        microbatches = parts.source.next_step()
+        microbatches = [batch.to(parts.mesh.device()) for batch in parts.source.next_step()]
         waited = time.monotonic() - started
         fault("train.step", position.step + 1)
         result = compute_step(
-            parts.model, microbatches, parts.objective, parts.optimizer, parts.mesh, parts.settings.neftune_alpha
+            parts.model,
+            parts.streams.attach_all(microbatches),
+            parts.objectives,
+            parts.optimizer,
+            parts.mesh,
+            memory=position.memory,
+            neftune_alpha=parts.settings.neftune_alpha,
         )
+        if position.step == 0:
+            self.check_start(result)
         verdict = parts.guard.judge(position.step + 1, result.loss, result.grad_norm, result.records)
         if not result.is_finite:
             verdict.evidence["parameters"] = nonfinite_gradients(parts.optimizer.masters.items())
@@ -108,16 +120,29 @@ class Loop:
         if verdict.action == "update":
             clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
             parts.optimizer.step(rate)
+            for objective in parts.objectives:
+                position.memory = objective.remember(position.memory, result.metrics)
         parts.optimizer.clear()
         position.step += 1
+        parts.streams.after_step(position.step)
         position.tokens += parts.source.step_tokens
-        position.scored += result.count
+        position.scored += result.scored
         took = time.monotonic() - started
         position.seconds += took
         self.account(result, verdict)
         self.report(result, verdict, rate, took, waited)
         if verdict.action == "stop":
             raise verdict.error(self.last_checkpoint())
+
+    def check_start(self, result: StepResult) -> None:
+        """The first loss is known where the policy equals the reference; where it need not, say which one it would be.
+
+        Raises NumericalError E281 when policy and reference should be equal and the loss says that they are not.
+        """
+        told = judge_start(self.parts.objectives, self.parts.streams, result, self.parts.model)
+        if told is not None:
+            self.parts.tracker.event("start", {"message": told})
+            self.parts.tracker.text(told)
 
     def account(self, result: StepResult, verdict: Verdict) -> None:
         position = self.position
@@ -138,7 +163,7 @@ class Loop:
             "train/grad_norm": result.grad_norm,
             "train/epoch": parts.source.epoch(),
             "train/tokens_per_step": float(parts.source.step_tokens),
-            "train/scored_per_step": result.count,
+            "train/scored_per_step": result.scored,
             "train/skipped": float(position.skipped),
             "perf/tok_s": parts.source.step_tokens / took,
             "perf/step_s": took,
@@ -156,9 +181,11 @@ class Loop:
         assert parts.evaluate is not None
         if position.evaluated == position.step:
             return
-        loss = parts.evaluate()
+        found = parts.evaluate()
+        loss = found["loss"]
         position.evaluated = position.step
-        parts.tracker.metrics(position.step, position.tokens, {"eval/loss": loss})
+        values = {f"eval/{name}": value for name, value in found.items()}
+        parts.tracker.metrics(position.step, position.tokens, values)
         stopping = parts.settings.early_stopping
         delta = stopping.min_delta if stopping is not None else 0.0
         if math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss - delta):
@@ -206,6 +233,7 @@ class Loop:
             {
                 "weights": {name: value.detach() for name, value in parts.optimizer.parameters.items()},
                 "optimizer": parts.optimizer.state(),
+                **({"reference": moving} if (moving := parts.streams.state()) else {}),
             },
             {
                 "position": asdict(position),
@@ -232,6 +260,8 @@ class Loop:
         for name, parameter in self.parts.optimizer.parameters.items():
             parameter.data.copy_(weights[name])
         self.parts.optimizer.restore(checkpoint.tensors("optimizer"))
+        if self.parts.streams.state():
+            self.parts.streams.restore(checkpoint.tensors("reference"))
         self.parts.source.restore(state["source"])
         self.parts.guard.restore(state["guard"])
         self.parts.total = state["total"]

@@ -1,67 +1,157 @@
-"""One optimiser step: forward and backward over microbatches under one global denominator."""
+"""One optimiser step: forward and backward over microbatches, each loss under its one global denominator."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.models.forward import base_model, score
+from tunesmith.models.forward import base_model, read, read_only
 from tunesmith.objectives import Objective
 from tunesmith.train.optimizer import Optimizer, gradient_norm
-from tunesmith.types import Batch
+from tunesmith.types import Batch, Context, Scores
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Global figures of one step, before the update: loss = sum / count over all microbatches and ranks."""
+    """Global figures of one step, before the update.
+
+    `loss` is the sum over objectives of coefficient * sum / count, `counts` are their units, `scored` is the weight of
+    all scored tokens. `metrics` hold each objective's loss as well when there are several.
+    """
 
     loss: float
-    count: float
+    counts: tuple[float, ...]
+    scored: float
     grad_norm: float
     metrics: dict[str, float]
-    records: tuple[str, ...]
+    records: tuple[str, ...] = ()
 
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
+class Tally:
+    """Sums of losses and metrics over microbatches; `totals` adds up the ranks and divides."""
+
+    def __init__(self, objectives: Sequence[Objective], counts: Sequence[float]) -> None:
+        self.objectives = tuple(objectives)
+        self.counts = tuple(counts)
+        self.sums = [dict.fromkeys(("loss", *objective.metric_names), 0.0) for objective in objectives]
+
+    def add(self, scores: Scores, batch: Batch, contexts: Sequence[Context]) -> Tensor:
+        """The microbatch's share of the loss, with its graph."""
+        shares = []
+        for objective, count, sums, context in zip(self.objectives, self.counts, self.sums, contexts, strict=True):
+            loss = objective(scores, batch, context)
+            sums["loss"] += loss.sum.item()
+            for name, value in loss.metrics.items():
+                sums[name] += value.item()
+            shares.append(objective.coefficient * loss.sum / count if count > 0 else 0.0 * loss.sum)
+        return torch.stack(shares).sum()
+
+    def totals(self, mesh: Mesh) -> tuple[float, dict[str, float]]:
+        """The loss, and every metric by name."""
+        flat = iter(mesh.sum([value for sums in self.sums for value in sums.values()]))
+        loss, metrics = 0.0, {}
+        several = len(self.objectives) > 1
+        for objective, count, sums in zip(self.objectives, self.counts, self.sums, strict=True):
+            means = {name: next(flat) / count if count > 0 else 0.0 * next(flat) for name in sums}
+            own = means.pop("loss")
+            loss += objective.coefficient * own
+            metrics = {**objective.report(means), **metrics}
+            if several:
+                metrics[f"loss/{objective.title}"] = own
+        return loss, metrics
+
+
 def compute_step(
     model: nn.Module,
-    microbatches: list[Batch],
-    objective: Objective,
+    microbatches: Sequence[Batch],
+    objectives: Sequence[Objective],
     optimizer: Optimizer,
     mesh: Mesh,
+    *,
+    memory: Mapping[str, float] | None = None,
     neftune_alpha: float = 0.0,
 ) -> StepResult:
-    """Leave the summed gradient of loss / global count in the optimizer and report the loss; nothing is updated.
+    """Leave the summed gradient of the loss in the optimizer and report it; nothing is updated.
 
-    A step whose global count is 0 has loss 0 and zero gradients.
+    An objective whose global count is 0 adds loss 0 and no gradient. `memory` is what `Objective.remember` kept.
     """
     optimizer.clear()
-    (count,) = mesh.sum([sum(objective.count(batch) for batch in microbatches)])
-    total, sums = 0.0, {}
+    *counts, scored = global_counts(microbatches, objectives, mesh)
+    contexts = look_ahead(model, microbatches, objectives, mesh, memory or {})
+    tally = Tally(objectives, counts)
     for batch in microbatches:
         batch = batch.to(mesh.device())
-        scores = score(model, batch, noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None)
-        loss = objective(scores, batch)
-        if count > 0:
-            (loss.sum / count).backward()
-        total += loss.sum.item()
-        for name, value in loss.metrics.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
+        embeddings = noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None
+        scores = read(model, batch, objectives[0].reads, embeddings)
+        share = tally.add(scores, batch, contexts)
+        if any(counts):
+            share.backward()
     gradients = optimizer.gradients()
     mesh.sum_gradients(gradients)
-    names = objective.metric_names
-    totals = mesh.sum([total, *(sums.get(name, 0.0) for name in names)])
-    scale = 1 / count if count > 0 else 0.0
-    metrics = {name: value * scale for name, value in zip(names, totals[1:], strict=True)}
+    loss, metrics = tally.totals(mesh)
     records = tuple(record for batch in microbatches for record in batch.records)
-    return StepResult(totals[0] * scale, count, gradient_norm(gradients), metrics, records)
+    return StepResult(loss, tuple(counts), scored, gradient_norm(gradients), metrics, records)
+
+
+def measure(
+    model: nn.Module,
+    microbatches: Iterable[Batch],
+    objectives: Sequence[Objective],
+    mesh: Mesh,
+    memory: Mapping[str, float] | None = None,
+) -> StepResult:
+    """The same figures without gradients or update, such as of held-out data; `microbatches` is read several times."""
+    *counts, scored = global_counts(microbatches, objectives, mesh)
+    contexts = look_ahead(model, microbatches, objectives, mesh, memory or {})
+    tally = Tally(objectives, counts)
+    for batch in microbatches:
+        batch = batch.to(mesh.device())
+        tally.add(read_only(model, batch, objectives[0].reads), batch, contexts)
+    loss, metrics = tally.totals(mesh)
+    return StepResult(loss, tuple(counts), scored, 0.0, metrics)
+
+
+def global_counts(microbatches: Iterable[Batch], objectives: Sequence[Objective], mesh: Mesh) -> list[float]:
+    """Units of every objective, and last the weight of all scored tokens, over all microbatches and ranks."""
+    counts = [0.0] * (len(objectives) + 1)
+    for batch in microbatches:
+        for index, objective in enumerate(objectives):
+            counts[index] += objective.count(batch)
+        counts[-1] += batch.weight.sum().item()
+    return mesh.sum(counts)
+
+
+def look_ahead(
+    model: nn.Module,
+    microbatches: Iterable[Batch],
+    objectives: Sequence[Objective],
+    mesh: Mesh,
+    memory: Mapping[str, float],
+) -> list[Context]:
+    """What every objective may know of the whole step; costs a forward pass when one of them looks ahead."""
+    ahead = [index for index, objective in enumerate(objectives) if objective.looks_ahead]
+    found: dict[int, list[Tensor]] = {index: [] for index in ahead}
+    for batch in microbatches if ahead else ():
+        seen = batch if batch.mismatched is None else batch.mismatched
+        seen = seen.to(mesh.device())
+        scores = read_only(model, seen, objectives[0].reads)
+        for index in ahead:
+            found[index].append(objectives[index].glance(scores, seen).detach())
+    rows = {index: mesh.gather(together(parts)) for index, parts in found.items()}
+    return [Context(rows.get(index), memory) for index in range(len(objectives))]
+
+
+def together(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if parts else torch.zeros(0, 1)
 
 
 def noisy_embeddings(model: nn.Module, batch: Batch, alpha: float) -> Tensor:

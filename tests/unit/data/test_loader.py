@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.loader import OfflineSource, deal
+from tunesmith.data.loader import Builder, OfflineSource, deal
 from tunesmith.data.prepared import Prepared
+from tunesmith.types import Task
 
 
 def prepared(folder, lengths=(5, 9, 4, 7, 3, 8, 6), bounds=None) -> Prepared:
@@ -29,7 +30,7 @@ def prepared(folder, lengths=(5, 9, 4, 7, 3, 8, 6), bounds=None) -> Prepared:
 
 def source(store, weights=(1.0,), *, sequences=3, tokens=None, share=(0, 1), shuffle=True, microbatch=12):
     return OfflineSource(
-        store,
+        Builder(store, Task()),
         weights,
         sequences_per_step=None if tokens else sequences,
         tokens_per_step=tokens,

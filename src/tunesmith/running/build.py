@@ -1,0 +1,174 @@
+"""A recipe and its inputs become the loop that trains."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tunesmith.data.config import SourceConfig
+from tunesmith.data.entries import read_entries
+from tunesmith.data.loader import Builder, Microbatches, OfflineSource
+from tunesmith.data.mismatch import Mismatch
+from tunesmith.data.packing import batch_of
+from tunesmith.data.prepared import Prepared
+from tunesmith.data.tally import Tally
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.models.adapters import trainable
+from tunesmith.models.checkpointing import checkpoint_layers
+from tunesmith.models.config import LoraConfig
+from tunesmith.models.forward import base_model
+from tunesmith.models.load import PROVEN, load_model
+from tunesmith.models.verify import verify_scores
+from tunesmith.recipe import Recipe
+from tunesmith.rollout.fixed_prompts import FixedPrompts
+from tunesmith.running.identity import identity
+from tunesmith.running.inputs import Inputs
+from tunesmith.running.references import build_streams, find_referee, needs_reference
+from tunesmith.track.progress import Progress
+from tunesmith.track.run_dir import RunDir
+from tunesmith.track.tracker import Tracking
+from tunesmith.train.checkpoint import CheckpointStore
+from tunesmith.train.commit import Writers
+from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
+from tunesmith.train.loop import Loop, Parts
+from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.stability import Guard
+from tunesmith.train.streams import Streams
+from tunesmith.types import Conversation, Example, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a run writes to and shows itself on."""
+
+    run: RunDir
+    mesh: Mesh
+    tracker: Tracking
+    display: Progress
+    plan: dict[str, Any] | None
+    accept_data_change: bool
+
+
+def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
+    settings, mesh, tracker = recipe.train, around.mesh, around.tracker
+    seed_everything(settings.seed)
+    model = build_model(recipe, inputs, mesh, around.plan)
+    source = build_source(recipe, inputs, mesh)
+    streams, held_out = attach_streams(recipe, inputs, model, source, around)
+    seed_everything(settings.seed + 1 + mesh.rank)
+    adapter = recipe.model.adapter
+    new_layers = adapter.modules_to_save if isinstance(adapter, LoraConfig) else ()
+    objectives = recipe.objectives
+    parts = Parts(
+        model=model,
+        objectives=objectives,
+        source=source,
+        streams=streams,
+        optimizer=Optimizer(trainable(model), settings.optimizer, new_layers),
+        guard=Guard(settings.stability),
+        store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
+        tracker=tracker,
+        mesh=mesh,
+        settings=settings,
+        total=settings.steps or source.steps_for(settings.epochs),
+        evaluate=None if held_out is None else lambda: evaluation_loss(model, held_out, objectives),
+        show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
+        about=identity(recipe, inputs),
+    )
+    return Loop(parts)
+
+
+def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> nn.Module:
+    """The model on its device, checked against transformers when its architecture is not among the proven ones."""
+    model = load_model(inputs.base, recipe.model, mesh.device())
+    base = base_model(model)
+    if base.config.model_type not in PROVEN or mesh.device().type == "cuda":
+        shortest = np.argsort(inputs.train.lengths, kind="stable")[:2]
+        probe = batch_of([first_answer(inputs.train[int(index)]) for index in shortest])
+        verify_scores(model, probe.to(mesh.device()))
+    wanted = recipe.train.activation_checkpointing
+    planned = int((plan or {}).get("checkpointed_layers", 0))
+    layers = {"off": 0, "auto": planned, "full": 10**6}[wanted]
+    checkpoint_layers(model, layers)
+    return model
+
+
+def first_answer(example: Example) -> Example:
+    """The prompt with its first answer as one plain sequence."""
+    if not example.cuts:
+        return example
+    end = (*example.cuts, len(example))[1]
+    return Example(example.tokens[:end], example.weights[:end], example.file, example.line)
+
+
+def build_batches(recipe: Recipe, inputs: Inputs, prepared: Prepared) -> Builder:
+    """How examples of a set become batches; KTO's come with mismatched prompts."""
+    wants_others = inputs.task.kind == "feedback" and any(each.looks_ahead for each in recipe.objectives)
+    return Builder(prepared, inputs.task, Mismatch(prepared, recipe.train.seed) if wants_others else None)
+
+
+def build_source(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> OfflineSource:
+    settings = recipe.train
+    return OfflineSource(
+        build_batches(recipe, inputs, inputs.train),
+        [source.weight for source in recipe.data.train],
+        sequences_per_step=settings.sequences_per_step,
+        tokens_per_step=settings.tokens_per_step,
+        microbatch_tokens=settings.microbatch_limit(mesh.device().type),
+        seed=settings.seed if recipe.data.shuffle else None,
+        share=(mesh.rank, mesh.world),
+    )
+
+
+def attach_streams(
+    recipe: Recipe, inputs: Inputs, model: nn.Module, source: OfflineSource, around: Context
+) -> tuple[Streams, HeldOut | None]:
+    """The streams of the training data, and the held-out data with its own."""
+    mesh = around.mesh
+    held_out = None
+    if inputs.eval is not None:
+        limit = recipe.train.microbatch_limit(mesh.device().type)
+        held_out = Microbatches(build_batches(recipe, inputs, inputs.eval), limit)
+    if not needs_reference(recipe):
+        return Streams(), None if held_out is None else HeldOut(held_out, Streams(), mesh)
+
+    def told(done: int, total: int) -> None:
+        around.display.phase("computing the reference", done, total)
+
+    referee = find_referee(recipe, model, inputs.base, inputs.tokenizer, mesh)
+    streams = build_streams(recipe, referee, source.build, source.fingerprint(), mesh, told)
+    if held_out is None:
+        return streams, None
+    return streams, HeldOut(held_out, build_streams(recipe, referee, held_out.build, "held out", mesh, told), mesh)
+
+
+def fixed_prompts(recipe: Recipe, model: nn.Module, tokenizer: Tokenizer, tracker: Tracking) -> FixedPrompts | None:
+    """The prompts of `train.sample_prompts`, or the first three of the evaluation (else training) records."""
+    if recipe.train.sample_every == 0:
+        return None
+    given = [(Message("user", text),) for text in recipe.train.sample_prompts]
+    chats = given or first_prompts((*recipe.data.eval, *recipe.data.train)[0], 3)
+    shown = [(messages[-1].content, tokenizer.prompt_ids(messages)) for messages in chats]
+    return FixedPrompts(model, tokenizer, shown, tracker) if shown else None
+
+
+def first_prompts(source: SourceConfig, count: int) -> list[tuple[Message, ...]]:
+    """What stands before the last answer in the first conversations of a source."""
+    entries = read_entries(source, Tally("skip"), count)
+    return [entry.messages[:-1] for entry in entries if isinstance(entry, Conversation)]
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def writers(mesh: Mesh) -> Writers:
+    return Writers(mesh.rank, mesh.world, mesh.all_agree, mesh.share(Writers().token if mesh.is_first else None))

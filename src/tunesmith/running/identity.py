@@ -1,0 +1,47 @@
+"""What makes a run the run it is: a resume must find it unchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.models.headers import base_hash
+from tunesmith.recipe import Recipe
+from tunesmith.running.inputs import Inputs
+from tunesmith.track.run_dir import RunDir
+from tunesmith.train.loop import check_same, without
+
+DATA_HASH = "data hash"
+HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path")  # compared by content, not by name
+FREE_TO_CHANGE = ("run.", "evaluate.", "train.checkpoint.", "train.evaluate_every", "train.sample_", "train.threads")
+
+
+def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """The flat settings that a resume must find unchanged, with hashes of the data and the base weights."""
+    flat = {
+        key: value
+        for key, value in flatten(recipe.model_dump(mode="json")).items()
+        if not key.startswith(FREE_TO_CHANGE) and key not in HASHED
+    }
+    return {
+        **flat,
+        DATA_HASH: inputs.train.key,
+        "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
+        "source weights": [source.weight for source in recipe.data.train],
+        "base hash": base_hash(inputs.base),
+    }
+
+
+def check_identity(run: RunDir, recipe: Recipe, inputs: Inputs, ignore: tuple[str, ...]) -> None:
+    """A run goes on only as what it began as, also when it has no checkpoint yet."""
+    began = run.read_run().get("identity")
+    if began is not None:
+        check_same(without(began, ignore), without(identity(recipe, inputs), ignore))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,58 @@
+"""What a run starts from: the model's folder, its tokenizer, and the prepared data."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.entries import read_entries
+from tunesmith.data.prepared import Prepared, prepare
+from tunesmith.data.probes import check_template
+from tunesmith.data.tally import Tally
+from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.models.locate import locate
+from tunesmith.recipe import Recipe
+from tunesmith.running.task import task_of
+from tunesmith.track.progress import Progress
+from tunesmith.types import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The base folder, its tokenizer, what records are to the objective, and prepared examples."""
+
+    base: Path
+    tokenizer: Tokenizer
+    task: Task
+    train: Prepared
+    eval: Prepared | None
+
+
+def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
+    """Fetch the model folder and prepare the data; the first rank works, the others read what it wrote."""
+
+    def told(done: int) -> None:
+        display.phase("preparing the data", done)
+
+    def gather() -> Inputs:
+        display.phase("fetching the model")
+        base = locate(recipe.model.path, recipe.model.revision)
+        tokenizer = load_tokenizer(base)
+        display.phase("preparing the data")
+        task = task_of(recipe)
+        train = prepare(recipe.data.train, recipe.data, tokenizer, told, task)
+        held_out = prepare(recipe.data.eval, recipe.data, tokenizer, None, task) if recipe.data.eval else None
+        for source in recipe.evaluate.data:  # faults are told before the training, not after it
+            deque(read_entries(source, Tally(recipe.data.on_bad), recipe.evaluate.limit), maxlen=0)
+        return Inputs(base, tokenizer, task, train, held_out)
+
+    return mesh.first_then_others(gather)
+
+
+def input_warnings(inputs: Inputs) -> list[str]:
+    """What the user should know of data and template before the model is loaded."""
+    found = [str(warning) for warning in check_template(inputs.tokenizer)] if inputs.tokenizer.has_template else []
+    held_out = () if inputs.eval is None else inputs.eval.report.warnings
+    return [*found, *inputs.train.report.warnings, *held_out]

@@ -1,0 +1,186 @@
+"""Builds the reference that a recipe asks for, and the caches of its log-probabilities."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+
+from tunesmith import models
+from tunesmith.data.loader import Builder, Microbatches, OfflineSource
+from tunesmith.data.prepared import Prepared
+from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import ModelError, Where
+from tunesmith.models.config import LoraConfig, ModelConfig
+from tunesmith.models.headers import base_hash
+from tunesmith.models.load import load_model
+from tunesmith.models.locate import locate
+from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Reference, StartWeights
+from tunesmith.paths import home
+from tunesmith.recipe import Recipe
+from tunesmith.train.stream_cache import StreamCache
+from tunesmith.train.streams import REFERENCE, Streams
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Referee:
+    """A recipe's reference: how it is computed now, its name in caches, and whether it is computed before training."""
+
+    reference: Reference
+    key: str
+    equals_start: bool
+    ahead: bool  # all figures are computed before the first step, because the reference is gone afterwards
+
+
+def needs_reference(recipe: Recipe) -> bool:
+    return any(REFERENCE in objective.needs for objective in recipe.objectives)
+
+
+def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokenizer, mesh: Mesh) -> Referee:
+    """The cheapest reference that is exactly what the recipe says; `model` holds its starting weights.
+
+    Raises ModelError E282 when a reference of its own has another vocabulary.
+    """
+    settings, key = recipe.model.reference, start_key(recipe, base)
+    if settings.source == "path" or settings.path is not None:
+        assert settings.path is not None, "the checks of the recipe let a reference without a path pass"
+        folder = locate(settings.path)
+        return Referee(other_model(folder, recipe, tokenizer, mesh), f"{base_hash(folder)}", False, True)
+    new_adapter = isinstance(model, PeftModel) and recipe.model.adapter_path is None
+    if isinstance(model, PeftModel) and (
+        settings.source == "adapter_off" or (new_adapter and not settings.update_every)
+    ):
+        return Referee(AdapterOff(model), f"base {base_hash(base)}", new_adapter, False)
+    if isinstance(recipe.model.adapter, LoraConfig) or settings.update_every:
+        return Referee(StartWeights(model), key, True, False)
+    return Referee(OtherModel(model), key, True, True)
+
+
+def start_key(recipe: Recipe, base: Path) -> str:
+    adapter = recipe.model.adapter_path
+    return f"start {base_hash(base)} {'' if adapter is None else adapter_hash(locate(adapter))}"
+
+
+def adapter_hash(folder: Path) -> str:
+    total = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        total.update((folder / name).read_bytes())
+    return total.hexdigest()
+
+
+def other_model(folder: Path, recipe: Recipe, tokenizer: Tokenizer, mesh: Mesh) -> OtherModel:
+    theirs = load_tokenizer(folder)
+    if theirs.vocabulary() != tokenizer.vocabulary():
+        raise ModelError(
+            "E282",
+            "the reference has another vocabulary than the model: their log-probabilities cannot be compared",
+            where=Where(field="model.reference.path"),
+            evidence=[f"model {recipe.model.path}", f"reference {folder}"],
+            fixes=["name a reference of the same family", "leave model.reference out: the model as loaded is compared"],
+        )
+    settings = ModelConfig(path=str(folder), dtype=recipe.model.dtype, attention=recipe.model.attention)
+    return OtherModel(load_model(folder, settings, mesh.device()).requires_grad_(False).eval())
+
+
+def build_streams(
+    recipe: Recipe, referee: Referee, build: Builder, shaping: str, mesh: Mesh, progress: Progress | None = None
+) -> Streams:
+    """The streams of one data set; `shaping` names what orders it: packing decides the last bits of a figure."""
+    settings = recipe.model.reference
+    streams = Streams(
+        reference=referee.reference,
+        equals_start=referee.equals_start,
+        update_every=settings.update_every,
+        update_mix=settings.update_mix,
+    )
+    if settings.update_every:
+        return streams
+    key = cache_key(recipe, referee, build, "" if referee.ahead else shaping, mesh)
+    folder = home() / "reference" / key
+    counts = scored_counts(build.prepared)
+    cache = StreamCache(folder, counts)
+    other = None
+    if build.mismatch is not None:
+        other = StreamCache(folder / "mismatched", counts[build.mismatch.partners])
+    streams = replace(streams, cache=cache, mismatched=other)
+    if referee.ahead:
+        fill(streams, Microbatches(build, recipe.train.microbatch_limit(mesh.device().type)), mesh, progress)
+        streams = replace(streams, reference=Computed())
+    return streams
+
+
+def fill(streams: Streams, microbatches: Microbatches, mesh: Mesh, progress: Progress | None) -> None:
+    """Compute what is missing, each rank its share."""
+    assert streams.cache is not None
+    missing = set(streams.cache.missing())
+    if streams.mismatched is not None:
+        missing |= set(streams.mismatched.missing())
+    mesh.barrier()
+    wanted = [index for index, group in enumerate(microbatches.groups) if not missing.isdisjoint(group)]
+    mine = wanted[mesh.rank :: mesh.world]
+    for done, index in enumerate(mine, 1):
+        streams.attach(microbatches[index].to(mesh.device()))
+        if progress is not None:
+            progress(done, len(mine))
+    mesh.barrier()
+
+
+def mend(streams: Streams, source: OfflineSource, steps: int, mesh: Mesh) -> None:
+    """Fill again what the first `steps` steps had filled, in the same microbatches: the same figures to the last bit.
+
+    `source` stands at the beginning; where nothing is missing nothing is computed.
+    """
+    if streams.cache is None:
+        return
+    missing = set(streams.cache.missing())
+    if streams.mismatched is not None:
+        missing |= set(streams.mismatched.missing())
+    for _ in range(steps):
+        for group in source.next_groups():
+            if not missing.isdisjoint(group):
+                streams.attach(source.build(group).to(mesh.device()))
+                missing.difference_update(group)
+
+
+def scored_counts(prepared: Prepared) -> np.ndarray:
+    """Scored tokens of every example."""
+    scored = np.concatenate([[0], np.cumsum(np.asarray(prepared.weights) != 0, dtype=np.int64)])
+    return np.diff(scored[np.asarray(prepared.offsets)])
+
+
+def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, mesh: Mesh) -> str:
+    """sha256 over everything that decides a figure to its last bit."""
+    device = mesh.device()
+    parts = [
+        referee.key,
+        build.prepared.key,
+        shaping,
+        recipe.train.microbatch_limit(device.type),
+        recipe.model.dtype,
+        recipe.model.attention,
+        device.type,
+        mesh.world,
+        torch.__version__,
+        torch.get_num_threads(),
+        code_hash(),
+        [] if build.mismatch is None else hashlib.sha256(build.mismatch.partners.tobytes()).hexdigest(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def code_hash() -> str:
+    """Hash of the code that computes log-probabilities."""
+    total = hashlib.sha256()
+    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+        total.update(path.read_bytes())
+    return total.hexdigest()
