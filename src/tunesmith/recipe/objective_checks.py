@@ -47,7 +47,7 @@ def no_noise(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 def reference(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     settings, key = recipe.model.reference, "model.reference.source"
     written = any(name.startswith("model.reference") and origin != DEFAULT for name, origin in origins.items())
-    if not any("ref_logprobs" in objective.needs for objective in recipe.objectives):
+    if not recipe.has_reference:
         if written:
             names = " + ".join(objective.title for objective in recipe.objectives)
             message = f"{names} compares with no reference: model.reference is not used"

@@ -14,7 +14,9 @@ from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.models.config import ModelConfig
 from tunesmith.objectives import OBJECTIVES, SFT, Objective
+from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.train.config import TrainConfig
+from tunesmith.types import Task
 
 if TYPE_CHECKING:  # a type checker cannot read the registry; name its members here
     AnyObjective = SFT
@@ -72,6 +74,15 @@ class Recipe(Config):
     def objectives(self) -> tuple[Objective, ...]:
         """All of them; the first decides what the records are."""
         return (self.objective, *self.also)
+
+    @property
+    def task(self) -> Task:
+        """What the records are to the objectives; the names of classes come from the data."""
+        return Task(self.objective.kind, self.objective.reads)
+
+    @property
+    def has_reference(self) -> bool:
+        return any(REFERENCE in objective.needs for objective in self.objectives)
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -29,7 +29,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
 from tunesmith.running.identity import identity
 from tunesmith.running.inputs import Inputs
-from tunesmith.running.references import build_streams, find_referee, needs_reference
+from tunesmith.running.references import build_streams, find_referee
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
@@ -135,7 +135,7 @@ def attach_streams(
     if inputs.eval is not None:
         limit = recipe.train.microbatch_limit(mesh.device().type)
         held_out = Microbatches(build_batches(recipe, inputs, inputs.eval), limit)
-    if not needs_reference(recipe):
+    if not recipe.has_reference:
         return Streams(), None if held_out is None else HeldOut(held_out, Streams(), mesh)
 
     def told(done: int, total: int) -> None:

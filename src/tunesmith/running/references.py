@@ -27,7 +27,7 @@ from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Referen
 from tunesmith.paths import home
 from tunesmith.recipe import Recipe
 from tunesmith.train.stream_cache import StreamCache
-from tunesmith.train.streams import REFERENCE, Streams
+from tunesmith.train.streams import Streams
 
 Progress = Callable[[int, int], None]
 
@@ -40,10 +40,6 @@ class Referee:
     key: str
     equals_start: bool
     ahead: bool  # all figures are computed before the first step, because the reference is gone afterwards
-
-
-def needs_reference(recipe: Recipe) -> bool:
-    return any(REFERENCE in objective.needs for objective in recipe.objectives)
 
 
 def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokenizer, mesh: Mesh) -> Referee:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from tunesmith.models.reference import Reference, StartWeights
+from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.train.stream_cache import StreamCache
 from tunesmith.types import Batch
-
-REFERENCE = "ref_logprobs"
 
 
 @dataclass(frozen=True, slots=True)
