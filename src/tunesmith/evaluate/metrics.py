@@ -76,8 +76,8 @@ def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
     return len(one) - row.bit_count()
 
 
-def proportion(hits: Sequence[bool]) -> Score:
-    """A share with its Wilson interval, which stays inside [0, 1] and is honest at 0 and 1."""
+def proportion(hits: Sequence[float]) -> Score:
+    """A share with its Wilson interval, which stays inside [0, 1] and is honest at 0 and 1; a tie is a hit of 1/2."""
     n = len(hits)
     share = sum(hits) / n
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
@@ -92,14 +92,24 @@ def mean(values: Sequence[float]) -> Score:
 
 def ratio(tops: Sequence[float], bottoms: Sequence[float] | np.ndarray) -> Score:
     """sum(tops) / sum(bottoms) with the interval of a seeded bootstrap over the pairs (percentiles)."""
-    top, bottom = np.asarray(tops, dtype=np.float64), np.asarray(bottoms, dtype=np.float64)
+    return resampled(lambda top, bottom: top.sum() / bottom.sum(), tops, bottoms)
+
+
+def resampled(statistic: Callable[..., float], *columns: Sequence[float] | np.ndarray) -> Score:
+    """A figure of columns of equal length with the interval of a seeded bootstrap over their rows (percentiles).
+
+    Draws that leave the figure undefined (NaN) are left out; the interval is NaN when all of them do.
+    """
+    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
+    rows = len(arrays[0])
     generator = np.random.default_rng(SEED)
     drawn = np.empty(RESAMPLES)
     for at in range(RESAMPLES):
-        chosen = generator.integers(0, len(top), len(top))
-        drawn[at] = top[chosen].sum() / bottom[chosen].sum()
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Score(float(top.sum() / bottom.sum()), float(low), float(high), len(top))
+        chosen = generator.integers(0, rows, rows)
+        drawn[at] = statistic(*(array[chosen] for array in arrays))
+    known = drawn[~np.isnan(drawn)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
+    return Score(float(statistic(*arrays)), float(low), float(high), rows)
 
 
 def loss(nll: Sequence[float], weights: Sequence[float]) -> Score:
