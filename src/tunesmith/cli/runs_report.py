@@ -9,7 +9,8 @@ from tunesmith.configuring.reader import read_yaml
 from tunesmith.errors import BadInput
 from tunesmith.track.index import RunSummary, summarise
 from tunesmith.track.outcome import compare_with_plan, outcome
-from tunesmith.track.reader import Row, read_lines
+from tunesmith.track.preferences import courses, worries
+from tunesmith.track.reader import Row, read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.status import ACTIVE
 
@@ -24,11 +25,14 @@ def report_of(run: RunDir) -> dict[str, Any]:
         summary = replace(summary, state="damaged", reason=error.diagnostic.message)
     events = list(read_lines(run.events_file))
     actual = outcome(run)
+    found = courses(read_metrics(run.metrics_file))
     return {
         "run": summary.to_json(),
         "about": about,
         "outcome": actual.to_json(),
         "plan": [line.to_json() for line in compare_with_plan(plan, actual)],
+        "preferences": [course.to_json() for course in found],
+        "worries": worries(found),
         "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],
         "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
         "checkpoints": _checkpoints(run),

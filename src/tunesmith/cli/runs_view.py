@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.track.index import RunSummary
+from tunesmith.track.preferences import FIGURES
 from tunesmith.track.progress import duration
 from tunesmith.track.reader import Row, number
 
@@ -67,6 +68,9 @@ def show_view(report: dict[str, Any]) -> list[RenderableType]:
         parts += [_title("plan against actual"), _plan_table(report["plan"])]
     figures = [(NAMES[name], figure(name, value)) for name, value in report["outcome"].items() if value is not None]
     parts += [_title("outcome"), _pairs(figures)]
+    if report["preferences"]:
+        parts += [_title("preferences"), _preferences(report["preferences"])]
+        parts += [_line(text, "yellow") for text in report["worries"]]
     if report["evaluations"]:
         parts += [_title("evaluations"), *(_line(_fields(row)) for row in report["evaluations"])]
     if report["checkpoints"]:
@@ -137,6 +141,16 @@ def _plan_table(lines: list[dict[str, Any]]) -> RenderableType:
         ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
         name = line["name"]
         table.add_row(NAMES[name], figure(name, line["plan"]), figure(name, line["actual"]), ratio)
+    return table
+
+
+def _preferences(rows: list[dict[str, Any]]) -> RenderableType:
+    table = _table("", ">first tenth", ">last tenth", ">held out")
+    for row in rows:
+        shares = row["name"] in ("rewards/accuracy", "displacement")
+        values = (row["first"], row["last"], row["held_out"])
+        shown = ("" if each is None else f"{each:.1%}" if shares else f"{each:.4g}" for each in values)
+        table.add_row(FIGURES[row["name"]], *shown)
     return table
 
 

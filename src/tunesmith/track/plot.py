@@ -1,4 +1,4 @@
-"""The curves of a run as one PNG: loss, learning rate, speed, gradient norm."""
+"""The curves of a run as one PNG: loss, learning rate, speed, gradient norm, and how preferences developed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.errors import Fix, MachineError, UsageError, Where
+from tunesmith.track.preferences import MARGIN
 from tunesmith.track.reader import RESUME, Row, read_lines, read_metrics, series
 from tunesmith.track.run_dir import RunDir
 
@@ -32,17 +33,22 @@ def plot_run(run: RunDir, out: Path | None = None) -> Path:
     if not series(rows, "train/loss")[0]:
         where = Where(str(run.metrics_file))
         raise UsageError("E196", "there is nothing to plot: no step was written yet", where=where)
-    figure = Figure(figsize=(11, 6.4), dpi=120, facecolor="white", layout="constrained")
+    preferences = bool(series(rows, MARGIN)[0])
+    lines = 4 if preferences else 2
+    figure = Figure(figsize=(11, 3.2 * lines), dpi=120, facecolor="white", layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes: list[Axes] = list(figure.subplots(2, 2).flat)
+    axes: list[Axes] = list(figure.subplots(lines, 2).flat)
     resumes = [row["step"] for row in read_lines(run.metrics_file) if row.get("event") == RESUME]
     _loss(axes[0], rows)
     _line(axes[1], rows, "train/lr", "learning rate", GREEN)
     _line(axes[2], rows, "perf/tok_s", "tokens per second", PURPLE, smooth=True)
     _line(axes[3], rows, "train/grad_norm", "gradient norm", BLUE, smooth=True)
+    if preferences:
+        _preferences(axes[4:], rows)
     for each in axes:
         _dress(each, resumes)
-    axes[0].legend(frameon=False, labelcolor=INK, fontsize=9)
+    for each in (axes[0], *axes[4:]):
+        each.legend(frameon=False, labelcolor=INK, fontsize=9)
     figure.suptitle(run.id, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     path = out or run.path / "plot.png"
     canvas.print_png(str(path))
@@ -66,6 +72,21 @@ def _loss(axes: Axes, rows: list[Row]) -> None:
     steps, values = series(rows, "eval/loss")
     if steps:
         axes.plot(steps, values, color=ORANGE, marker="o", markersize=4, linewidth=1.2, label="evaluation")
+
+
+def _preferences(axes: list[Axes], rows: list[Row]) -> None:
+    """Margin, accuracy, and both answers apart: a margin that grows while both fall is displaced likelihood."""
+    _line(axes[0], rows, MARGIN, "reward margin", BLUE, smooth=True)
+    _line(axes[1], rows, "train/rewards/accuracy", "pairs told apart", GREEN, smooth=True)
+    for each, name in ((axes[0], "eval/rewards/margin"), (axes[1], "eval/rewards/accuracy")):
+        steps, values = series(rows, name)
+        if steps:
+            each.plot(steps, values, color=ORANGE, marker="o", markersize=4, linewidth=1.2, label="evaluation")
+    for each, group, title in ((axes[2], "logps", "log-probability"), (axes[3], "rewards", "reward")):
+        each.set_title(f"{title} of both answers", loc="left", color=INK, fontsize=10.5)
+        for kind, color in (("chosen", GREEN), ("rejected", ORANGE)):
+            steps, values = series(rows, f"train/{group}/{kind}")
+            each.plot(steps, smoothed(values), color=color, linewidth=1.9, label=kind)
 
 
 def _line(axes: Axes, rows: list[Row], name: str, title: str, color: str, *, smooth: bool = False) -> None:

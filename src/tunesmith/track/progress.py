@@ -214,6 +214,8 @@ def _figures(values: Mapping[str, float]) -> list[str]:
     shapes = (
         ("train/loss", "loss {:.4f}"),
         ("eval/loss", "eval {:.4f}"),
+        ("train/rewards/accuracy", "accuracy {:.0%}"),
+        ("train/rewards/margin", "margin {:.3f}"),
         ("perf/tok_s", "{:,.0f} tokens/s"),
         ("train/lr", "lr {:.2e}"),
         ("train/grad_norm", "grad {:.2f}"),
