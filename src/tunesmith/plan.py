@@ -19,7 +19,14 @@ from tunesmith.models.cache import Progress
 from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
 from tunesmith.models.locate import locate
 from tunesmith.models.processor import computing_type
-from tunesmith.planning.calibration import Speed, calibration_key, flops_per_token, known_speed, record_speed
+from tunesmith.planning.calibration import (
+    Speed,
+    calibration_key,
+    flops_per_token,
+    forward_flops,
+    known_speed,
+    record_speed,
+)
 from tunesmith.planning.counting import Counted, count_data
 from tunesmith.planning.machine import Machine, this_machine
 from tunesmith.planning.memory import (
@@ -159,6 +166,7 @@ def make_plan(
     dtype = planned_type(recipe, inventory, machine)
     memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
     flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
+    flops += further_passes(recipe) * forward_flops(inventory, counted.scored_share, counted.mean_length)
     facts = Facts(recipe, inventory, counted, steps.total, steps.longest, memory, machine, file)
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks)
     return Plan(
@@ -176,6 +184,17 @@ def make_plan(
         ranks=ranks,
         problems=find_problems(facts, peak_of),
     )
+
+
+def further_passes(recipe: Recipe) -> float:
+    """Forward passes per token and epoch besides the trained one: the reference, and looks at the whole step."""
+    ahead = any(objective.looks_ahead for objective in recipe.objectives)
+    if not recipe.has_reference:
+        return float(ahead)
+    kept = recipe.model.reference.update_every == 0  # computed once per record, not once per epoch
+    again = 1 / max(1.0, recipe.train.epochs) if kept else 1.0
+    others = 2 if ahead and recipe.task.kind == "feedback" else 1  # mismatched prompts have a reference of their own
+    return again * others + ahead
 
 
 def fits(memory: Memory, machine: Machine) -> bool:

@@ -11,7 +11,7 @@ from tunesmith.data.loader import Builder, OfflineSource
 from tunesmith.data.prepared import prepare
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import DoesNotFit
-from tunesmith.plan import Plan, make_plan, record_actual
+from tunesmith.plan import Plan, further_passes, make_plan, record_actual
 from tunesmith.planning.machine import Machine
 from tunesmith.recipe import load_recipe
 from tunesmith.types import Task
@@ -233,3 +233,13 @@ def test_a_plan_that_does_not_fit_exits_with_3(model, data, capsys):
     content = json.loads(capsys.readouterr().out)
     assert caught.value.code == (0 if content["fits"] else 3)
     assert content["problems"]
+
+
+def test_the_reference_is_counted_once_per_record_and_the_looks_ahead_every_time():
+    def passes(*words: str) -> float:
+        return further_passes(load_recipe(None, list(words), {}).recipe)
+
+    assert passes() == 0
+    assert passes("objective=dpo") == 1
+    assert passes("objective=dpo", "train.epochs=4") == 0.25
+    assert passes("objective=dpo", "train.epochs=4", "model.reference.update_every=8", "model.adapter=full") == 1

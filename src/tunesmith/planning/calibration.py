@@ -89,3 +89,9 @@ def flops_per_token(
     attention = 2 * length * inventory.query * inventory.layers
     again = checkpointed / inventory.layers * (2 * body + attention)
     return 2 * body * (1 + reached) + 4 * head + weights + attention * (1 + 2.5 * reached) + again
+
+
+def forward_flops(inventory: Inventory, scored: float, length: float) -> float:
+    """Useful FLOP of one token in a forward pass without gradient."""
+    attention = 2 * length * inventory.query * inventory.layers
+    return 2 * inventory.body + 2 * scored * inventory.head + attention
