@@ -6,7 +6,18 @@ from pydantic import Field
 
 from tunesmith.config import Config
 
-Shape = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+Shape = Literal[
+    "auto",
+    "alpaca",
+    "sharegpt",
+    "messages",
+    "prompt_completion",
+    "text",
+    "preference",
+    "transcript",
+    "ranking",
+    "process",
+]
 
 
 class SourceConfig(Config):

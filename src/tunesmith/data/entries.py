@@ -6,20 +6,28 @@ import bisect
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from tunesmith.data.config import Shape, SourceConfig
-from tunesmith.data.formats import Entry, convert, recognise
+from tunesmith.data.encoding import quoted
+from tunesmith.data.formats import Entry, convert, is_judged, recognise
 from tunesmith.data.sources import open_source
 from tunesmith.data.tables import row_group_ends
 from tunesmith.data.tally import Tally
-from tunesmith.errors import DataError, Diagnostic, Where
-from tunesmith.types import Completion, Document, Record
+from tunesmith.data.texts import texts_of
+from tunesmith.errors import DataError, Diagnostic, Fix, Where
+from tunesmith.types import Kind, Record
 
 __all__ = ["Entry", "alike", "read_entries"]
 
 
-def read_entries(source: SourceConfig, tally: Tally | None = None, limit: int | None = None) -> Iterator[Entry]:
+def read_entries(
+    source: SourceConfig, tally: Tally | None = None, limit: int | None = None, kind: Kind = "sequence"
+) -> Iterator[Entry]:
     """The first `limit` good entries of a source; the shape of a file's first record holds for the whole file.
+
+    `kind` is what the objective learns from: it decides whether a chat with a label is something to imitate, feedback
+    or a text to classify.
 
     Faults go to the tally. The first one ends the stream of entries, but its file is read to the end, so that the error
     which is raised then says how many are alike.
@@ -31,8 +39,10 @@ def read_entries(source: SourceConfig, tally: Tally | None = None, limit: int | 
         stranger: DataError | None = None
         for record in records:
             try:
-                shape = shape or recognise(record, source)
-                entry = convert(record, shape, source.columns)
+                if shape is None:
+                    shape = recognise(record, source, kind)
+                    _warn_of_label(record, source, kind, tally)
+                entry = convert(record, shape, source.columns, kind)
             except DataError as error:
                 if shape is None and tally.on_bad == "error":
                     raise
@@ -65,14 +75,24 @@ def _with_row_group(diagnostic: Diagnostic, record: Record) -> Diagnostic:
     return replace(diagnostic, evidence=(*diagnostic.evidence, f"row {record.line:,} is in row group {group}"))
 
 
+def _warn_of_label(record: Record, source: SourceConfig, kind: Kind, tally: Tally) -> None:
+    if kind != "sequence" or not is_judged(record, source):
+        return
+    warning = Diagnostic(
+        "W210",
+        "the records say which answers are good and bad; this objective learns to say all of them",
+        "warning",
+        where=Where(record.file, record.line, field=source.columns.get("label", "label")),
+        fixes=(
+            Fix("learn from the judgement", {"objective": "kto"}),
+            Fix("keep the good answers only", command=f"tunesmith data convert {quoted(Path(record.file))} --to sft"),
+        ),
+    )
+    tally.warn(warning)
+
+
 def _warn_of_nul(entry: Entry, tally: Tally) -> None:
-    if isinstance(entry, Document):
-        texts: tuple[str, ...] = (entry.text,)
-    elif isinstance(entry, Completion):
-        texts = (entry.prompt, entry.completion)
-    else:
-        texts = tuple(message.content for message in entry.messages)
-    if any("\0" in text for text in texts):
+    if any("\0" in text for text in texts_of(entry)):
         where = Where(entry.file, entry.line)
         tally.warn(
             Diagnostic("W030", "a text holds the NUL character (\\u0000); it is trained as it is", "warning", where)

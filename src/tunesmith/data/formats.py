@@ -1,35 +1,106 @@
-"""Records of known shapes become conversations, completions and documents; nothing in a text is ever changed."""
+"""Records of known shapes become what an objective learns from; nothing in a text is ever changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 from tunesmith.data.config import Shape, SourceConfig
-from tunesmith.data.turns import check_turns, describe, field_error, read_tools, read_turns
+from tunesmith.data.encoding import quoted
+from tunesmith.data.fields import Fields
+from tunesmith.data.labels import STEPS, read_labelled, read_process
+from tunesmith.data.preferences import ANSWERS, SCORES, read_feedback, read_pair, read_ranking
+from tunesmith.data.sequences import read_sequence
+from tunesmith.data.transcripts import is_transcript
 from tunesmith.errors import DataError, Fix, Where, nearest
-from tunesmith.types import Completion, Conversation, Document, Message, Record
+from tunesmith.types import (
+    Completion,
+    Conversation,
+    Document,
+    Feedback,
+    Kind,
+    Labelled,
+    Pair,
+    Process,
+    Ranking,
+    Record,
+)
 
-Entry = Conversation | Completion | Document
+Entry = Conversation | Completion | Document | Pair | Feedback | Ranking | Labelled | Process
 
-REQUIRED: dict[Shape, tuple[str, ...]] = {  # in the order in which shapes are tried
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
+
+class Form(NamedTuple):
+    """A shape and the fields that tell it; `listed` is a field that must hold a list."""
+
+    shape: Shape
+    required: tuple[str, ...]
+    listed: str | None = None
+
+
+FORMS: dict[Kind, tuple[Form, ...]] = {  # in the order in which they are tried
+    "sequence": (
+        Form("messages", ("messages",)),
+        Form("sharegpt", ("conversations",)),
+        Form("alpaca", ("instruction", "output")),
+        Form("prompt_completion", ("prompt", "completion")),
+        Form("text", ("text",)),
+    ),
+    "pair": (
+        Form("preference", ("prompt", "chosen", "rejected")),
+        Form("sharegpt", ("conversations", "chosen", "rejected")),
+        Form("alpaca", ("instruction", "chosen", "rejected")),
+        Form("messages", ("chosen_messages", "rejected_messages")),
+        Form("messages", ("messages", "chosen", "rejected")),
+        Form("preference", ("chosen", "rejected")),
+        Form("alpaca", ("instruction", "output"), "output"),
+    ),
+    "feedback": (
+        Form("messages", ("messages", "label")),
+        Form("sharegpt", ("conversations", "label")),
+        Form("alpaca", ("instruction", "output", "label")),
+        Form("prompt_completion", ("prompt", "completion", "label")),
+    ),
+    "ranking": (
+        *(Form("ranking", ("prompt", name), name) for name in ANSWERS),
+        *(Form("alpaca", ("instruction", name), name) for name in ANSWERS),
+        *(Form("sharegpt", ("conversations", name), name) for name in ANSWERS),
+        *(Form("messages", ("messages", name), name) for name in ANSWERS),
+    ),
+    "label": (
+        Form("messages", ("messages", "label")),
+        Form("sharegpt", ("conversations", "label")),
+        Form("text", ("text", "label")),
+    ),
+    "process": (*(Form("process", ("prompt", name), name) for name in STEPS),),
 }
-OPTIONAL: dict[Shape, tuple[str, ...]] = {
-    "messages": ("tools",),
-    "sharegpt": ("system", "tools"),
-    "alpaca": ("input", "history", "system", "tools"),
-    "prompt_completion": ("tools",),
-    "text": (),
+WORDS: dict[Kind, str] = {
+    "sequence": "answers or texts to learn",
+    "pair": "pairs (a chosen and a rejected answer)",
+    "feedback": "feedback (an answer and a label, good or bad)",
+    "ranking": "rankings (answers to one prompt, best first)",
+    "label": "texts with a label",
+    "process": "answers in steps, each with a label",
 }
-TURN_FIELDS = ("role", "content", "from", "value")
-FIELDS = frozenset(field for group in (*REQUIRED.values(), *OPTIONAL.values(), TURN_FIELDS) for field in group)
-OTHER_NAMES = {  # how other files call our fields; only to propose a mapping
+_OPTIONAL = ("tools", "system", "input", "history", "margin", "score_chosen", "score_rejected", "labels", *SCORES)
+_TURN_FIELDS = ("role", "content", "from", "value")
+FIELDS = frozenset(
+    (*_OPTIONAL, *_TURN_FIELDS, *(name for forms in FORMS.values() for form in forms for name in form.required))
+)
+CONVERSIONS: dict[tuple[Kind, Kind], str] = {  # what `tunesmith data convert` makes, by what there is and is wanted
+    ("ranking", "pair"): "pairs",
+    ("feedback", "pair"): "pairs",
+    ("pair", "feedback"): "feedback",
+    ("ranking", "feedback"): "feedback",
+    ("pair", "ranking"): "rankings",
+    ("feedback", "ranking"): "rankings",
+    ("pair", "sequence"): "sft",
+    ("ranking", "sequence"): "sft",
+    ("feedback", "sequence"): "sft",
+}
+_OBJECTIVES: dict[Kind, str] = {"sequence": "sft", "pair": "dpo", "feedback": "kto"}
+_MOST_TELLING: tuple[Kind, ...] = ("pair", "ranking", "process", "feedback", "label", "sequence")
+_OTHER_NAMES = {  # how other files call our fields; only to propose a mapping
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
     "conversations": ("conversation",),
     "instruction": ("question", "query", "problem", "task", "input"),
@@ -37,11 +108,19 @@ OTHER_NAMES = {  # how other files call our fields; only to propose a mapping
     "prompt": ("question", "query", "problem", "input", "source"),
     "completion": ("response", "answer", "output", "target", "reply", "solution"),
     "text": ("content", "document", "body", "page", "line"),
+    "chosen": ("preferred", "winner", "better", "accepted", "positive", "answer_chosen", "response_chosen"),
+    "rejected": ("dispreferred", "loser", "worse", "refused", "negative", "answer_rejected", "response_rejected"),
+    "label": ("kto_tag", "class", "category", "rating", "score", "good", "target"),
+    "answers": ("candidates", "outputs", "ranking"),
+    "steps": ("solution", "stepwise"),
 }
 
 
-def recognise(record: Record, source: SourceConfig) -> Shape:
-    """The shape the source names, or the first one whose fields the record has (E047 when none fits)."""
+def recognise(record: Record, source: SourceConfig, kind: Kind = "sequence") -> Shape:
+    """The shape the source names, or the first one of the kind whose fields the record has.
+
+    Raises E210 when it is of another kind, E047 when none fits.
+    """
     unknown = next((name for name in source.columns if name not in FIELDS), None)
     if unknown is not None:
         close = nearest(unknown, FIELDS)
@@ -51,151 +130,96 @@ def recognise(record: Record, source: SourceConfig) -> Shape:
             where=Where(record.file, record.line),
             fixes=[f"did you mean {close}?" if close else f"known fields: {', '.join(sorted(FIELDS))}"],
         )
-    if source.shape != "auto":
+    fields = Fields(record, source.columns)
+    form = form_of(fields, kind, source.shape)
+    if form is not None:
+        return "transcript" if form.shape == "preference" and _is_transcript(fields) else form.shape
+    if source.shape != "auto" and any(form.shape == source.shape for form in FORMS[kind]):
         return source.shape
-    present = {name for name in FIELDS if source.columns.get(name, name) in record.value}
-    for shape, required in REQUIRED.items():
-        if present.issuperset(required):
-            return shape
-    raise _unknown_shape(record, present)
+    if source.shape == "transcript" and kind == "pair":
+        return source.shape
+    for other in _MOST_TELLING:
+        if other != kind and form_of(fields, other) is not None:
+            raise _wrong_kind(fields, kind, other)
+    raise _unknown_shape(fields, kind)
 
 
-def convert(record: Record, shape: Shape, columns: Mapping[str, str]) -> Entry:
-    """The record as what its shape says; DataError (E048-E051) names the field that stands in the way."""
-    fields = _Fields(record, columns)
-    if shape == "alpaca":
-        return _alpaca(fields)
-    if shape == "text":
-        text = fields.text("text")
-        fields.check_filled("text", text)
-        return Document(text, record.file, record.line)
-    if shape == "prompt_completion":
-        return _prompt_completion(fields)
-    return _chat(fields, "messages" if shape == "messages" else "conversations")
+def form_of(fields: Fields, kind: Kind, shape: Shape = "auto") -> Form | None:
+    """The first form of the kind (and shape) whose fields the record has."""
+    return next(
+        (
+            form
+            for form in FORMS[kind]
+            if shape in ("auto", form.shape)
+            and all(map(fields.has, form.required))
+            and (form.listed is None or isinstance(fields.value(form.listed), list))
+        ),
+        None,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """A record seen through the column mapping: our names in, the file's names in errors."""
-
-    record: Record
-    columns: Mapping[str, str]
-
-    def column(self, name: str) -> str:
-        return self.columns.get(name, name)
-
-    def value(self, name: str) -> Any:
-        return self.record.value.get(self.column(name))
-
-    def error(self, name: str, message: str, code: str = "E048") -> DataError:
-        fixes = []
-        if code == "E048" and self.column(name) not in self.record.value:
-            fixes.append(f"the record has: {', '.join(map(str, self.record.value))[:200]}")
-        return field_error(self.record, self.column(name), message, code, fixes)
-
-    def text(self, name: str, *, needed: bool = True) -> str:
-        value = self.value(name)
-        if isinstance(value, str):
-            return value
-        if value is None and not needed:
-            return ""
-        got = "is missing" if self.column(name) not in self.record.value else f"is {describe(value)}"
-        raise self.error(name, f"{self.column(name)} {got}; want a text")
-
-    def check_filled(self, name: str, text: str) -> None:
-        if not text.strip():
-            raise self.error(name, f"{self.column(name)} is empty", "E050")
+def is_judged(record: Record, source: SourceConfig) -> bool:
+    """Whether the record also says if its answer is good."""
+    fields = Fields(record, source.columns)
+    return form_of(fields, "feedback", source.shape) is not None and isinstance(fields.value("label"), bool)
 
 
-def _chat(fields: _Fields, container: str) -> Conversation:
-    record, name = fields.record, fields.column(container)
-    turns = _turns(fields, container)
-    labels = [f"{name}[{index}]" for index in range(len(turns))]
-    if system := fields.text("system", needed=False) if container == "conversations" else "":
-        turns.insert(0, Message("system", system))
-        labels.insert(0, fields.column("system"))
-    check_turns(record, turns, labels)
-    return Conversation(tuple(turns), record.file, record.line, _tools(fields))
+def convert(record: Record, shape: Shape, columns: Mapping[str, str], kind: Kind = "sequence") -> Entry:
+    """The record as what its kind and shape say; DataError names the field that stands in the way."""
+    fields = Fields(record, columns)
+    if kind == "pair":
+        return read_pair(fields, shape)
+    if kind == "feedback":
+        return read_feedback(fields, shape)
+    if kind == "ranking":
+        return read_ranking(fields)
+    if kind == "label":
+        return read_labelled(fields, shape)
+    if kind == "process":
+        return read_process(fields)
+    return read_sequence(fields, shape)
 
 
-def _turns(fields: _Fields, container: str) -> list[Message]:
-    value = fields.value(container)
-    name = fields.column(container)
-    if not isinstance(value, list):
-        got = "is missing" if name not in fields.record.value else f"is {describe(value)}"
-        raise fields.error(container, f"{name} {got}; want a list of turns")
-    return read_turns(fields.record, name, value, fields.columns)
+def _is_transcript(fields: Fields) -> bool:
+    return not fields.has("prompt") and all(is_transcript(fields.value(name)) for name in ("chosen", "rejected"))
 
 
-def _tools(fields: _Fields) -> tuple[dict[str, Any], ...]:
-    return read_tools(fields.record, fields.column("tools"), fields.value("tools"))
-
-
-def _alpaca(fields: _Fields) -> Conversation:
-    """The prompt is instruction, a line break and input, as the authors of the shape joined them."""
-    turns: list[Message] = []
-    labels: list[str] = []
-    if system := fields.text("system", needed=False):
-        turns.append(Message("system", system))
-        labels.append(fields.column("system"))
-    for label, message in _history(fields):
-        labels.append(label)
-        turns.append(message)
-    instruction, extra = fields.text("instruction"), fields.text("input", needed=False)
-    prompt = "\n".join(part for part in (instruction, extra) if part.strip())
-    turns += [Message("user", prompt), Message("assistant", fields.text("output"))]
-    labels += [fields.column("instruction"), fields.column("output")]
-    check_turns(fields.record, turns, labels)
-    return Conversation(tuple(turns), fields.record.file, fields.record.line, _tools(fields))
-
-
-def _history(fields: _Fields) -> list[tuple[str, Message]]:
-    value, name = fields.value("history"), fields.column("history")
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise fields.error("history", f"{name} is {describe(value)}; want a list of [question, answer]")
-    found: list[tuple[str, Message]] = []
-    for index, pair in enumerate(value):
-        label = f"{name}[{index}]"
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            message = f"{label} is {describe(pair)}; want two texts: [question, answer]"
-            raise field_error(fields.record, label, message)
-        found += [(f"{label}[0]", Message("user", pair[0])), (f"{label}[1]", Message("assistant", pair[1]))]
-    return found
-
-
-def _prompt_completion(fields: _Fields) -> Completion | Conversation:
-    """Texts are rendered without a template; lists of turns are a chat in which the prompt's turns are not trained."""
-    record = fields.record
-    prompt, completion = fields.value("prompt"), fields.value("completion")
-    if isinstance(prompt, list) and isinstance(completion, list):
-        before = [turn if turn.weight is not None else replace(turn, weight=0.0) for turn in _turns(fields, "prompt")]
-        after = _turns(fields, "completion")
-        labels = [f"{fields.column('prompt')}[{index}]" for index in range(len(before))]
-        labels += [f"{fields.column('completion')}[{index}]" for index in range(len(after))]
-        if not any(turn.role == "assistant" for turn in after):
-            raise fields.error("completion", f"{fields.column('completion')} has no assistant turn", "E050")
-        check_turns(record, [*before, *after], labels)
-        return Conversation((*before, *after), record.file, record.line, _tools(fields))
-    texts = fields.text("prompt"), fields.text("completion")
-    fields.check_filled("prompt", texts[0])
-    fields.check_filled("completion", texts[1])
-    return Completion(*texts, record.file, record.line)
-
-
-def _unknown_shape(record: Record, present: set[str]) -> DataError:
-    keys = ", ".join(map(str, record.value))[:200] or "none"
-    evidence = [f"{shape}: {', '.join(required)}" for shape, required in REQUIRED.items()]
-    if {"chosen", "rejected"} <= record.value.keys():
-        evidence.append("chosen and rejected: this is a set of preference pairs, not of answers to learn")
-    mappings = {shape: _guess(required, present, record) for shape, required in REQUIRED.items()}
-    fewest = min((len(mapping) for mapping in mappings.values() if mapping), default=0)
+def _wrong_kind(fields: Fields, kind: Kind, found: Kind) -> DataError:
+    """E210: the record is good for another objective."""
+    record, form = fields.record, form_of(fields, found)
+    names = "" if form is None else f" ({', '.join(map(fields.column, form.required))})"
     fixes: list[Fix | str] = []
-    for shape, mapping in mappings.items():
+    to = CONVERSIONS.get((found, kind))
+    if to is not None:
+        path = Path(record.file)
+        out = path.with_name(f"{path.name.split('.')[0]}.{to}.jsonl")
+        fixes.append(Fix("convert it", command=f"tunesmith data convert {quoted(path)} --to {to} -o {quoted(out)}"))
+    if found in _OBJECTIVES:
+        name = _OBJECTIVES[found]
+        fixes.append(Fix(f"use an objective for such records: objective={name}", {"objective": name}))
+    else:
+        fixes.append(f"use a recipe that learns from {WORDS[found]}")
+    return DataError(
+        "E210",
+        f"the objective learns from {WORDS[kind]}; this record is one of {WORDS[found]}{names}",
+        where=Where(record.file, record.line),
+        evidence=[f"{form.shape}: {', '.join(form.required)}" for form in FORMS[kind]],
+        fixes=fixes,
+    )
+
+
+def _unknown_shape(fields: Fields, kind: Kind) -> DataError:
+    record = fields.record
+    present = {name for name in FIELDS if fields.has(name)}
+    keys = ", ".join(map(str, record.value))[:200] or "none"
+    evidence = [f"{form.shape}: {', '.join(form.required)}" for form in FORMS[kind]]
+    guesses = [(form, _guess(form.required, present, record)) for form in FORMS[kind] if form.listed is None]
+    fewest = min((len(mapping) for _, mapping in guesses if mapping), default=0)
+    fixes: list[Fix | str] = []
+    for form, mapping in guesses:
         if mapping and len(mapping) == fewest:
             setting = " ".join(f"data.train.0.columns.{ours}={theirs}" for ours, theirs in mapping.items())
-            fixes.append(Fix(f"read it as {shape}: {setting}", set={"data.train.0.columns": mapping}))
+            fixes.append(Fix(f"read it as {form.shape}: {setting}", set={"data.train.0.columns": mapping}))
     fixes.append("map our fields to the columns of the file: data.train.0.columns.FIELD=COLUMN")
     message = f"no known shape: the record has the keys {keys}"
     return DataError("E047", message, where=Where(record.file, record.line), evidence=evidence, fixes=fixes)
@@ -207,7 +231,9 @@ def _guess(required: tuple[str, ...], present: set[str], record: Record) -> dict
     for name in required:
         if name in present:
             continue
-        found = next((other for other in OTHER_NAMES[name] if isinstance(record.value.get(other), str | list)), None)
+        types = (str, bool, int, float) if name == "label" else (str, list)
+        others = _OTHER_NAMES.get(name, ())
+        found = next((other for other in others if isinstance(record.value.get(other), types)), None)
         if found is None or found in mapping.values():
             return {}
         mapping[name] = found

@@ -29,6 +29,11 @@ REASONS = {
     "E049": "unknown role",
     "E050": "empty turn or no assistant turn",
     "E051": "roles out of order",
+    "E210": "records for another objective",
+    "E211": "answers to different prompts",
+    "E213": "label or score that cannot be read",
+    "E214": "too few or too many answers, scores or labels",
+    "E222": "no transcript",
 }
 
 

@@ -57,8 +57,11 @@ def read_turns(record: Record, container: str, turns: Sequence[Any], columns: Ma
     return messages
 
 
-def check_turns(record: Record, turns: Sequence[Message], labels: Sequence[str]) -> None:
-    """The order of roles (E051), empty turns and a missing answer (E050); several assistant turns in a row are fine."""
+def check_turns(record: Record, turns: Sequence[Message], labels: Sequence[str], *, answered: bool = True) -> None:
+    """The order of roles (E051), empty turns and a missing answer (E050); several assistant turns in a row are fine.
+
+    With `answered` False the assistant need not have said anything yet.
+    """
     before: Role | None = None
     for turn, label in zip(turns, labels, strict=True):
         problem = _order_problem(before, turn.role)
@@ -69,7 +72,7 @@ def check_turns(record: Record, turns: Sequence[Message], labels: Sequence[str])
         before = turn.role
     if before is None:
         raise DataError("E050", "the conversation has no turns", where=Where(record.file, record.line))
-    if not any(turn.role == "assistant" for turn in turns):
+    if answered and not any(turn.role == "assistant" for turn in turns):
         message = "the conversation has no assistant turn: nothing could be learned from it"
         raise DataError("E050", message, where=Where(record.file, record.line))
 

@@ -8,7 +8,7 @@ from tunesmith.data.config import SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.tally import Tally
 from tunesmith.errors import DataError
-from tunesmith.types import Completion, Conversation, Document
+from tunesmith.types import Completion, Conversation, Document, Feedback, Pair
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real data sets (../shared/data) are not here")
@@ -60,3 +60,31 @@ def test_real_reasoning_parts_are_refused_by_name():
     source = SourceConfig(path=str(REAL / "tools_glaive" / "reason_tool_use_demo_50.jsonl"))
     with pytest.raises(DataError, match="part of type 'reasoning'"):
         list(read_entries(source))
+
+
+@needs_real
+@pytest.mark.parametrize(
+    ("path", "kind", "count", "skipped"),
+    [
+        ("pref_lf_demos/dpo_en_demo.jsonl", "pair", 300, 0),
+        ("pref_lf_demos/dpo_zh_demo.jsonl", "pair", 300, 0),
+        ("pref_lf_demos/v1_dpo_demo.jsonl", "pair", 10, 0),
+        ("pref_lf_demos/kto_en_demo.jsonl", "feedback", 300, 0),
+        ("pref_rasbt_1100", "pair", 1100, 0),
+        ("pref_hh_harmless/hh_harmless_a.jsonl", "pair", 1196, 4),
+    ],
+)
+def test_real_preferences_convert_completely(path, kind, count, skipped):
+    tally = Tally("skip")
+    entries = list(read_entries(SourceConfig(path=str(REAL / path)), tally, kind=kind))
+    assert (len(entries), tally.skipped.total()) == (count, skipped)
+    assert all(type(entry) is (Pair if kind == "pair" else Feedback) for entry in entries)
+    assert all(entry.prompt[-1].role == "user" for entry in entries)
+
+
+@needs_real
+def test_real_faults_of_transcripts_are_told_with_their_lines():
+    with pytest.raises(DataError) as caught:
+        list(read_entries(SourceConfig(path=str(REAL / "pref_hh_harmless" / "hh_harmless_a.jsonl")), kind="pair"))
+    assert {found.code for found in caught.value.diagnostics} == {"E050"}
+    assert all("assistant turn is empty" in found.message for found in caught.value.diagnostics)
