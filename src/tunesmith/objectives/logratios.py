@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from tunesmith.objectives.base import sequence_lengths, sequence_sums
 from tunesmith.types import Batch
 
 REFERENCE = "ref_logprobs"  # the stream of the reference's log-probabilities
+BCO_SHIFT = "bco/shift"  # running mean of the rewards, in memory and among the metrics
+BCO_MEAN = "bco/mean"  # the step's own mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +110,8 @@ def bco_good(reward: Float[Tensor, "*"], shift: float) -> Float[Tensor, "*"]:
 def bco_bad(reward: Float[Tensor, "*"], shift: float) -> Float[Tensor, "*"]:
     """-log sigma(-(r - shift)) (arXiv:2404.04656)."""
     return -logsigmoid(shift - reward)
+
+
+def running_shift(memory: Mapping[str, float], metrics: Mapping[str, float], decay: float) -> dict[str, float]:
+    """The memory with the running mean of rewards brought forward by a step (arXiv:2404.04656)."""
+    return {**memory, BCO_SHIFT: decay * memory.get(BCO_SHIFT, 0.0) + (1 - decay) * metrics[BCO_MEAN]}

@@ -49,21 +49,25 @@ class ReferencedObjective(PairObjective):
 
     def __call__(self, policy: Scores, batch: Batch, context: Context = NOTHING) -> Loss:
         pairs = referenced_pairs(policy.logprobs, batch)
-        metrics = self.metrics(pairs, pairs)
-        return Loss((self.losses(pairs, context) * pairs.scored_P).sum(), metrics)
+        return self.summed(pairs, pairs, context)
 
     def losses(self, pairs: ReferencedPairs, context: Context) -> Float[Tensor, " P"]:
         raise NotImplementedError
 
-    def metrics(self, pairs: ReferencedPairs, seen: ReferencedPairs) -> dict[str, Tensor]:
-        """Sums of the figures of all pairs; `seen` are the log-ratios as the loss sees them."""
+    def figures(self, pairs: ReferencedPairs, context: Context) -> dict[str, Float[Tensor, " P"]]:
+        """Metrics of its own beside those of all losses with a reference."""
+        return {}
+
+    def summed(self, pairs: ReferencedPairs, seen: ReferencedPairs, context: Context) -> Loss:
+        """Losses and metrics summed over the pairs; `seen` are the log-ratios as the loss sees them."""
         chosen_P, rejected_P = pairs.chosen_ratio_P, pairs.rejected_ratio_P
         figures = {
             "kl": (chosen_P + rejected_P) / 2,
             "displacement": ((chosen_P < 0) & (rejected_P < 0)).to(chosen_P.dtype),
+            **self.figures(pairs, context),
         }
         rewards = pair_metrics(pairs, self.beta * seen.chosen_ratio_P, self.beta * seen.rejected_ratio_P)
-        return rewards | sums_over(figures, pairs)
+        return Loss((self.losses(seen, context) * pairs.scored_P).sum(), rewards | sums_over(figures, pairs))
 
 
 def pair_metrics(

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from tunesmith.objectives.base import NOTHING
 from tunesmith.objectives.logratios import Pairs, ReferencedPairs, pairs_of, referenced_pairs
-from tunesmith.objectives.pairs import REFERENCE_METRICS, Beta, ReferencedObjective, Share, sums_over
+from tunesmith.objectives.pairs import REFERENCE_METRICS, Beta, ReferencedObjective, Share
 from tunesmith.types import Batch, Context, Loss, Scores
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
@@ -111,8 +111,8 @@ class RPO(ReferencedObjective):
     def losses(self, pairs: ReferencedPairs, context: Context) -> Float[Tensor, " P"]:
         return dpo(self.beta * pairs.margin_P) - self.alpha * pairs.chosen_mean_P
 
-    def metrics(self, pairs: ReferencedPairs, seen: ReferencedPairs) -> dict[str, Tensor]:
-        return super().metrics(pairs, seen) | sums_over({"nll": -pairs.chosen_mean_P}, pairs)
+    def figures(self, pairs: ReferencedPairs, context: Context) -> dict[str, Float[Tensor, " P"]]:
+        return {"nll": -pairs.chosen_mean_P}
 
 
 class LengthNormalisedDPO(ReferencedObjective):
@@ -141,7 +141,7 @@ class LengthDesensitisedDPO(ReferencedObjective):
     def __call__(self, policy: Scores, batch: Batch, context: Context = NOTHING) -> Loss:
         pairs = referenced_pairs(policy.logprobs, batch)
         seen = referenced_pairs(policy.logprobs, batch, excess_share(batch, self.alpha))
-        return Loss((self.losses(seen, context) * pairs.scored_P).sum(), self.metrics(pairs, seen))
+        return self.summed(pairs, seen, context)
 
     def losses(self, pairs: ReferencedPairs, context: Context) -> Float[Tensor, " P"]:
         return dpo(self.beta * pairs.margin_P)
@@ -167,6 +167,22 @@ class DivergenceDPO(ReferencedObjective):
 
     def start_loss(self) -> float | None:
         return math.log(2)
+
+
+class EXO(ReferencedObjective):
+    """Reverse KL from the preference to smoothed labels (arXiv:2402.00856)."""
+
+    name: Literal["exo"] = Field(default="exo", description="Exact optimisation: reverse KL to smoothed preferences.")
+    epsilon: Annotated[float, Field(ge=1e-6, le=0.5)] = Field(
+        default=1e-3, description="Share of labels that are wrong."
+    )
+    paper: ClassVar[str] = "arXiv:2402.00856"
+
+    def losses(self, pairs: ReferencedPairs, context: Context) -> Float[Tensor, " P"]:
+        return exo(self.beta * pairs.margin_P, self.epsilon)
+
+    def start_loss(self) -> float | None:
+        return (math.log(0.5 / (1 - self.epsilon)) + math.log(0.5 / self.epsilon)) / 2
 
 
 class DiscoPOP(ReferencedObjective):
@@ -208,6 +224,12 @@ def ipo(margin_P: Float[Tensor, " P"], beta: float) -> Float[Tensor, " P"]:
 def hinge(scaled_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
     """max(0, 1 - u) (arXiv:2309.06657)."""
     return torch.relu(1 - scaled_P)
+
+
+def exo(scaled_P: Float[Tensor, " P"], epsilon: float) -> Float[Tensor, " P"]:
+    """sigma(u)(log sigma(u) - log(1 - e)) + sigma(-u)(log sigma(-u) - log e) (arXiv:2402.00856)."""
+    right_P = torch.sigmoid(scaled_P) * (logsigmoid(scaled_P) - math.log1p(-epsilon))
+    return right_P + torch.sigmoid(-scaled_P) * (logsigmoid(-scaled_P) - math.log(epsilon))
 
 
 def discopop(scaled_P: Float[Tensor, " P"], tau: float) -> Float[Tensor, " P"]:
