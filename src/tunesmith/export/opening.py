@@ -12,17 +12,23 @@ from pydantic import ValidationError
 from torch import nn
 
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
-from tunesmith.errors import BadInput, CheckpointError, Fix, UsageError, Where
+from tunesmith.errors import BadInput, CheckpointError, Fix, ModelError, UsageError, Where
 from tunesmith.models.adapters import load_adapter, read_adapter_config, trainable
 from tunesmith.models.config import ModelConfig
+from tunesmith.models.headers import read_header
+from tunesmith.models.heads import outputs_in, stored_outputs, writes_no_text
+from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.load import load_base, load_model
 from tunesmith.models.locate import locate
+from tunesmith.models.meaning import Meaning, from_json, read_meaning
+from tunesmith.models.safety import read_config
 from tunesmith.track.index import find_run
 from tunesmith.track.run_dir import RunDir, is_run
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
 
 Which = Literal["auto", "final", "best", "newest"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Wants = Literal["text", "values", "any"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,25 @@ class ModelSource:
     adapter: Path | None = None
     checkpoint: Checkpoint | None = None
     run: RunDir | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many values the model gives; 0 for a language model."""
+        if self.checkpoint is not None:
+            found = outputs_in(read_header(self.checkpoint.folder / "weights.safetensors"))
+        elif self.adapter is not None:
+            found = outputs_in(read_header(self.adapter / ADAPTER_FILE))
+        else:
+            found = 0
+        return found or stored_outputs(read_config(self.base)[0])
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the values of its head are."""
+        if self.checkpoint is None:
+            return read_meaning(self.adapter or self.base)
+        task = self.run.read_run().get("task") if self.run else None
+        return from_json(task) if isinstance(task, dict) else Meaning()
 
     @property
     def told(self) -> str:
@@ -54,12 +79,38 @@ class Opened:
     source: ModelSource
 
 
-def open_model(name: str, *, which: Which = "auto", dtype: Dtype = "auto") -> Opened:
+def open_model(name: str, *, which: Which = "auto", dtype: Dtype = "auto", wants: Wants = "text") -> Opened:
     """Load what `name` means, on the GPU when there is one; `which` chooses among the weights of a run."""
-    source = find_model(name, which)
+    return open_source(find_model(name, which), dtype, wants)
+
+
+def open_source(source: ModelSource, dtype: Dtype = "auto", wants: Wants = "text") -> Opened:
+    """Load the weights of a source, on the GPU when there is one.
+
+    ModelError E242 for a reward model or classifier where text is wanted, E245 for a language model where values are.
+    """
+    if wants == "text" and source.outputs:
+        raise writes_no_text(str(source.run.path if source.run else source.adapter or source.base))
+    if wants == "values" and not source.outputs:
+        raise gives_no_values(source)
     model = load_source(source, dtype)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Opened(model.to(device), load_tokenizer(source.base), source)
+
+
+def gives_no_values(source: ModelSource) -> ModelError:
+    return ModelError(
+        "E245",
+        f"{source.told} is a language model: it has no head that gives rewards or classes",
+        where=Where(str(source.adapter or source.base)),
+        fixes=[
+            Fix(
+                "train a reward model from it",
+                command=f"tunesmith train reward model.path={source.base} data.train=FILE",
+            ),
+            "name a reward model or a classifier",
+        ],
+    )
 
 
 def named_run(name: str) -> RunDir | None:
@@ -136,10 +187,10 @@ def load_source(source: ModelSource, dtype: Dtype = "auto") -> nn.Module:
     plain = {"dtype": source.settings.dtype if dtype == "auto" else dtype}
     settings = source.settings.model_copy(update=plain)
     if source.checkpoint is not None:
-        model = load_model(source.base, settings)
+        model = load_model(source.base, settings, outputs=source.outputs)
         put_weights(model, source.checkpoint)
     else:
-        base = load_base(source.base, settings)
+        base = load_base(source.base, settings, outputs=source.outputs)
         model = base if source.adapter is None else load_adapter(base, source.adapter)
     return model.requires_grad_(False).eval()
 

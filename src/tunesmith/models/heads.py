@@ -16,9 +16,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tunesmith.errors import Fix, ModelError, Where
+from tunesmith.models.headers import TensorInfo
 from tunesmith.models.padding import free_pad
 from tunesmith.types import Task
 
+WRAPPERS = ("base_model", "model", "modules_to_save", "default")  # parts that PEFT adds to names
 CLASSIFIER = "ForSequenceClassification"
 SEED = 20_231_017  # of every new head: the same one in every run and on every rank
 
@@ -50,6 +52,15 @@ def stored_outputs(config: dict) -> int:
         return 0
     labels = config.get("id2label")
     return len(labels) if isinstance(labels, dict) else int(config.get("num_labels", 2))
+
+
+def outputs_in(tensors: Mapping[str, TensorInfo]) -> int:
+    """How many values the head among these tensors gives; 0 without one. The names may be those of an adapter."""
+    for name, info in tensors.items():
+        parts = [part for part in name.split(".") if part not in WRAPPERS]
+        if parts in (["score", "weight"], ["classifier", "weight"], ["classifier", "out_proj", "weight"]):
+            return info.shape[0]
+    return 0
 
 
 def head_modules(model: PreTrainedModel) -> tuple[str, ...]:
@@ -100,21 +111,24 @@ def prepare_config(config: PreTrainedConfig, folder: Path, outputs: int) -> None
 
 def refuse_head(config: PreTrainedConfig, folder: Path) -> None:
     """ModelError E242 for a sequence classifier, E243 for an encoder, where a language model is wanted."""
-    where = Where(file=str(folder / "config.json"), field="architectures")
     if stored_outputs(config.to_dict()):
-        raise ModelError(
-            "E242",
-            "this is a reward model or classifier: it scores texts and cannot write them",
-            where=where,
-            fixes=[Fix("score texts with it", command=f"tunesmith score {folder} --data FILE"), "use a language model"],
-        )
+        raise writes_no_text(str(folder))
     if is_encoder(config):
         raise ModelError(
             "E243",
             f"this is an encoder ({config.model_type}): its tokens see what follows, so it cannot predict the next one",
-            where=where,
+            where=Where(file=str(folder / "config.json"), field="model_type"),
             fixes=["train it as a reward model or a classifier", "use a causal language model"],
         )
+
+
+def writes_no_text(name: str) -> ModelError:
+    return ModelError(
+        "E242",
+        "this is a reward model or classifier: it scores texts and cannot write them",
+        where=Where(file=name),
+        fixes=[Fix("score texts with it", command=f"tunesmith score {name} --data FILE"), "use a language model"],
+    )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -9,9 +10,15 @@ from pathlib import Path
 
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from tunesmith.models.adapters import save_adapter
 from tunesmith.models.forward import base_model
+from tunesmith.models.heads import has_head, is_encoder
+from tunesmith.models.meaning import Meaning, meaning_of, name_outputs, write_meaning
+from tunesmith.models.padding import PadToken, free_pad
+from tunesmith.models.safety import read_json_object
+from tunesmith.types import Task
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,23 +30,56 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
 )
 
 
-def save_weights(model: nn.Module, run: Path, base: Path) -> Path:
-    """Write `run/adapter` or `run/model`, whole or not at all; an older one is replaced."""
+def save_weights(model: nn.Module, run: Path, base: Path, task: Task | None = None) -> Path:
+    """Write `run/adapter` or `run/model`, whole or not at all; an older one is replaced.
+
+    `task` says what the values of a reward model or classifier mean. Its adapter folder has the tokenizer too, because
+    the padding token is another one.
+    """
     name = "adapter" if isinstance(model, PeftModel) else "model"
     stage = run / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
+    plain = base_model(model)
     try:
         if isinstance(model, PeftModel):
             save_adapter(model, stage, str(base))
-        else:
-            base_model(model).save_pretrained(str(stage))
+        elif not has_head(plain):
+            plain.save_pretrained(str(stage))
             copy_tokenizer(base, stage)
+        if has_head(plain):
+            save_head(plain, stage, base, meaning_of(task or Task("pair", "values")), whole=name == "model")
         swap(stage, run / name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return run / name
+
+
+def save_head(model: PreTrainedModel, folder: Path, base: Path, meaning: Meaning, *, whole: bool) -> None:
+    """Write what a reward model or classifier needs beside an adapter's weights, or with `whole` the model itself.
+
+    Tokenizer and config name the same padding token, one that no text holds: transformers reads a decoder's value at
+    the last token that is not padding.
+    """
+    if whole:
+        name_outputs(model.config, meaning)
+        model.save_pretrained(str(folder))
+    copy_tokenizer(base, folder)
+    pad = free_pad(base)
+    if not is_encoder(model.config) and pad is not None and pad.id == model.config.pad_token_id:
+        name_padding(folder, pad)
+    write_meaning(folder, meaning)
+
+
+def name_padding(folder: Path, pad: PadToken) -> None:
+    """Make `pad` the padding token of the folder's tokenizer."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.is_file():
+            settings = {**read_json_object(path), "pad_token": pad.text}
+            path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
