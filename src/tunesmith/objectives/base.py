@@ -24,6 +24,7 @@ class Objective(Config):
     kind: ClassVar[Kind] = "sequence"  # the records it learns from
     reads: ClassVar[Reads] = "logprobs"
     needs: ClassVar[frozenset[str]] = frozenset()  # streams it reads
+    named_labels: ClassVar[bool] = False  # whether labels are names of classes and not numbers
     metric_names: ClassVar[tuple[str, ...]] = ()  # keys of Loss.metrics, the same in every batch
     paper: ClassVar[str]
     looks_ahead: ClassVar[bool] = False  # whether its loss needs `glance` over the whole step first

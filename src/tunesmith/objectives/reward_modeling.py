@@ -28,7 +28,7 @@ class Reward(PairObjective):
     )
     center: Annotated[float, Field(ge=0, le=100)] = Field(
         default=0.0,
-        description="Factor of the squared sum of a pair's rewards, which keeps them around 0; such as 0.01.",
+        description="Factor of the squared sum of a pair's rewards, which keeps them around 0.",
     )
     reads: ClassVar[Reads] = "values"
     metric_names: ClassVar = (
@@ -85,12 +85,11 @@ class RankingReward(Objective):
 class Classify(Objective):
     """Cross-entropy over classes, read at the last token (arXiv:1810.04805 section 4.1)."""
 
-    name: Literal["classify"] = Field(
-        default="classify", description="Classifier of texts: cross-entropy over classes."
-    )
+    name: Literal["classify"] = Field(default="classify", description="Classifier: cross-entropy over classes.")
     unit: ClassVar = "sequence"
     kind: ClassVar[Kind] = "label"
     reads: ClassVar[Reads] = "values"
+    named_labels: ClassVar[bool] = True
     metric_names: ClassVar = ("accuracy",)
     paper: ClassVar[str] = "arXiv:1810.04805"
 
@@ -107,7 +106,7 @@ class Classify(Objective):
 class Regress(Objective):
     """Squared error of a number read at the last token (arXiv:1810.04805 section 4.1)."""
 
-    name: Literal["regress"] = Field(default="regress", description="Regressor of texts: mean squared error.")
+    name: Literal["regress"] = Field(default="regress", description="Regressor: mean squared error.")
     unit: ClassVar = "sequence"
     kind: ClassVar[Kind] = "label"
     reads: ClassVar[Reads] = "values"

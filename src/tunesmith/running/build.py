@@ -23,6 +23,7 @@ from tunesmith.models.adapters import trainable
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import base_model
+from tunesmith.models.heads import outputs_of
 from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.verify import verify_scores
 from tunesmith.recipe import Recipe
@@ -40,7 +41,7 @@ from tunesmith.train.loop import Loop, Parts
 from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
-from tunesmith.types import Conversation, Example, Message
+from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,10 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
 
 def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> nn.Module:
     """The model on its device, checked against transformers when its architecture is not among the proven ones."""
-    model = load_model(inputs.base, recipe.model, mesh.device())
+    model = load_model(inputs.base, recipe.model, mesh.device(), outputs_of(inputs.task))
     base = base_model(model)
-    if base.config.model_type not in PROVEN or mesh.device().type == "cuda":
+    unproven = base.config.model_type not in PROVEN or mesh.device().type == "cuda"
+    if unproven and inputs.task.reads == "logprobs":
         shortest = np.argsort(inputs.train.lengths, kind="stable")[:2]
         probe = batch_of([first_answer(inputs.train[int(index)]) for index in shortest])
         verify_scores(model, probe.to(mesh.device()))
@@ -150,18 +152,23 @@ def attach_streams(
 
 def fixed_prompts(recipe: Recipe, model: nn.Module, tokenizer: Tokenizer, tracker: Tracking) -> FixedPrompts | None:
     """The prompts of `train.sample_prompts`, or the first three of the evaluation (else training) records."""
-    if recipe.train.sample_every == 0:
+    if recipe.train.sample_every == 0 or recipe.task.reads == "values":
         return None
     given = [(Message("user", text),) for text in recipe.train.sample_prompts]
-    chats = given or first_prompts((*recipe.data.eval, *recipe.data.train)[0], 3)
+    chats = given or first_prompts((*recipe.data.eval, *recipe.data.train)[0], 3, recipe.task.kind)
     shown = [(messages[-1].content, tokenizer.prompt_ids(messages)) for messages in chats]
     return FixedPrompts(model, tokenizer, shown, tracker) if shown else None
 
 
-def first_prompts(source: SourceConfig, count: int) -> list[tuple[Message, ...]]:
-    """What stands before the last answer in the first conversations of a source."""
-    entries = read_entries(source, Tally("skip"), count)
-    return [entry.messages[:-1] for entry in entries if isinstance(entry, Conversation)]
+def first_prompts(source: SourceConfig, count: int, kind: Kind) -> list[tuple[Message, ...]]:
+    """What stands before the last answer in the first chats of a source."""
+    found: list[tuple[Message, ...]] = []
+    for entry in read_entries(source, Tally("skip"), count, kind):
+        if isinstance(entry, Conversation):
+            found.append(entry.messages[:-1])
+        elif isinstance(entry, Pair | Feedback | Ranking) and not isinstance(entry.prompt, str):
+            found.append(entry.prompt)
+    return found
 
 
 def seed_everything(seed: int) -> None:

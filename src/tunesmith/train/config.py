@@ -104,7 +104,7 @@ class TrainConfig(Config):
         default=0, description="Steps between evaluation losses; 0: at the end."
     )
     sample_every: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Steps between fixed-prompt samples; 0: never."
+        default=0, description="Steps between answers to fixed prompts, also given before the first and after the last."
     )
     sample_prompts: tuple[str, ...] = Field(
         default=(), description="Fixed prompts; the first of the evaluation set when empty."

@@ -84,12 +84,14 @@ class Loop:
         """Train to the end, to an early stop, or to a signal; a signal saves and raises Preempted or Interrupted."""
         settings = self.parts.settings
         self.parts.model.train()
+        if self.position.step == 0 and self.parts.show_samples is not None:
+            self.parts.show_samples(0)
         while self.position.step < self.parts.total and not self.stopped_early:
             self.step()
             last = self.position.step == self.parts.total
             if self.parts.evaluate is not None and (last or due(self.position.step, settings.evaluate_every)):
                 self.evaluate()
-            if self.parts.show_samples is not None and due(self.position.step, settings.sample_every):
+            if self.parts.show_samples is not None and (last or due(self.position.step, settings.sample_every)):
                 self.parts.show_samples(self.position.step)
             if due(self.position.step, settings.checkpoint.every) or last or self.stopped_early or self.overdue():
                 self.save()
