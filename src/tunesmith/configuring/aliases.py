@@ -44,6 +44,12 @@ _CODE = Alias(None, "a model folder is data: remote code is never run, delete th
 _LOGGING = Alias(None, "every step is written to metrics.jsonl; delete the key")
 _WORKERS = Alias(None, "data is prepared once before training; there are no loader workers to set")
 _NAME = Alias("run.name")
+_BETA = Alias("objective.beta")
+_LIKELIHOOD = Alias("objective.alpha", "with objective.name: rpo, or as a list: [dpo, {name: sft, coefficient: X}]")
+_GAMMA = Alias("objective.gamma", "with objective.name: simpo; the margin itself, not its share of beta")
+_SMOOTHING = Alias("objective.epsilon", "with objective.name: cdpo or robust_dpo, which are different formulas")
+_REFERENCE = Alias("model.reference.path", "empty: the model as loaded")
+_MOVING = Alias("model.reference.update_every", "a number of steps; 0: the reference stays")
 
 ALIASES: dict[str, Alias] = {
     # optimiser and schedule
@@ -227,6 +233,47 @@ ALIASES: dict[str, Alias] = {
     "stage": _STAGE,
     "rl": _STAGE,
     "loss_type": _STAGE,
+    # preferences and rewards
+    "pref_loss": _STAGE,
+    "pref_beta": _BETA,
+    "rl_beta": _BETA,
+    "orpo_alpha": _BETA,
+    "kl_coef": _BETA,
+    "pref_ftx": _LIKELIHOOD,
+    "rpo_alpha": _LIKELIHOOD,
+    "sft_weight": _LIKELIHOOD,
+    "cpo_alpha": Alias("objective.alpha", "with objective.name: cpo"),
+    "simpo_gamma": _GAMMA,
+    "gamma_beta_ratio": _GAMMA,
+    "dpo_label_smoothing": _SMOOTHING,
+    "label_smoothing": _SMOOTHING,
+    "dpo_label_smoothing_factor": _SMOOTHING,
+    "ld_alpha": Alias("objective.alpha", "with objective.name: ld_dpo"),
+    "pref_bco_weight": Alias("also", "a list of objectives, each with a coefficient"),
+    "loss_weights": Alias("objective", "a list of objectives, each with a coefficient"),
+    "f_divergence_type": Alias("objective.divergence", "with objective.name: f_dpo"),
+    "discopop_tau": Alias("objective.tau", "with objective.name: discopop"),
+    "use_weighting": Alias("objective.wpo", "with objective.name: dpo"),
+    "kto_chosen_weight": Alias("objective.lambda_good", "with objective.name: kto"),
+    "kto_rejected_weight": Alias("objective.lambda_bad", "with objective.name: kto"),
+    "desirable_weight": Alias("objective.lambda_good", "with objective.name: kto"),
+    "undesirable_weight": Alias("objective.lambda_bad", "with objective.name: kto"),
+    "kto_desirable_weight": Alias("objective.lambda_good", "with objective.name: kto"),
+    "kto_undesirable_weight": Alias("objective.lambda_bad", "with objective.name: kto"),
+    "center_rewards_coefficient": Alias("objective.center", "with objective.name: reward"),
+    "reward_model": Alias("objective", "reward learns a reward model"),
+    "reference_free": Alias("objective", "simpo, orpo and cpo have no reference"),
+    "ref_model": _REFERENCE,
+    "ref_model_path": _REFERENCE,
+    "reference_model": _REFERENCE,
+    "ref_adapter_name": _REFERENCE,
+    "sync_ref_model": _MOVING,
+    "ref_model_sync_steps": _MOVING,
+    "ref_model_mixup_alpha": Alias("model.reference.update_mix"),
+    "precompute_ref_log_probs": Alias(None, "the reference is always computed once; delete the key"),
+    "max_prompt_length": Alias("data.max_length", "prompt and answers together; nothing is cut from the left"),
+    "max_completion_length": Alias("data.max_length", "prompt and answers together"),
+    "disable_dropout": Alias(None, "preference losses never run with dropout; delete the key"),
     "deepspeed": _LAUNCH,
     "fsdp": _LAUNCH,
     "fsdp_config": _LAUNCH,
