@@ -70,7 +70,7 @@ class APODown(ReferencedObjective):
 
     name: Literal["apo_down"] = Field(
         default="apo_down",
-        description="Anchored: both answers down, the rejected one more; for a policy above its data.",
+        description="Anchored: both answers down, the rejected one more.",
     )
     paper: ClassVar[str] = "arXiv:2408.06266"
 
@@ -99,9 +99,8 @@ class BCO(ReferencedObjective):
         return {BCO_MEAN: mean_P, BCO_SHIFT: torch.full_like(mean_P, context.memory.get(BCO_SHIFT, 0.0))}
 
     def losses(self, pairs: ReferencedPairs, context: Context) -> Float[Tensor, " P"]:
-        return bco(
-            self.beta * pairs.chosen_ratio_P, self.beta * pairs.rejected_ratio_P, context.memory.get(BCO_SHIFT, 0.0)
-        )
+        shift = context.memory.get(BCO_SHIFT, 0.0)
+        return bco(self.beta * pairs.chosen_ratio_P, self.beta * pairs.rejected_ratio_P, shift)
 
     def remember(self, memory: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
         return running_shift(memory, metrics, self.decay)

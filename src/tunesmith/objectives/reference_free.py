@@ -37,7 +37,7 @@ class SimPO(PairObjective):
 
 
 class CPO(PairObjective):
-    """DPO without a reference, plus the chosen answer's likelihood (arXiv:2401.08417 eq. 5)."""
+    """DPO without a reference, plus the chosen answer's likelihood (arXiv:2401.08417)."""
 
     name: Literal["cpo"] = Field(
         default="cpo", description="Logistic loss on summed log-probabilities and the chosen answer's likelihood."
