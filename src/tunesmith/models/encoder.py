@@ -11,14 +11,12 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.forest import Forest, Segment
+from tunesmith.models.heads import AFTER_PADDING, positions
 from tunesmith.types import Batch
 
 RAGGED = "tunesmith_bidirectional"
-# Types whose attention takes a registered implementation, and whose classifier reads the first state alone. Positions
-# of the second kind begin after the padding token's id.
-FROM_ZERO = ("bert", "electra")
-AFTER_PADDING = ("roberta", "xlm-roberta")
-RAGGED_TYPES = (*FROM_ZERO, *AFTER_PADDING)
+# Types whose attention takes a registered implementation, and whose classifier reads the first state alone.
+RAGGED_TYPES = ("bert", "electra", *AFTER_PADDING)
 
 
 def register() -> None:
@@ -64,10 +62,10 @@ def encoder_values(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "K C"]
     first_position = model.config.pad_token_id + 1 if model.config.model_type in AFTER_PADDING else 0
     ends = torch.tensor([len(row) for row in rows]).cumsum(0).tolist()
     starts = [0, *ends[:-1]]
-    positions = torch.cat([torch.arange(len(row)) for row in rows]) + first_position
+    places = torch.cat([torch.arange(len(row)) for row in rows]) + first_position
     states = model.base_model(
         input_ids=torch.cat(rows)[None],
-        position_ids=positions.to(batch.tokens.device)[None],
+        position_ids=places.to(batch.tokens.device)[None],
         forest=Forest(tuple(Segment(start, end, ()) for start, end in zip(starts, ends, strict=True))),
     ).last_hidden_state[0]
     return classify(model, states[starts][:, None])
@@ -100,9 +98,7 @@ def padded_values(model: PreTrainedModel, rows: list[Tensor]) -> Float[Tensor, "
 
 
 def check_lengths(model: PreTrainedModel, longest: int, batch: Batch) -> None:
-    config = model.config.to_dict()
-    room = config.get("max_position_embeddings") or 2**31
-    room -= model.config.pad_token_id + 1 if model.config.model_type in AFTER_PADDING else 0
+    room = positions(model.config)
     if longest > room:
         raise ModelError(
             "E244",

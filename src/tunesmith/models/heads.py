@@ -21,6 +21,7 @@ from tunesmith.models.padding import free_pad
 from tunesmith.types import Task
 
 WRAPPERS = ("base_model", "model", "modules_to_save", "default")  # parts that PEFT adds to names
+AFTER_PADDING = ("roberta", "xlm-roberta")  # types whose positions begin after the padding token's id
 CLASSIFIER = "ForSequenceClassification"
 SEED = 20_231_017  # of every new head: the same one in every run and on every rank
 
@@ -33,6 +34,12 @@ def outputs_of(task: Task) -> int:
 def has_head(model: PreTrainedModel) -> bool:
     """Whether the model gives values, not log-probabilities."""
     return type(model).__name__.endswith(CLASSIFIER)
+
+
+def positions(config: PreTrainedConfig) -> int:
+    """How many tokens the model reads at most; some encoders lose places to the padding token's id."""
+    room = int(config.to_dict().get("max_position_embeddings") or 2**20)
+    return room - (config.pad_token_id + 1) if config.model_type in AFTER_PADDING else room
 
 
 def is_classifier(config: PreTrainedConfig) -> bool:
