@@ -40,7 +40,7 @@ class NCA(ReferencedObjective):
 
 
 class SPPO(ReferencedObjective):
-    """Self-play preference optimisation with win probability 1 (arXiv:2405.00675)."""
+    """Self-play preference optimisation with win probability 1 (arXiv:2405.00675 eq. 4.7)."""
 
     name: Literal["sppo"] = Field(default="sppo", description="Squared distance of each log-ratio from +-1 / (2 beta).")
     paper: ClassVar[str] = "arXiv:2405.00675"
@@ -53,7 +53,7 @@ class SPPO(ReferencedObjective):
 
 
 class APOZero(ReferencedObjective):
-    """Anchored preference optimisation that raises the chosen and lowers the rejected answer (arXiv:2408.06266)."""
+    """Anchored preference optimisation: the chosen answer up, the rejected one down (arXiv:2408.06266 eq. 7)."""
 
     name: Literal["apo_zero"] = Field(default="apo_zero", description="Anchored: chosen answers up, rejected down.")
     paper: ClassVar[str] = "arXiv:2408.06266"
@@ -66,7 +66,7 @@ class APOZero(ReferencedObjective):
 
 
 class APODown(ReferencedObjective):
-    """Anchored preference optimisation that lowers both answers and keeps their gap (arXiv:2408.06266)."""
+    """Anchored preference optimisation: both answers down, the rejected one more (arXiv:2408.06266 eq. 8)."""
 
     name: Literal["apo_down"] = Field(
         default="apo_down",
@@ -115,18 +115,18 @@ def nca(chosen_P: Float[Tensor, " P"], rejected_P: Float[Tensor, " P"]) -> Float
 
 
 def sppo(chosen_P: Float[Tensor, " P"], rejected_P: Float[Tensor, " P"], beta: float) -> Float[Tensor, " P"]:
-    """(log-ratio_w - 1 / (2 beta))^2 + (log-ratio_l + 1 / (2 beta))^2 (arXiv:2405.00675)."""
+    """(log-ratio_w - 1 / (2 beta))^2 + (log-ratio_l + 1 / (2 beta))^2 (arXiv:2405.00675 eq. 4.7)."""
     target = 1 / (2 * beta)
     return (chosen_P - target).square() + (rejected_P + target).square()
 
 
 def apo_zero(chosen_P: Float[Tensor, " P"], rejected_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """1 - sigma(r_w) + sigma(r_l) (arXiv:2408.06266)."""
+    """1 - sigma(r_w) + sigma(r_l) (arXiv:2408.06266 eq. 7)."""
     return apo_zero_good(chosen_P) + apo_zero_bad(rejected_P)
 
 
 def apo_down(chosen_P: Float[Tensor, " P"], rejected_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """sigma(r_w) + 1 - sigma(r_w - r_l); the 1 only keeps it above 0 (arXiv:2408.06266)."""
+    """sigma(r_w) + 1 - sigma(r_w - r_l); the 1 only keeps it above 0 (arXiv:2408.06266 eq. 8)."""
     return torch.sigmoid(chosen_P) + torch.sigmoid(rejected_P - chosen_P)
 
 

@@ -93,12 +93,12 @@ def log1mexp(value: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
 
 
 def apo_zero_good(reward: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
-    """1 - sigma(r): raises the reward of a good answer (arXiv:2408.06266, APO-zero)."""
+    """1 - sigma(r): raises the reward of a good answer (arXiv:2408.06266 eq. 7)."""
     return torch.sigmoid(-reward)
 
 
 def apo_zero_bad(reward: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
-    """sigma(r): lowers the reward of a bad answer (arXiv:2408.06266, APO-zero)."""
+    """sigma(r): lowers the reward of a bad answer (arXiv:2408.06266 eq. 7)."""
     return torch.sigmoid(reward)
 
 

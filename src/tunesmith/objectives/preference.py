@@ -170,7 +170,7 @@ class DivergenceDPO(ReferencedObjective):
 
 
 class EXO(ReferencedObjective):
-    """Reverse KL from the preference to smoothed labels (arXiv:2402.00856)."""
+    """Reverse KL from the preference to smoothed labels (arXiv:2402.00856 eq. 16)."""
 
     name: Literal["exo"] = Field(default="exo", description="Exact optimisation: reverse KL to smoothed preferences.")
     epsilon: Annotated[float, Field(ge=1e-6, le=0.5)] = Field(
@@ -186,7 +186,7 @@ class EXO(ReferencedObjective):
 
 
 class DiscoPOP(ReferencedObjective):
-    """Logistic and exponential loss, mixed by the margin itself (arXiv:2406.08414)."""
+    """Logistic and exponential loss, mixed by the margin itself (arXiv:2406.08414 eq. 5)."""
 
     name: Literal["discopop"] = Field(
         default="discopop", description="Logistic and exponential loss, mixed by the margin; a discovered loss."
@@ -227,13 +227,13 @@ def hinge(scaled_P: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
 
 
 def exo(scaled_P: Float[Tensor, " P"], epsilon: float) -> Float[Tensor, " P"]:
-    """sigma(u)(log sigma(u) - log(1 - e)) + sigma(-u)(log sigma(-u) - log e) (arXiv:2402.00856)."""
+    """sigma(u)(log sigma(u) - log(1 - e)) + sigma(-u)(log sigma(-u) - log e) (arXiv:2402.00856 eq. 16)."""
     right_P = torch.sigmoid(scaled_P) * (logsigmoid(scaled_P) - math.log1p(-epsilon))
     return right_P + torch.sigmoid(-scaled_P) * (logsigmoid(-scaled_P) - math.log(epsilon))
 
 
 def discopop(scaled_P: Float[Tensor, " P"], tau: float) -> Float[Tensor, " P"]:
-    """(1 - m)(-log sigma(u)) + m exp(-u), m = sigma(u / tau); its product formed in logs (arXiv:2406.08414)."""
+    """(1 - m)(-log sigma(u)) + m exp(-u), m = sigma(u / tau); its product formed in logs (arXiv:2406.08414 eq. 5)."""
     exponential_P = (logsigmoid(scaled_P / tau) - scaled_P).exp()
     return -torch.sigmoid(-scaled_P / tau) * logsigmoid(scaled_P) + exponential_P
 
@@ -262,7 +262,7 @@ def mean_margin(pairs: ReferencedPairs) -> Float[Tensor, " P"]:
 
 
 def wpo_weight(pairs: Pairs) -> Float[Tensor, " P"]:
-    """exp of the answers' mean log-probabilities under the policy, no gradient (arXiv:2406.11827)."""
+    """exp of the answers' mean log-probabilities under the policy, no gradient (arXiv:2406.11827 eq. 2)."""
     return (pairs.chosen_mean_P + pairs.rejected_mean_P).detach().exp().clamp(max=1)
 
 

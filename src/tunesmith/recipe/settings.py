@@ -18,8 +18,8 @@ from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.train.config import TrainConfig
 from tunesmith.types import Task
 
-if TYPE_CHECKING:  # a type checker cannot read the registry; name its members here
-    AnyObjective = SFT
+if TYPE_CHECKING:  # a type checker cannot read the registry
+    AnyObjective = Objective
 elif len(OBJECTIVES) == 1:
     AnyObjective = OBJECTIVES[0]
 else:
