@@ -1,53 +1,45 @@
-"""Conversations, completions and documents become examples: tokens, and how much the loss sees of each."""
+"""Records become examples: tokens, and how much the loss sees of each."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from tunesmith.data.answers import encode_judged
 from tunesmith.data.config import DataConfig
+from tunesmith.data.formats import Entry
+from tunesmith.data.outcome import IMITATION, Outcome, end_of_text
 from tunesmith.data.overlong import cut_turns, split_ids, split_turns
 from tunesmith.data.prefix import View, find_views, whole_view
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import DataError, Fix, ModelError, Where
-from tunesmith.types import Completion, Conversation, Document, Example, Message
+from tunesmith.errors import DataError, Fix, Where
+from tunesmith.types import Completion, Conversation, Document, Example, Message, Task
+
+__all__ = ["Entry", "Outcome", "encode", "encode_conversation", "encode_record", "turn_weights"]
 
 TrainOn = Literal["all_assistant", "last_assistant", "completion", "all"]
-Entry = Conversation | Completion | Document
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What became of one record.
-
-    `dropped` is "overlong" or "zero_trained" when nothing is left. `notes` counts: too_long (before the
-    policy), cut, split, turns_lost, unrolled (extra examples for turns that the template rewrites later), shielded
-    (control texts kept as text), straddled, unstopped, opened (answers that lack what the generation prompt opens).
-    """
-
-    examples: list[Example] = field(default_factory=list)
-    dropped: str | None = None
-    length: int = 0
-    notes: Counter[str] = field(default_factory=Counter)
-
-
-def encode(entry: Entry, tokenizer: Tokenizer, settings: DataConfig) -> list[Example]:
+def encode(entry: Entry, tokenizer: Tokenizer, settings: DataConfig, task: Task = IMITATION) -> list[Example]:
     """The examples of one record after the over-length policy; [] when it is dropped."""
-    return encode_record(entry, tokenizer, settings).examples
+    return encode_record(entry, tokenizer, settings, task).examples
 
 
-def encode_record(entry: Entry, tokenizer: Tokenizer, settings: DataConfig) -> Outcome:
-    """As `encode`, with what happened. Raises DataError E064, E067-E070 or E073 with the record's place."""
+def encode_record(entry: Entry, tokenizer: Tokenizer, settings: DataConfig, task: Task = IMITATION) -> Outcome:
+    """As `encode`, with what happened. Raises DataError E064, E067-E070, E073, E212, E213, E218-E220 or E223 with the
+    record's place, UsageError E217 for settings that make no sense for such records.
+    """
     try:
         if isinstance(entry, Conversation):
             return _conversation(entry, tokenizer, settings)
         if isinstance(entry, Completion):
             return _completion(entry, tokenizer, settings)
-        return _document(entry, tokenizer, settings)
+        if isinstance(entry, Document):
+            return _document(entry, tokenizer, settings)
+        return encode_judged(entry, tokenizer, settings, task)
     except DataError as error:
         if error.diagnostic.where is None or error.diagnostic.where.file is None:
             error.at(Where(entry.file, entry.line))
@@ -97,8 +89,7 @@ def _views(conversation: Conversation, tokenizer: Tokenizer, train_on: TrainOn) 
 def _conversation(conversation: Conversation, tokenizer: Tokenizer, settings: DataConfig) -> Outcome:
     outcome = Outcome()
     shielded = tokenizer.shield(conversation.messages, conversation.tools)
-    if shielded.found is not None:
-        _note_control_text(shielded.found, outcome, settings)
+    outcome.note_control_text(shielded.found, settings)
     weighted = _with_weights(conversation, settings.train_on)
     views = _views(weighted, tokenizer, settings.train_on)
     outcome.notes["unrolled"] += len(views) - 1
@@ -112,14 +103,14 @@ def _conversation(conversation: Conversation, tokenizer: Tokenizer, settings: Da
     for view in kept:
         outcome.notes["straddled"] += view.straddled
         outcome.notes["unstopped"] += view.unstopped
-    return _close(outcome, [_example(view, conversation) for view in kept])
+    return outcome.close([_example(view, conversation) for view in kept])
 
 
 def _shorten(
     view: View, conversation: Conversation, tokenizer: Tokenizer, settings: DataConfig, outcome: Outcome
 ) -> list[View]:
     """Apply the over-length policy to one view of a conversation whose weights are explicit."""
-    _note_overlong(len(view.ids), conversation, settings, outcome)
+    outcome.note_overlong(len(view.ids), settings)
     chosen = {turn.message for turn in view.turns}
     messages = [
         message if settings.train_on == "all" or index in chosen else replace(message, weight=0.0)
@@ -146,43 +137,30 @@ def _shorten(
 
 def _completion(entry: Completion, tokenizer: Tokenizer, settings: DataConfig) -> Outcome:
     outcome = Outcome()
-    found = tokenizer.control.find([entry.prompt, entry.completion])
-    if found is not None:
-        _note_control_text(found, outcome, settings)
+    outcome.note_control_text(tokenizer.control.find([entry.prompt, entry.completion]), settings)
     prompt = tokenizer.encode(entry.prompt, specials=False)
-    answer = [*tokenizer.encode_after(entry.completion, prompt, entry.prompt), _eos(tokenizer)]
+    answer = [*tokenizer.encode_after(entry.completion, prompt, entry.prompt), end_of_text(tokenizer)]
     ids = [*tokenizer.start_ids, *prompt, *answer]
     outcome.length = len(ids)
     if len(ids) > settings.max_length:
-        _note_overlong(len(ids), entry, settings, outcome)
-        return _close(outcome, [])
+        outcome.note_overlong(len(ids), settings)
+        return outcome.close([])
     first = len(tokenizer.start_ids) if settings.train_on == "all" else len(ids) - len(answer)
-    return _close(outcome, [_plain_example(ids, first, entry)])
+    return outcome.close([_plain_example(ids, first, entry)])
 
 
 def _document(entry: Document, tokenizer: Tokenizer, settings: DataConfig) -> Outcome:
     outcome = Outcome()
-    found = tokenizer.control.find(entry.text)
-    if found is not None:
-        _note_control_text(found, outcome, settings)
+    outcome.note_control_text(tokenizer.control.find(entry.text), settings)
     lead = tokenizer.start_ids
-    ids = [*tokenizer.encode(entry.text, specials=False), _eos(tokenizer)]
+    ids = [*tokenizer.encode(entry.text, specials=False), end_of_text(tokenizer)]
     outcome.length = len(lead) + len(ids)
     pieces = [[*lead, *ids]]
     if outcome.length > settings.max_length:
-        _note_overlong(outcome.length, entry, settings, outcome)
+        outcome.note_overlong(outcome.length, settings)
         pieces = split_ids(ids, lead, settings.max_length) if settings.overlong == "split" else []
         outcome.notes["split"] += bool(pieces)
-    return _close(outcome, [_plain_example(piece, len(lead), entry) for piece in pieces])
-
-
-def _close(outcome: Outcome, examples: list[Example]) -> Outcome:
-    """Keep the examples that train something, and say why when none does."""
-    outcome.examples = [example for example in examples if example.weights.any()]
-    if not outcome.examples:
-        outcome.dropped = "zero_trained" if examples or not outcome.notes["too_long"] else "overlong"
-    outcome.notes = Counter({name: count for name, count in outcome.notes.items() if count})
-    return outcome
+    return outcome.close([_plain_example(piece, len(lead), entry) for piece in pieces])
 
 
 def _example(view: View, conversation: Conversation) -> Example:
@@ -193,41 +171,3 @@ def _plain_example(ids: Sequence[int], first_trained: int, entry: Completion | D
     weights = np.zeros(len(ids), dtype=np.float32)
     weights[max(1, first_trained) :] = 1  # nothing stands before the first token to predict it from
     return Example(np.asarray(ids, dtype=np.int32), weights, entry.file, entry.line)
-
-
-def _eos(tokenizer: Tokenizer) -> int:
-    if tokenizer.eos_id is None:
-        raise ModelError(
-            "E072",
-            "this tokenizer names no end-of-text token, so the model would never learn to stop",
-            where=Where(file=str(tokenizer.folder)),
-            fixes=['name it in tokenizer_config.json: "eos_token": "..."'],
-        )
-    return tokenizer.eos_id
-
-
-def _note_control_text(found: str, outcome: Outcome, settings: DataConfig) -> None:
-    outcome.notes["shielded"] += 1
-    if settings.special_tokens_in_text == "error":
-        raise DataError(
-            "E067",
-            f"the text of this record holds the control token {found!r}",
-            fixes=[
-                "remove it from the record",
-                Fix("keep it as plain text", {"data.special_tokens_in_text": "escape"}),
-            ],
-        )
-
-
-def _note_overlong(length: int, entry: Entry, settings: DataConfig, outcome: Outcome) -> None:
-    outcome.notes["too_long"] += 1
-    if settings.overlong == "error":
-        raise DataError(
-            "E070",
-            f"the record has {length:,} tokens; data.max_length is {settings.max_length:,}",
-            where=Where(entry.file, entry.line),
-            fixes=[
-                Fix("raise the limit", {"data.max_length": length}),
-                Fix("leave such records out", {"data.overlong": "drop"}),
-            ],
-        )

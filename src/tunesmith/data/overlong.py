@@ -17,12 +17,12 @@ def cut_turns(conversation: Conversation, limit: int, render: Render) -> list[Vi
     The messages before the first user stay; an exchange is a user's message and all that answers it, so roles keep
     alternating and no header or stop token is cut.
     """
-    head, exchanges = _exchanges(conversation)
+    head, exchanges = exchanges_of(conversation.messages)
     low, high = 1, len(exchanges)  # fewest exchanges to drop
     found: list[View] = []
     while low < high:
         middle = (low + high) // 2
-        views = _fitting(conversation, [*head, *_join(exchanges[middle:])], limit, render)
+        views = _fitting(conversation, [*head, *join(exchanges[middle:])], limit, render)
         if views is None:
             low = middle + 1
         else:
@@ -35,7 +35,7 @@ def split_turns(conversation: Conversation, limit: int, render: Render) -> tuple
 
     Also how many trained messages are lost because their exchange alone is too long.
     """
-    head, exchanges = _exchanges(conversation)
+    head, exchanges = exchanges_of(conversation.messages)
     views: list[View] = []
     lost = start = 0
     while start < len(exchanges):
@@ -43,7 +43,7 @@ def split_turns(conversation: Conversation, limit: int, render: Render) -> tuple
         low, high = start, len(exchanges)  # the furthest end that fits
         while low < high:
             middle = (low + high + 1) // 2
-            fitting = _fitting(conversation, [*head, *_join(exchanges[start:middle])], limit, render)
+            fitting = _fitting(conversation, [*head, *join(exchanges[start:middle])], limit, render)
             if fitting is None:
                 high = middle - 1
             else:
@@ -67,16 +67,16 @@ def _fitting(conversation: Conversation, messages: Sequence[Message], limit: int
     return None if any(len(view.ids) > limit for view in views) else [view for view in views if view.weights.any()]
 
 
-def _exchanges(conversation: Conversation) -> tuple[list[Message], list[list[Message]]]:
+def exchanges_of(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
     """The messages before the first user, then the runs that begin with a user's message."""
     head: list[Message] = []
     exchanges: list[list[Message]] = []
-    for message in conversation.messages:
+    for message in messages:
         if message.role == "user" and not (exchanges and exchanges[-1][-1].role == "user"):
             exchanges.append([])
         (exchanges[-1] if exchanges else head).append(message)
     return head, exchanges
 
 
-def _join(exchanges: Sequence[Sequence[Message]]) -> list[Message]:
+def join(exchanges: Sequence[Sequence[Message]]) -> list[Message]:
     return [message for exchange in exchanges for message in exchange]

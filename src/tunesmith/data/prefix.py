@@ -39,6 +39,7 @@ class View:
     turns: tuple[Turn, ...] = ()
     straddled: int = 0  # turns whose first token also holds text of the prompt and is therefore not trained
     unstopped: int = 0  # turns that end without an end-of-text token
+    text: str = ""  # what was encoded; control texts of users are broken in it
 
 
 def find_views(conversation: Conversation, tokenizer: Tokenizer, weights: Sequence[float]) -> list[View]:
@@ -48,19 +49,9 @@ def find_views(conversation: Conversation, tokenizer: Tokenizer, weights: Sequen
     conversation repeats unchanged share one view; a turn that the template rewrites later (a dropped thought) gets a
     view that ends with it. Raises DataError E064, E068 or E069 with the text where no such proof exists.
     """
-    shielded = tokenizer.shield(conversation.messages, conversation.tools)
+    trained = _trained(conversation, weights)
+    law, whole = _open(conversation, tokenizer, trained)
     count = len(conversation.messages)
-    trained = [
-        index
-        for index, message in enumerate(conversation.messages)
-        if message.role == "assistant" and weights[index] > 0
-    ]
-    asks = [Ask(count, False)]
-    for index in trained:
-        asks += [Ask(index, True), Ask(index + 1, False)]
-    law = _Law(conversation, tokenizer, shielded, asks)
-    whole = law.text(count, False)
-    law.check_others(whole)
     shared: list[Turn] = []
     own: list[View] = []
     for index in trained:
@@ -73,6 +64,52 @@ def find_views(conversation: Conversation, tokenizer: Tokenizer, weights: Sequen
     if shared or not own:
         own.append(make_view(tokenizer, whole, count, shared))
     return own
+
+
+def find_answer(
+    conversation: Conversation, tokenizer: Tokenizer, weights: Sequence[float], first: int
+) -> tuple[View, str]:
+    """The whole conversation, trained on its turns from message `first` on, and the text that stands before that one.
+
+    Raises DataError E219 where the template rewrites a trained turn (or what stands before the answer) once more turns
+    follow, so that one sequence cannot train the answer, and what `find_views` raises.
+    """
+    trained = _trained(conversation, weights)
+    law, whole = _open(conversation, tokenizer, sorted({first, *trained}))
+    turns: list[Turn] = []
+    start = 0
+    for index in sorted({first, *trained}):
+        turn = law.find_turn(index, weights[index])
+        alone = law.text(index + 1, False)
+        if index == first:
+            start = turn.start
+        fixed = turn.end if weights[index] else start
+        if whole[:fixed] != alone[:fixed]:
+            raise law.rewritten(index, alone, whole)
+        if weights[index]:
+            turns.append(turn)
+    return make_view(tokenizer, whole, len(conversation.messages), turns), whole[:start]
+
+
+def _trained(conversation: Conversation, weights: Sequence[float]) -> list[int]:
+    return [
+        index
+        for index, message in enumerate(conversation.messages)
+        if message.role == "assistant" and weights[index] > 0
+    ]
+
+
+def _open(conversation: Conversation, tokenizer: Tokenizer, turns: Sequence[int]) -> tuple[_Law, str]:
+    """The law of a conversation whose whole text holds what was not said by the assistant, and that text."""
+    shielded = tokenizer.shield(conversation.messages, conversation.tools)
+    count = len(conversation.messages)
+    asks = [Ask(count, False)]
+    for index in turns:
+        asks += [Ask(index, True), Ask(index + 1, False)]
+    law = _Law(conversation, tokenizer, shielded, asks)
+    whole = law.text(count, False)
+    law.check_others(whole)
+    return law, whole
 
 
 def whole_view(conversation: Conversation, tokenizer: Tokenizer, weights: Sequence[float]) -> View:
@@ -114,7 +151,7 @@ def make_view(tokenizer: Tokenizer, text: str, count: int, turns: Sequence[Turn]
         straddled += int(first > 0 and turn.start < tokens.ends[first - 1])
         unstopped += int(last == first or tokens.ids[last - 1] not in tokenizer.eos_ids)
     weights[:1] = 0
-    return View(count, np.asarray(tokens.ids, dtype=np.int32), weights, tuple(turns), straddled, unstopped)
+    return View(count, np.asarray(tokens.ids, dtype=np.int32), weights, tuple(turns), straddled, unstopped, text)
 
 
 class _Law:
@@ -183,7 +220,7 @@ class _Law:
                 "E069",
                 f"the chat template leaves out the tool {missing[0].replace(BREAK, '')!r}",
                 where=self.where,
-                evidence=[f"rendered: {_excerpt(whole)}"],
+                evidence=[f"rendered: {excerpt(whole)}"],
                 fixes=["use a model whose template knows tools", "remove the tools from the records"],
             )
 
@@ -203,7 +240,7 @@ class _Law:
             "E069",
             f"the chat template leaves out {what} (message {index + 1})",
             where=self.where,
-            evidence=[f"message:  {_excerpt(content)}", f"rendered: {_excerpt(text)}"],
+            evidence=[f"message:  {excerpt(content)}", f"rendered: {excerpt(text)}"],
             fixes=[
                 "give the message the form this template expects",
                 "put a template that keeps it into the model folder as chat_template.jinja",
@@ -211,19 +248,35 @@ class _Law:
         )
 
     def broken(self, index: int, expected: str, text: str) -> DataError:
-        same = next((i for i, (a, b) in enumerate(zip(expected, text, strict=False)) if a != b), len(text))
-        begin = max(0, same - 30)
+        begin = max(0, parting(expected, text) - 30)
         return DataError(
             "E068",
             f"the chat template rewrites what stands before message {index + 1}, so its tokens cannot be told apart",
             where=self.where,
             evidence=[
-                f"before the turn: ...{_excerpt(expected[begin:])}",
-                f"with the turn:   ...{_excerpt(text[begin:])}",
+                f"before the turn: ...{excerpt(expected[begin:])}",
+                f"with the turn:   ...{excerpt(text[begin:])}",
             ],
             fixes=[
                 "use the template of the model's publisher",
                 Fix("train on the last answer only", {"data.train_on": "last_assistant"}),
+            ],
+        )
+
+    def rewritten(self, index: int, alone: str, whole: str) -> DataError:
+        """E219: a turn of the answer, or what stands before it, is written otherwise once the answer goes on."""
+        begin = max(0, parting(alone, whole) - 30)
+        return DataError(
+            "E219",
+            f"the chat template rewrites message {index + 1} once later turns of the answer follow",
+            where=self.where,
+            evidence=[
+                f"as the last turn: ...{excerpt(alone[begin:])}",
+                f"in the whole:     ...{excerpt(whole[begin:])}",
+            ],
+            fixes=[
+                Fix("train the last turn of each answer only", {"data.train_on": "last_assistant"}),
+                "leave such records out: data.on_bad=skip",
             ],
         )
 
@@ -283,6 +336,12 @@ def _contains(text: str, content: str, opening: str) -> bool:
     return False
 
 
-def _excerpt(text: str) -> str:
+def parting(one: str, other: str) -> int:
+    """Where two texts begin to differ."""
+    shortest = min(len(one), len(other))
+    return next((at for at in range(shortest) if one[at] != other[at]), shortest)
+
+
+def excerpt(text: str) -> str:
     shown = json.dumps(text.replace(BREAK, ""), ensure_ascii=False)
     return shown if len(shown) <= 160 else shown[:110] + " ... " + shown[-45:]

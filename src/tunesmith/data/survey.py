@@ -5,32 +5,44 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from tunesmith.data.chat import Entry, encode_record
 from tunesmith.data.config import DataConfig
+from tunesmith.data.encoding import quoted
+from tunesmith.data.outcome import IMITATION
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Diagnostic, Fix, Where
-from tunesmith.types import Example
+from tunesmith.types import Example, Task
 
 SHOWN_PLACES = 5
 COVERED = 0.995  # share of records that a proposed max_length must cover
 
-DROPPED = {"overlong": "longer than data.max_length", "zero_trained": "no trained token"}
+DROPPED = {
+    "overlong": "longer than data.max_length",
+    "zero_trained": "no trained token",
+    "identical": "answers that do not differ",
+}
+MOST_IDENTICAL = 0.05  # share of records without a difference that is an error
 
 
 class Survey:
     """Encodes record after record; `tally` is the reader's, so that bad records are counted and raised in one place.
 
     `dropped` counts records by reason, `notes` what `Outcome` notes, `lengths` holds each record's tokens before the
-    over-length policy.
+    over-length policy, `shared` the tokens of prompts that several answers hang from, `saved` those that are therefore
+    not computed again, `judged` how often feedback says bad (0) and good (1).
     """
 
-    def __init__(self, tokenizer: Tokenizer, settings: DataConfig, tally: Tally | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, settings: DataConfig, tally: Tally | None = None, task: Task = IMITATION
+    ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
+        self.task = task
         self.tally = tally or Tally(settings.on_bad)
         self.records = 0
         self.tokens = 0
@@ -38,26 +50,44 @@ class Survey:
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.lengths = array("i")
+        self.answers = 0
+        self.shared = 0
+        self.saved = 0
+        self.judged: Counter[float] = Counter()
         self._places: dict[str, list[Where]] = {}
+        self._first: Where | None = None
 
     def examples(self, entry: Entry) -> list[Example]:
         """The examples of one record; a record that cannot be encoded goes to the tally."""
         try:
-            outcome = encode_record(entry, self.tokenizer, self.settings)
+            outcome = encode_record(entry, self.tokenizer, self.settings, self.task)
         except DataError as error:
             self.tally.refuse(error.diagnostic, error.diagnostic.code)
             return []
         self.records += 1
+        self._first = self._first or Where(entry.file, entry.line)
         self.lengths.append(outcome.length)
         self.notes += outcome.notes
         for note in outcome.notes:
             self._remember(note, entry)
         if outcome.dropped is not None:
             self.dropped[DROPPED[outcome.dropped]] += 1
-            self._remember(outcome.dropped, entry)
+            if outcome.dropped not in outcome.notes:
+                self._remember(outcome.dropped, entry)
         self.tokens += sum(map(len, outcome.examples))
         self.trained_tokens += sum(int(np.count_nonzero(example.weights)) for example in outcome.examples)
+        for example in outcome.examples:
+            self._count_answers(example)
         return outcome.examples
+
+    def _count_answers(self, example: Example) -> None:
+        if not example.cuts:
+            return
+        self.answers += len(example.cuts)
+        self.shared += example.cuts[0]
+        self.saved += 0 if example.chained else (len(example.cuts) - 1) * example.cuts[0]
+        if self.task.kind == "feedback":
+            self.judged.update(example.labels)
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """What the user should know of the records that were kept, cut or dropped."""
@@ -67,6 +97,10 @@ class Survey:
         zero = self.dropped[DROPPED["zero_trained"]]
         if zero:
             found.append(self._zero_trained(zero))
+        if self.notes["identical"]:
+            found.append(self._identical(self.notes["identical"]))
+        if len(self.judged) == 1:
+            found.append(self._one_class(self.judged.total(), next(iter(self.judged))))
         found += [self._noted(*row) for row in _NOTES if self.notes[row[0]]]
         return tuple(found)
 
@@ -82,6 +116,37 @@ class Survey:
                 Fix("leave them out and count them", {"data.on_bad": "skip"}),
                 Fix("train every answer", {"data.train_on": "all_assistant"}),
                 Fix("look at one", command="tunesmith data preview RECIPE"),
+            ),
+        )
+
+    def _identical(self, count: int) -> Diagnostic:
+        """W211 up to 5 % of the records, E215 above that (and never when they are left out)."""
+        left_out = self.settings.on_bad == "skip"
+        failing = count > MOST_IDENTICAL * self.records and not left_out
+        what = "rank all answers alike" if self.task.kind == "ranking" else "have two equal answers"
+        fate = "; they are left out" if left_out else ": nothing can be learned from them"
+        path = self._places["identical"][0].file or ""
+        skip = Fix("leave them out and count them: data.on_bad=skip", {"data.on_bad": "skip"})
+        fix = Fix("make a copy without them", command=f"tunesmith data fix {quoted(Path(path))} --drop-identical")
+        return Diagnostic(
+            "E215" if failing else "W211",
+            f"{count:,} of {self.records:,} records {what}{fate}",
+            "error" if failing else "warning",
+            where=self._places["identical"][0],
+            evidence=(self._told("identical", count),),
+            fixes=(fix,) if left_out else (skip, fix),
+        )
+
+    def _one_class(self, count: int, label: float) -> Diagnostic:
+        word, other = ("good", "bad") if label else ("bad", "good")
+        return Diagnostic(
+            "E216",
+            f"all {count:,} answers are {word}: there is nothing {other} to tell them from",
+            where=self._first,
+            fixes=(
+                Fix(f"add answers that are {other}"),
+                Fix("learn to say the answers instead", {"objective": "sft"}),
+                Fix("check which values label holds: true (good) and false (bad)"),
             ),
         )
 

@@ -31,9 +31,14 @@ REASONS = {
     "E051": "roles out of order",
     "E210": "records for another objective",
     "E211": "answers to different prompts",
+    "E212": "prompts that the template writes apart",
     "E213": "label or score that cannot be read",
     "E214": "too few or too many answers, scores or labels",
+    "E218": "unknown class",
+    "E219": "answers that the template rewrites",
+    "E220": "weights in judged answers",
     "E222": "no transcript",
+    "E223": "steps that share a token",
 }
 
 

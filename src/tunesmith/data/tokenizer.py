@@ -42,7 +42,8 @@ class Tokenizer:
     """Reads `tokenizer.json` of a local folder; equal to what transformers gives for it, and never runs its code.
 
     `eos_ids` are all ids that end a generation, `declared_eos_ids` those of the generation config alone, `start_ids`
-    what stands before every text without a template (the BOS of Llama or Gemma, nothing for Qwen).
+    what stands before every text without a template (the BOS of Llama or Gemma, nothing for Qwen), `end_ids` what it
+    puts after one by itself (the separator of BERT, nothing for most models that generate).
     """
 
     def __init__(self, folder: Path, template_file: Path | None = None) -> None:
@@ -63,6 +64,7 @@ class Tokenizer:
         if self.eos_id is None and self.eos_ids:
             self.eos_id = self.eos_ids[0]
         self.start_ids = self._find_start_ids(settings.get("add_bos_token"))
+        self.end_ids = self._find_end_ids()
         self._backend.post_processor = None  # type: ignore[assignment]
         self._templates = _templates(folder, settings, template_file, self.named)
 
@@ -178,6 +180,11 @@ class Tokenizer:
         bare = self._backend.encode("a", add_special_tokens=False).ids
         full = self._backend.encode("a", add_special_tokens=True).ids
         return tuple(full[: full.index(bare[0])]) if bare and bare[0] in full else ()
+
+    def _find_end_ids(self) -> tuple[int, ...]:
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        full = self._backend.encode("a", add_special_tokens=True).ids
+        return tuple(full[full.index(bare[-1]) + 1 :]) if bare and bare[-1] in full else ()
 
 
 def load_tokenizer(folder: Path, template_file: Path | None = None) -> Tokenizer:
