@@ -15,12 +15,26 @@ from tunesmith import __version__
 from tunesmith.cli.output import crash, fail
 from tunesmith.errors import TunesmithError, UsageError, Where
 
-GROUPS = ("recipes", "config", "explain", "plan", "train", "quickstart", "data", "runs", "model", "doctor")
+GROUPS = (
+    "recipes",
+    "config",
+    "explain",
+    "plan",
+    "train",
+    "quickstart",
+    "data",
+    "runs",
+    "model",
+    "score",
+    "sample",
+    "label",
+    "doctor",
+)
 PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
     "Train": ("data", "plan", "train"),
     "Look": ("runs", "config", "explain"),
-    "Use": ("chat", "eval", "merge"),
+    "Use": ("chat", "sample", "label", "eval", "score", "merge"),
 }
 EPILOG = """[bold]Examples[/bold]
 

@@ -1,0 +1,207 @@
+"""`tunesmith label`: which answers are better, said by a model, a rule, a judge or a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from tunesmith.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tunesmith.errors import Diagnostic
+    from tunesmith.evaluate.label_config import LabelConfig
+    from tunesmith.evaluate.labellers import Labeller
+    from tunesmith.evaluate.outcomes import Choice, Labelled
+    from tunesmith.evaluate.person import Shown
+
+Reward = Annotated[str | None, typer.Option("--reward", help="A reward model: run, folder, hub id.")]
+RuleName = Annotated[str | None, typer.Option("--rule", help="shorter, longer, json, exact, contains:TEXT, ...")]
+JudgeUrl = Annotated[str | None, typer.Option("--judge", help="URL of an OpenAI-compatible server.")]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="The model that judges there.")]
+Criteria = Annotated[str | None, typer.Option("--judge-criteria", help="What makes an answer the better one.")]
+KeyVariable = Annotated[str, typer.Option("--judge-key-variable", help="Environment variable with the API key.")]
+DEFAULT_VARIABLE = "TUNESMITH_JUDGE_KEY"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("label")(label)
+
+
+def label(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Answers, pairs or rankings.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of records to learn from.")],
+    reward: Reward = None,
+    rule: RuleName = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_criteria: Criteria = None,
+    judge_key_variable: KeyVariable = DEFAULT_VARIABLE,
+    judge_timeout: Annotated[float, typer.Option("--judge-timeout", help="Seconds to wait for a reply.")] = 60.0,
+    judge_concurrency: Annotated[int, typer.Option("--judge-concurrency", help="Requests at the same time.")] = 4,
+    person: Annotated[bool, typer.Option("--person", help="You compare, in this terminal.")] = False,
+    to: Annotated[str, typer.Option("--to", help="pairs (best against worst), rankings, feedback, sft.")] = "pairs",
+    min_margin: Annotated[float, typer.Option("--min-margin", min=0, help="Least difference of marks.")] = 0.0,
+    threshold: Annotated[float | None, typer.Option(help="Least mark of a good answer (feedback, sft).")] = None,
+    unfinished: Annotated[str, typer.Option(help="Answers cut by their limit: drop or keep.")] = "drop",
+    seed: Annotated[int, typer.Option(min=0, help="Decides which answer a person sees first.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Mark the answers to each prompt and write pairs, rankings, feedback or the best ones."""
+    from tunesmith.cli.model import check_words
+    from tunesmith.cli.output import answer, emit_json, show
+    from tunesmith.evaluate.outcomes import Choice
+
+    endpoint = judge_settings(judge, judge_model, judge_criteria, judge_key_variable, judge_timeout, judge_concurrency)
+    settings = label_settings(reward, rule, endpoint)
+    choice = Choice(
+        to=cast("Any", check_words([to], ("pairs", "rankings", "feedback", "sft"), "--to")[0]),
+        min_margin=min_margin,
+        threshold=threshold,
+        unfinished=cast("Any", check_words([unfinished], ("drop", "keep"), "--unfinished")[0]),
+    )
+    found, warnings = label_file(file, out, settings, choice, seed if person else None)
+    for warning in warnings:
+        show(warning)
+    told = {"out": str(out), **found.to_json(), "warnings": [warning.to_json() for warning in warnings]}
+    emit_json(told) if json else answer(view(found, out))
+
+
+def judge_settings(
+    url: str | None, model: str | None, criteria: str | None, variable: str, timeout: float, concurrency: int
+) -> dict[str, Any] | None:
+    """The judge of the options, None without a URL; UsageError E020 for one without a model."""
+    from tunesmith.errors import UsageError, Where
+
+    if url is None:
+        return None
+    if model is None:
+        fixes = ["--judge-model NAME, as the server calls it"]
+        raise UsageError("E020", "--judge needs the name of the model", where=Where("command line"), fixes=fixes)
+    named = {} if criteria is None else {"criteria": criteria}
+    return {
+        "url": url,
+        "model": model,
+        "key_variable": variable,
+        "timeout": timeout,
+        "concurrency": concurrency,
+        **named,
+    }
+
+
+def label_settings(reward: str | None, rule: str | None, judge: dict[str, Any] | None) -> LabelConfig:
+    from pydantic import ValidationError
+
+    from tunesmith.errors import UsageError, Where
+    from tunesmith.evaluate.label_config import LabelConfig
+
+    try:
+        return LabelConfig.model_validate({"reward": reward, "rule": rule, "judge": judge})
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise UsageError("E020", "an option has a wrong value", where=Where("command line"), evidence=told) from error
+
+
+def label_file(
+    file: str, out: Path, settings: LabelConfig, choice: Choice, person_seed: int | None
+) -> tuple[Labelled, list[Diagnostic]]:
+    """Read, mark, write; the output is complete or absent. DataError E264 when no record comes out."""
+    from tunesmith.cli.output import console
+    from tunesmith.evaluate.outcomes import label as mark
+    from tunesmith.evaluate.outcomes import write_records
+    from tunesmith.rollout.answers import read_answers
+    from tunesmith.track.progress import make_progress
+
+    rows = read_answers(file)
+    votes = out.with_name(f"{out.name}.votes.jsonl")
+    with labeller_of(settings, votes, person_seed) as labeller:
+        if person_seed is not None:
+            found = mark(rows, labeller, choice)
+        else:
+            with make_progress(console()) as progress:
+                progress.phase("marking answers")
+                found = mark(rows, labeller, choice, lambda done, total: progress.phase("marks", done, total))
+        write_records(found, out, file)
+        return found, labeller.warnings()
+
+
+@contextmanager
+def labeller_of(settings: LabelConfig, votes: Path, person_seed: int | None) -> Iterator[Labeller]:
+    from tunesmith.errors import UsageError, Where
+    from tunesmith.evaluate.labellers import ByComparison
+    from tunesmith.evaluate.labelling import open_labeller
+    from tunesmith.evaluate.person import Person
+    from tunesmith.rollout.journal import Journal
+
+    if person_seed is None:
+        with open_labeller(settings, votes, "--") as labeller:
+            yield labeller
+        return
+    if any(value is not None for value in (settings.reward, settings.rule, settings.judge)):
+        fixes = ["leave the others out"]
+        raise UsageError("E270", "--person and another labeller", where=Where("command line"), fixes=fixes)
+    if not sys.stdin.isatty():
+        raise UsageError("E268", "a person votes in a terminal", where=Where("command line", field="--person"))
+    with Journal(votes) as journal:
+        yield ByComparison(Person(journal, read_key, show_question, person_seed))
+
+
+def read_key() -> str:
+    """One key of the terminal, without waiting for a line; empty at the end of input."""
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        return os.read(descriptor, 1).decode("utf-8", "replace")
+    except KeyboardInterrupt:
+        return ""
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def show_question(shown: Shown) -> None:
+    from tunesmith.cli.output import console
+    from tunesmith.evaluate.person import KEYS
+
+    terminal = console()
+    terminal.rule(f"{shown.number} of {shown.total}")
+    for part in question_view(shown):
+        terminal.print(part)
+    terminal.print(KEYS, style="dim")
+
+
+def question_view(shown: Shown) -> list[RenderableType]:
+    """The conversation and both answers; control characters of a text cannot reach the terminal."""
+    from rich.panel import Panel
+    from rich.text import Text
+
+    def clean(text: str) -> Text:
+        return Text("".join(sign if sign.isprintable() or sign in "\n\t" else "�" for sign in text))
+
+    turns = shown.question.prompt.turns
+    asked = turns if isinstance(turns, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    return [clean(asked), *(Panel(clean(text), title=name) for name, text in (("1", shown.one), ("2", shown.two)))]
+
+
+def view(found: Labelled, out: Path) -> str:
+    """What was written, and what was left out and why."""
+    lines = [f"{len(found.records):,} records from {found.prompts:,} prompts in {out}"]
+    if found.ties:
+        lines.append(f"{found.ties:,} prompts left out: a tie")
+    lines += [f"{count:,} prompts left out: {reason}" for reason, count in found.left_out.items()]
+    lines += [f"{count:,} answers not used: {reason}" for reason, count in found.dropped.items()]
+    if found.mean_mark is not None and found.best_mark is not None:
+        lines.append(f"marks: {found.mean_mark:.4g} on average, {found.best_mark:.4g} for the best answer to a prompt")
+    if found.longer is not None:
+        lines.append(f"the better answer is the longer one in {found.longer:.0%} of the prompts")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""`sample` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.tiny import tiny_model_folder
+
+from tunesmith.cli.main import run
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run(list(words))
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("model"), tie_word_embeddings=False, initializer_range=0.2)
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("Hello\nName a sea.\n", "utf-8")
+    return ["--prompts", "prompts.txt", "-n", "3", "--max-new-tokens", "6", "--temperature", "1"]
+
+
+def test_sample_writes_answers_and_their_settings_and_continues(folder, asked, capsys):
+    assert call("sample", str(folder), *asked, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {key: told[key] for key in ("out", "prompts", "completions", "new")} == {
+        "out": "prompts.answers.jsonl", "prompts": 2, "completions": 6, "new": 6,
+    }  # fmt: skip
+    assert told.keys() >= {"tokens_per_second", "finished", "mean_length", "distinct"}
+    rows = [json.loads(line) for line in Path("prompts.answers.jsonl").read_text("utf-8").splitlines()]
+    assert [row["prompt"][0]["content"] for row in rows] == ["Hello", "Name a sea."]
+    side = json.loads(Path("prompts.answers.jsonl.settings.json").read_text("utf-8"))
+    assert (side["temperature"], side["answers"], side["seed"]) == (1.0, 3, 0)
+    assert side["weights"].keys() == {"base"}
+    assert call("sample", str(folder), *asked, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["new"] == 0
+    assert call("sample", str(folder), *asked) == 0
+    assert "6 answers to 2 prompts" in capsys.readouterr().out
+
+
+def test_sample_refuses_to_mix_settings(folder, asked, capsys):
+    assert call("sample", str(folder), *asked) == 0
+    assert call("sample", str(folder), *asked, "--seed", "5") == 2
+    assert "E260" in capsys.readouterr().err
+    assert call("sample", str(folder), *asked, "--seed", "5", "-o", "other.jsonl") == 0
+    assert Path("other.jsonl").exists()
+
+
+def test_sample_names_a_missing_file(folder, capsys):
+    assert call("sample", str(folder), "--prompts", "nowhere.jsonl") == 4
+    assert "nowhere.jsonl" in capsys.readouterr().err
