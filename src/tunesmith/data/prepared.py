@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import uuid
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import read_entries
+from tunesmith.data.judgements import Judgements, JudgementWriter
+from tunesmith.data.outcome import IMITATION
 from tunesmith.data.sources import fingerprint_source
 from tunesmith.data.survey import DROPPED, Survey
 from tunesmith.data.tally import data_error
@@ -25,14 +28,18 @@ from tunesmith.errors import DataError, Fix, Where
 from tunesmith.paths import home
 from tunesmith.types import Example, Task
 
-VERSION = 1  # raise it when the same records would be prepared differently
+VERSION = 2  # raise it when the same records would be prepared differently
 Progress = Callable[[int], None]
 SEQUENCES = Task()
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
-    """What became of the records; `dropped` counts by reason, `notes` what was cut, split or shielded."""
+    """What became of the records; `dropped` counts by reason, `notes` what was cut, split, shielded or identical.
+
+    `prompt_tokens` are those of the prompts that answers hang from, `saved_tokens` those that a computation of every
+    answer with its own prompt would add; `labels` counts good and bad, or the classes.
+    """
 
     records: int
     examples: int
@@ -41,10 +48,27 @@ class PrepareReport:
     dropped: dict[str, int]
     notes: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    answers: int = 0
+    prompt_tokens: int = 0
+    saved_tokens: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def identical(self) -> int:
+        """Records whose answers do not differ, kept or left out."""
+        return self.notes.get("identical", 0)
+
+    @property
+    def mean_prompt(self) -> float:
+        """Tokens of a prompt that answers share, on average."""
+        return self.prompt_tokens / max(1, self.examples)
 
 
 class Prepared:
-    """Examples of several sources, read from disk on demand; `bounds[i]:bounds[i + 1]` belong to source i."""
+    """Examples of several sources, read from disk on demand; `bounds[i]:bounds[i + 1]` belong to source i.
+
+    `judgements` is None for plain sequences.
+    """
 
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
@@ -57,6 +81,8 @@ class Prepared:
         self.places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
         self.tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
         self.weights = np.memmap(folder / "weights.bin", dtype=np.float32, mode="r")
+        self.chained: bool = about.get("chained", False)
+        self.judgements = Judgements(folder) if about.get("judged", False) else None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -64,11 +90,25 @@ class Prepared:
     def __getitem__(self, index: int) -> Example:
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         file, line = self.places[index].tolist()
-        return Example(np.asarray(self.tokens[span]), np.asarray(self.weights[span]), self.files[file], line)
+        cuts, labels = ((), ()) if self.judgements is None else self.judgements.of(index)
+        tokens, weights = np.asarray(self.tokens[span]), np.asarray(self.weights[span])
+        return Example(tokens, weights, self.files[file], line, cuts, labels, self.chained)
 
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets).astype(np.int32)
+
+    @property
+    def first_labels(self) -> np.ndarray:
+        """The first label of every example, float64 (N,): good or bad, a class, a rating."""
+        assert self.judgements is not None, "plain sequences have no labels"
+        return self.judgements.first_labels
+
+    @property
+    def prompt_hashes(self) -> np.ndarray:
+        """uint64 (N,); different where the prompts differ in a token."""
+        assert self.judgements is not None, "plain sequences have no prompts of their own"
+        return self.judgements.prompt_hashes
 
 
 def prepare(
@@ -83,8 +123,19 @@ def prepare(
     folder = home() / "prepared" / key
     if not is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
-        write_prepared(folder, key, sources, settings, tokenizer, progress)
+        write_prepared(folder, key, Job(tuple(sources), settings, tokenizer, task, progress))
     return Prepared(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is prepared, and who is told how far it is."""
+
+    sources: tuple[SourceConfig, ...]
+    settings: DataConfig
+    tokenizer: Tokenizer
+    task: Task
+    progress: Progress | None = None
 
 
 def is_whole(folder: Path) -> bool:
@@ -94,15 +145,17 @@ def is_whole(folder: Path) -> bool:
     try:
         offsets = np.load(folder / "offsets.npy", allow_pickle=False)
         sizes = {(folder / name).stat().st_size for name in ("tokens.bin", "weights.bin")}
+        judged = json.loads((folder / "about.json").read_text(encoding="utf-8")).get("judged", False)
+        whole = not judged or Judgements(folder).is_whole(len(offsets) - 1)
     except (OSError, ValueError):
         return False
-    return sizes == {4 * int(offsets[-1])}
+    return whole and sizes == {4 * int(offsets[-1])}
 
 
 def prepare_key(
-    sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer, task: Task = SEQUENCES
+    sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATION
 ) -> str:
-    """sha256 over file bytes, shapes, template, tokenizer and every setting that changes tokens or weights."""
+    """sha256 over file bytes, shapes, template, tokenizer, task and every setting that changes tokens or weights."""
     shaping = settings.model_dump(mode="json", exclude={"train", "eval", "shuffle"})
     parts = [VERSION, code_hash(), tokenizer.fingerprint(), shaping, asdict(task)]
     for source in sources:
@@ -119,20 +172,13 @@ def code_hash() -> str:
     return total.hexdigest()
 
 
-def write_prepared(
-    folder: Path,
-    key: str,
-    sources: Sequence[SourceConfig],
-    settings: DataConfig,
-    tokenizer: Tokenizer,
-    progress: Progress | None,
-) -> None:
+def write_prepared(folder: Path, key: str, job: Job) -> None:
     """Stage the files beside their final place and rename, so that a half-written folder is never read."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.with_name(f".tmp-{uuid.uuid4().hex}")
     stage.mkdir()
     try:
-        about = stream_examples(stage, sources, settings, tokenizer, progress)
+        about = stream_examples(stage, job)
         (stage / "about.json").write_text(json.dumps({"key": key, **about}), encoding="utf-8")
         os.replace(stage, folder)
     except OSError:
@@ -142,43 +188,57 @@ def write_prepared(
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def stream_examples(
-    stage: Path,
-    sources: Sequence[SourceConfig],
-    settings: DataConfig,
-    tokenizer: Tokenizer,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """Write tokens and weights as they come; memory holds only offsets and places."""
-    survey = Survey(tokenizer, settings)
+def stream_examples(stage: Path, job: Job) -> dict[str, Any]:
+    """Write tokens and weights as they come; memory holds only offsets, places and what is judged."""
+    survey = Survey(job.tokenizer, job.settings, task=job.task)
     writer = ExampleWriter()
+    judged = JudgementWriter() if job.task.kind != "sequence" else None
     with (stage / "tokens.bin").open("wb") as tokens, (stage / "weights.bin").open("wb") as weights:
-        for source in sources:
-            for entry in read_entries(source, survey.tally, settings.limit):
+        for source in job.sources:
+            for entry in read_entries(source, survey.tally, job.settings.limit, job.task.kind):
                 for example in survey.examples(entry):
                     writer.append(tokens, weights, example)
-                if progress is not None:
-                    progress(survey.records)
-            writer.bounds.append(len(writer.places))
+                    if judged is not None:
+                        judged.append(example)
+                if job.progress is not None:
+                    job.progress(survey.records)
+            writer.bounds.append(len(writer.lines))
+    report = report_of(survey, job)
+    np.save(stage / "offsets.npy", np.asarray(writer.offsets))
+    np.save(stage / "places.npy", np.stack([writer.numbers, writer.lines], axis=1))
+    if judged is not None:
+        judged.save(stage)
+    return {
+        "files": list(writer.files),
+        "bounds": writer.bounds,
+        "judged": judged is not None,
+        "chained": job.task.kind == "process",
+        "report": asdict(report),
+    }
+
+
+def report_of(survey: Survey, job: Job) -> PrepareReport:
+    """What the pass counted. Raises what it found that spoils a run, and E078 when no example is left."""
     dropped = {**survey.tally.skipped, **survey.dropped}
     found = (*survey.tally.warnings, *survey.diagnostics())
     for diagnostic in found:
         if diagnostic.level == "error":
             raise data_error(diagnostic)
-    if not writer.places:
-        raise nothing_left(sources, settings, dropped)
-    np.save(stage / "offsets.npy", np.array(writer.offsets, dtype=np.int64))
-    np.save(stage / "places.npy", np.array(writer.places, dtype=np.int64))
-    report = PrepareReport(
+    if not survey.examples_kept:
+        raise nothing_left(job.sources, job.settings, dropped)
+    return PrepareReport(
         records=survey.tally.records,
-        examples=len(writer.places),
+        examples=survey.examples_kept,
         tokens=survey.tokens,
         trained_tokens=survey.trained_tokens,
         dropped=dropped,
         notes=dict(survey.notes),
         warnings=tuple(map(str, found)),
+        answers=survey.answers,
+        prompt_tokens=survey.shared,
+        saved_tokens=survey.saved,
+        labels=dict(survey.judged),
     )
-    return {"files": list(writer.files), "bounds": writer.bounds, "report": asdict(report)}
 
 
 class ExampleWriter:
@@ -186,15 +246,17 @@ class ExampleWriter:
 
     def __init__(self) -> None:
         self.files: dict[str, int] = {}
-        self.offsets = [0]
-        self.places: list[tuple[int, int]] = []
+        self.offsets = array("q", [0])
+        self.numbers = array("q")  # of the file
+        self.lines = array("q")
         self.bounds = [0]
 
     def append(self, tokens: BinaryIO, weights: BinaryIO, example: Example) -> None:
         tokens.write(np.ascontiguousarray(example.tokens, dtype=np.int32).data)
         weights.write(np.ascontiguousarray(example.weights, dtype=np.float32).data)
         self.offsets.append(self.offsets[-1] + len(example))
-        self.places.append((self.files.setdefault(example.file, len(self.files)), example.line))
+        self.numbers.append(self.files.setdefault(example.file, len(self.files)))
+        self.lines.append(example.line)
 
 
 def nothing_left(sources: Sequence[SourceConfig], settings: DataConfig, dropped: dict[str, int]) -> DataError:

@@ -34,7 +34,7 @@ class Survey:
 
     `dropped` counts records by reason, `notes` what `Outcome` notes, `lengths` holds each record's tokens before the
     over-length policy, `shared` the tokens of prompts that several answers hang from, `saved` those that are therefore
-    not computed again, `judged` how often feedback says bad (0) and good (1).
+    not computed again, `judged` how often feedback says good and bad, or each class stands.
     """
 
     def __init__(
@@ -50,10 +50,11 @@ class Survey:
         self.dropped: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.lengths = array("i")
+        self.examples_kept = 0
         self.answers = 0
         self.shared = 0
         self.saved = 0
-        self.judged: Counter[float] = Counter()
+        self.judged: Counter[str] = Counter()
         self._places: dict[str, list[Where]] = {}
         self._first: Where | None = None
 
@@ -76,18 +77,21 @@ class Survey:
                 self._remember(outcome.dropped, entry)
         self.tokens += sum(map(len, outcome.examples))
         self.trained_tokens += sum(int(np.count_nonzero(example.weights)) for example in outcome.examples)
+        self.examples_kept += len(outcome.examples)
         for example in outcome.examples:
             self._count_answers(example)
         return outcome.examples
 
     def _count_answers(self, example: Example) -> None:
+        if self.task.classes:
+            self.judged[self.task.classes[int(example.labels[0])]] += 1
         if not example.cuts:
             return
         self.answers += len(example.cuts)
         self.shared += example.cuts[0]
         self.saved += 0 if example.chained else (len(example.cuts) - 1) * example.cuts[0]
         if self.task.kind == "feedback":
-            self.judged.update(example.labels)
+            self.judged["good" if example.labels[0] else "bad"] += 1
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """What the user should know of the records that were kept, cut or dropped."""
@@ -99,7 +103,7 @@ class Survey:
             found.append(self._zero_trained(zero))
         if self.notes["identical"]:
             found.append(self._identical(self.notes["identical"]))
-        if len(self.judged) == 1:
+        if self.task.kind == "feedback" and len(self.judged) == 1:
             found.append(self._one_class(self.judged.total(), next(iter(self.judged))))
         found += [self._noted(*row) for row in _NOTES if self.notes[row[0]]]
         return tuple(found)
@@ -137,8 +141,8 @@ class Survey:
             fixes=(fix,) if left_out else (skip, fix),
         )
 
-    def _one_class(self, count: int, label: float) -> Diagnostic:
-        word, other = ("good", "bad") if label else ("bad", "good")
+    def _one_class(self, count: int, word: str) -> Diagnostic:
+        other = "bad" if word == "good" else "good"
         return Diagnostic(
             "E216",
             f"all {count:,} answers are {word}: there is nothing {other} to tell them from",

@@ -15,15 +15,16 @@ from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.content import is_packed, kind_of
 from tunesmith.data.entries import Entry, read_entries
 from tunesmith.data.hub import PREFIX
+from tunesmith.data.outcome import IMITATION
 from tunesmith.data.prepared import Prepared, prepare_key
 from tunesmith.data.sources import find_files
 from tunesmith.data.survey import DROPPED
 from tunesmith.data.tables import row_group_ends
-from tunesmith.data.tally import OnBad, Tally
+from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, UsageError, Where
 from tunesmith.paths import home
-from tunesmith.types import Document
+from tunesmith.types import Document, Kind, Task
 
 CHOSEN = 300  # records that are tokenised
 SMALL = 16_000_000  # bytes of a source that is read to its end
@@ -79,20 +80,20 @@ class Counted:
         return read / (self.mean_length * self.examples)
 
 
-def count_data(settings: DataConfig, tokenizer: Tokenizer) -> Counted:
+def count_data(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATION) -> Counted:
     """Count the training data. Raises DataError for bad records it meets, UsageError E025 when there are no sources."""
     if not settings.train:
         raise UsageError(
             "E025", "there is no training data", where=Where(field="data.train"), fixes=["data.train=FILE"]
         )
-    prepared = find_prepared(settings, tokenizer)
+    prepared = find_prepared(settings, tokenizer, task)
     if prepared is not None:
         return count_prepared(prepared, [source.weight for source in settings.train])
     chosen = max(1, CHOSEN // len(settings.train))
     counts, overlong, looked_at = [], 0, 0
     for source in settings.train:
-        records, entries = spread_entries(source, chosen, settings.limit, settings.on_bad)
-        count, long = _tokenise(records, entries, source.weight, settings, tokenizer)
+        records, entries = spread_entries(source, chosen, settings, task.kind)
+        count, long = _tokenise(records, entries, source.weight, settings, tokenizer, task)
         counts.append(count)
         overlong += long
         looked_at += len(entries)
@@ -116,14 +117,14 @@ def nothing_left(settings: DataConfig, looked_at: int, overlong: int) -> DataErr
     )
 
 
-def find_prepared(settings: DataConfig, tokenizer: Tokenizer) -> Prepared | None:
+def find_prepared(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATION) -> Prepared | None:
     """The prepared data of an earlier run with the same files and settings."""
     sources = settings.train
     if any(source.path.startswith(PREFIX) for source in sources):
         return None
     if sum(path.stat().st_size for source in sources for path in find_files(source.path)) > HASHED:
         return None
-    folder = home() / "prepared" / prepare_key(sources, settings, tokenizer)
+    folder = home() / "prepared" / prepare_key(sources, settings, tokenizer, task)
     return Prepared(folder) if (folder / "about.json").is_file() else None
 
 
@@ -141,21 +142,21 @@ def count_prepared(prepared: Prepared, weights: Sequence[float]) -> Counted:
 
 
 def spread_entries(
-    source: SourceConfig, chosen: int, limit: int | None, on_bad: OnBad = "error"
+    source: SourceConfig, chosen: int, settings: DataConfig, kind: Kind = "sequence"
 ) -> tuple[int, list[Entry]]:
     """How many records the source holds, about, and `chosen` of them from all over it."""
     files = [] if source.path.startswith(PREFIX) else find_files(source.path)
     size = sum(path.stat().st_size * (UNPACKED if is_packed(path) else 1) for path in files)
     if files and size <= SMALL:
-        entries = list(read_entries(source, Tally(on_bad), limit))
+        entries = list(read_entries(source, Tally(settings.on_bad), settings.limit, kind))
         return len(entries), _evenly(entries, chosen)
     if files and all(kind_of(path) == "jsonl" and not is_packed(path) for path in files):
-        records, entries = _spread_lines(source, files, chosen)
+        records, entries = _spread_lines(source, files, chosen, kind)
     else:
-        entries = list(islice(read_entries(source, Tally("skip")), FIRST))
+        entries = list(islice(read_entries(source, Tally("skip"), kind=kind), FIRST))
         records = _records_in(files, entries, size)
         entries = _evenly(entries, chosen)
-    return min(records, limit or records), entries
+    return min(records, settings.limit or records), entries
 
 
 def _evenly(entries: list[Entry], chosen: int) -> list[Entry]:
@@ -164,7 +165,7 @@ def _evenly(entries: list[Entry], chosen: int) -> list[Entry]:
     return [entries[index] for index in np.linspace(0, len(entries) - 1, chosen).astype(int)]
 
 
-def _spread_lines(source: SourceConfig, files: list[Path], chosen: int) -> tuple[int, list[Entry]]:
+def _spread_lines(source: SourceConfig, files: list[Path], chosen: int, kind: Kind) -> tuple[int, list[Entry]]:
     """Lines from evenly spaced places of large files; bad ones are left to `data check`."""
     total = sum(path.stat().st_size for path in files)
     lines: list[bytes] = []
@@ -183,7 +184,7 @@ def _spread_lines(source: SourceConfig, files: list[Path], chosen: int) -> tuple
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "part.jsonl"
         part.write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
-        found = list(read_entries(source.model_copy(update={"path": str(part)}), Tally("skip")))
+        found = list(read_entries(source.model_copy(update={"path": str(part)}), Tally("skip"), kind=kind))
     return records, found
 
 
@@ -197,13 +198,13 @@ def _records_in(files: list[Path], entries: list[Entry], size: float) -> int:
 
 
 def _tokenise(
-    records: int, entries: Sequence[Entry], weight: float, settings: DataConfig, tokenizer: Tokenizer
+    records: int, entries: Sequence[Entry], weight: float, settings: DataConfig, tokenizer: Tokenizer, task: Task
 ) -> tuple[SourceCount, int]:
     """The count of one source, and how many entries were too long."""
     lengths, scored, overlong, examples = [], [], 0, 0.0
     for entry, share in _shortened(entries):
         try:
-            outcome = encode_record(entry, tokenizer, settings)
+            outcome = encode_record(entry, tokenizer, settings, task)
         except DataError:
             if settings.on_bad == "error":
                 raise
