@@ -3,12 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from tests.objectives.given import batch, examples, given, mismatched, step
+from tests.unit.models.architectures import build
 
 from tunesmith.data.packing import batch_of
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.models.adapters import trainable
 from tunesmith.objectives import DPO, KTO, OBJECTIVES, SFT, Reward
 from tunesmith.objectives.anchored import BCO, apo_down, apo_zero, bco, nca, sppo
 from tunesmith.objectives.distributional import AOT, same_rank, transport
@@ -30,6 +34,9 @@ from tunesmith.objectives.preference import (
 )
 from tunesmith.objectives.reference_free import cpo, log_odds_ratio, simpo
 from tunesmith.objectives.reward_modeling import bradley_terry, centering, pairwise, plackett_luce, process_reward
+from tunesmith.train.config import OptimizerConfig
+from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.step import compute_step
 from tunesmith.types import Context, Scores
 
 BETTER = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool)
@@ -278,3 +285,35 @@ def test_the_alpha_divergence_lies_between_its_ends():
     one = batch(forward, given(forward))
     scores = Scores(torch.linspace(-4.4, -4.2, len(one.target)), torch.zeros(0))
     assert math.isclose(forward(scores, one).sum.item(), DivergenceDPO()(scores, one).sum.item(), rel_tol=1e-6)
+
+
+def test_log_ratios_of_long_answers_are_not_lost_in_the_rounding_of_their_sums():
+    torch.manual_seed(0)
+    tokens, weights = long_answers()
+    made = batch_of([replace(given(DPO())[0], tokens=tokens, weights=weights, cuts=(2, 9000))])
+    policy = -2 * torch.rand(len(made.target))
+    reference = policy + 0.02 * torch.randn(len(made.target))
+    made = replace(made, streams={"ref_logprobs": reference})
+    exact = torch.zeros(2, dtype=torch.float64).index_add(0, made.sequence, policy.double() - reference.double())
+    metrics = DPO(beta=1.0)(Scores(policy, torch.zeros(0)), made).metrics
+    assert math.isclose(metrics["rewards/chosen"], exact[0], abs_tol=1e-5)
+    assert math.isclose(metrics["rewards/rejected"], exact[1], abs_tol=1e-5)
+
+
+def long_answers() -> tuple[np.ndarray, np.ndarray]:
+    weights = np.ones(18_000, dtype=np.float32)
+    weights[:2] = 0
+    return np.arange(18_000, dtype=np.int32) % 90, weights
+
+
+def test_several_objectives_are_added_each_by_its_own_count():
+    objectives = [DPO(), SFT(coefficient=0.2)]
+    batches = [batch(DPO(), given(DPO())[:4]), batch(DPO(), given(DPO())[4:])]
+    optimizer = Optimizer(trainable(model := build("llama")), OptimizerConfig())
+    both = compute_step(model, batches, objectives, optimizer, Mesh())
+    dpo_alone, sft_alone = step(DPO(), batches), step(SFT(), batches)
+    assert both.counts == (dpo_alone.count, sft_alone.count)
+    assert math.isclose(both.loss, dpo_alone.loss + 0.2 * sft_alone.loss, rel_tol=1e-6)
+    assert math.isclose(both.metrics["loss/sft"], sft_alone.loss, rel_tol=1e-6)
+    for name in ("rewards/margin", "accuracy"):
+        assert math.isclose(both.metrics[name], (dpo_alone.metrics | sft_alone.metrics)[name], rel_tol=1e-5)

@@ -65,9 +65,10 @@ class Objective(Config):
 
 
 def sequence_sums(values_K: Float[Tensor, " K"], batch: Batch) -> Float[Tensor, " S"]:
-    """Sum of a figure of scored tokens over each sequence, in fp32 or wider."""
-    wide_K = values_K.to(torch.promote_types(values_K.dtype, torch.float32))
-    return wide_K.new_zeros(len(batch.group)).index_add(0, batch.sequence, wide_K)
+    """Sum of a figure of scored tokens over each sequence, added up in fp64: answers are thousands of tokens long."""
+    sums_S = torch.zeros(len(batch.group), dtype=torch.float64, device=values_K.device)
+    sums_S = sums_S.index_add(0, batch.sequence, values_K.double())
+    return sums_S.to(torch.promote_types(values_K.dtype, torch.float32))
 
 
 def sequence_lengths(batch: Batch) -> Float[Tensor, " S"]:

@@ -40,12 +40,13 @@ class AOT(ReferencedObjective):
     def columns(self, pairs: ReferencedPairs) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
         if self.pairing == "unpaired":
             return pairs.chosen_ratio_P, pairs.rejected_ratio_P
-        return pairs.chosen_P - pairs.rejected_P, pairs.ref_chosen_P - pairs.ref_rejected_P
+        own_P = pairs.chosen_P - pairs.rejected_P
+        return own_P, own_P.detach() - pairs.margin_P.detach()
 
     def losses(self, pairs: ReferencedPairs, context: Context) -> Float[Tensor, " P"]:
         assert context.rows is not None, "a step gathers the rows of a loss that looks ahead"
         left_P, right_P = self.columns(pairs)
-        left_R, right_R = context.rows.detach().unbind(1)
+        left_R, right_R = context.rows.detach().reshape(-1, 2).unbind(1)
         if self.pairing == "paired":
             return transport(left_P, left_R, right_R, self.beta)
         chosen_P = transport(left_P, left_R, right_R, self.beta)
@@ -73,6 +74,7 @@ def same_rank(own_P: Float[Tensor, " P"], own_R: Float[Tensor, " R"]) -> Bool[Te
     """Which places of the sorted `own_R` hold the value; the nearest ones, since a second forward pass may round."""
     sorted_R = own_R.sort().values
     between = (sorted_R[1:] + sorted_R[:-1]) / 2
+    own_P = own_P.contiguous()
     first_P, last_P = torch.searchsorted(between, own_P), torch.searchsorted(between, own_P, right=True)
     places_R = torch.arange(len(own_R), device=own_R.device)
     return (places_R >= first_P[:, None]) & (places_R <= last_P[:, None])

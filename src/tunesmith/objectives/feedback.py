@@ -53,7 +53,7 @@ class Answers:
 
 def answers_of(policy: Scores, batch: Batch) -> Answers:
     logps_S, length_S = sequence_sums(policy.logprobs, batch), sequence_lengths(batch)
-    ratio_S = logps_S - sequence_sums(batch.streams[REFERENCE].detach(), batch)
+    ratio_S = sequence_sums(policy.logprobs - batch.streams[REFERENCE].detach(), batch)
     scored_S = (length_S > 0).to(logps_S.dtype)
     good_S = (batch.labels > 0).to(logps_S.dtype)
     return Answers(logps_S, ratio_S, length_S, scored_S * good_S, scored_S * (1 - good_S))
@@ -134,7 +134,7 @@ class KTO(FeedbackObjective):
 
     def point_of_reference(self, context: Context) -> Float[Tensor, ""]:
         assert context.rows is not None, "a step gathers the rows of a loss that looks ahead"
-        return kto_z0(context.rows[:, 0])
+        return kto_z0(context.rows.flatten())
 
     def start_loss(self) -> float | None:
         return self.lambda_good / 2 if self.lambda_good == self.lambda_bad else None

@@ -44,19 +44,13 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class ReferencedPairs(Pairs):
-    """Pairs with what the reference says of the same answers."""
+    """Pairs with their log-ratios, log policy - log reference.
 
-    ref_chosen_P: Float[Tensor, " P"]
-    ref_rejected_P: Float[Tensor, " P"]
+    A log-ratio is summed of the differences of tokens: that of two long sums would be lost in their rounding.
+    """
 
-    @property
-    def chosen_ratio_P(self) -> Float[Tensor, " P"]:
-        """log policy(chosen) - log reference(chosen)."""
-        return self.chosen_P - self.ref_chosen_P
-
-    @property
-    def rejected_ratio_P(self) -> Float[Tensor, " P"]:
-        return self.rejected_P - self.ref_rejected_P
+    chosen_ratio_P: Float[Tensor, " P"]
+    rejected_ratio_P: Float[Tensor, " P"]
 
     @property
     def margin_P(self) -> Float[Tensor, " P"]:
@@ -74,17 +68,16 @@ def referenced_pairs(
     logprobs_K: Float[Tensor, " K"], batch: Batch, share_K: Float[Tensor, " K"] | None = None
 ) -> ReferencedPairs:
     """Pairs with their reference; `share_K` is how much of each token enters the sums of both models."""
-    reference_K = batch.streams[REFERENCE].detach()
+    ratio_K = logprobs_K - batch.streams[REFERENCE].detach()
     if share_K is not None:
-        logprobs_K, reference_K = logprobs_K * share_K, reference_K * share_K
-    own = pairs_of(logprobs_K, batch)
-    ref_S = sequence_sums(reference_K, batch)
+        logprobs_K, ratio_K = logprobs_K * share_K, ratio_K * share_K
+    own, ratio_S = pairs_of(logprobs_K, batch), sequence_sums(ratio_K, batch)
     return ReferencedPairs(
-        own.chosen_P, own.rejected_P, own.chosen_length_P, own.rejected_length_P, ref_S[0::2], ref_S[1::2]
+        own.chosen_P, own.rejected_P, own.chosen_length_P, own.rejected_length_P, ratio_S[0::2], ratio_S[1::2]
     )
 
 
-def log1mexp(value: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
+def log1mexp(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """log(1 - exp(a)) for a < 0, accurate at both ends; its gradient is finite as well."""
     near = value > -0.6931471805599453
     close = torch.where(near, value, -1.0)
@@ -92,22 +85,22 @@ def log1mexp(value: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
     return torch.where(near, (-torch.expm1(close)).log(), torch.log1p(-far.exp()))
 
 
-def apo_zero_good(reward: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
+def apo_zero_good(reward: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """1 - sigma(r): raises the reward of a good answer (arXiv:2408.06266 eq. 7)."""
     return torch.sigmoid(-reward)
 
 
-def apo_zero_bad(reward: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
+def apo_zero_bad(reward: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """sigma(r): lowers the reward of a bad answer (arXiv:2408.06266 eq. 7)."""
     return torch.sigmoid(reward)
 
 
-def bco_good(reward: Float[Tensor, "*"], shift: float) -> Float[Tensor, "*"]:
+def bco_good(reward: Float[Tensor, "..."], shift: float) -> Float[Tensor, "..."]:
     """-log sigma(r - shift) (arXiv:2404.04656)."""
     return -logsigmoid(reward - shift)
 
 
-def bco_bad(reward: Float[Tensor, "*"], shift: float) -> Float[Tensor, "*"]:
+def bco_bad(reward: Float[Tensor, "..."], shift: float) -> Float[Tensor, "..."]:
     """-log sigma(-(r - shift)) (arXiv:2404.04656)."""
     return -logsigmoid(shift - reward)
 

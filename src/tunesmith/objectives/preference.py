@@ -249,7 +249,7 @@ def divergence_slope(ratio_P: Float[Tensor, " P"], divergence: Divergence, alpha
     return ratio_P
 
 
-def bounded_exp(power: Float[Tensor, "*"]) -> Float[Tensor, "*"]:
+def bounded_exp(power: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """exp(x), and its tangent beyond LARGEST_POWER."""
     beyond = torch.relu(power - LARGEST_POWER)
     return power.clamp(max=LARGEST_POWER).exp() + math.exp(LARGEST_POWER) * beyond
