@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from tunesmith.data.tokenizer import Tokenizer
     from tunesmith.evaluate.harness import Evaluation
-    from tunesmith.export.opening import Opened, Which
+    from tunesmith.evaluate.values import Measured
+    from tunesmith.export.opening import Opened, Wants, Which
     from tunesmith.rollout.generator import Sampling
     from tunesmith.types import Message
 
@@ -92,14 +93,21 @@ def evaluate_model(
     from tunesmith.evaluate.harness import write_rows
     from tunesmith.track.files import disk_error, finite
 
+    sources = [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data]
     settings = {
-        "data": [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data],
+        "data": sources,
         "metrics": check_words(split_words(metrics) or [*DEFAULT_METRICS], metric_names(), "--metrics"),
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "limit": limit,
     }
-    found = measure(open_for_use(model, weights), settings, max_length)
+    opened = open_for_use(model, weights, "any")
+    if opened.source.outputs:
+        if metrics:
+            console().print("--metrics is left out: a reward model or classifier has metrics of its own")
+        tell_values(measure_values(opened, sources, limit, max_length), answers, as_json=json)
+        return
+    found = measure(opened, settings, max_length)
     if answers is not None:
         try:
             write_rows(found.rows, answers)
@@ -131,6 +139,42 @@ def measure(opened: Opened, settings: dict[str, Any], max_length: int) -> Evalua
             reading,
             on_progress=lambda task, done, total: progress.phase(f"answering {task}", done, total),
         )
+
+
+def measure_values(opened: Opened, sources: list[dict[str, str]], limit: int | None, max_length: int) -> Measured:
+    """What the values of a reward model or classifier are worth on held-out records."""
+    from tunesmith.cli.output import console
+    from tunesmith.data.config import DataConfig, SourceConfig
+    from tunesmith.evaluate.values import evaluate_values
+    from tunesmith.track.progress import make_progress
+
+    with make_progress(console()) as progress:
+        return evaluate_values(
+            opened.model,
+            opened.tokenizer,
+            opened.source.meaning,
+            [SourceConfig.model_validate(source) for source in sources],
+            DataConfig(max_length=max_length, limit=limit),
+            on_progress=lambda task, done, total: progress.phase(f"scoring {task}", done, total),
+        )
+
+
+def tell_values(found: Measured, rows: Path | None, *, as_json: bool) -> None:
+    """Print the worth of values, and write a row per record when a file is named."""
+    from tunesmith.cli.output import answer, console, emit_json
+    from tunesmith.cli.values_view import values_view, write_rows
+    from tunesmith.track.files import finite
+
+    if rows is not None:
+        write_rows(found.rows, rows)
+    for task, reasons in found.unused.items():
+        for reason, count in reasons.items():
+            console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)
+    if as_json:
+        emit_json(cast("dict[str, Any]", finite(found.to_json())))
+        return
+    for part in values_view(found):
+        answer(part)
 
 
 def merge(
@@ -221,13 +265,13 @@ def lines_of_stdin(told: str) -> Iterator[str]:
             return
 
 
-def open_for_use(model: str, weights: str) -> Opened:
+def open_for_use(model: str, weights: str, wants: Wants = "text") -> Opened:
     from tunesmith.cli.output import console
     from tunesmith.export.opening import open_model
 
     which = choose_weights(weights)
     with console().status(f"loading {model}"):
-        return open_model(model, which=which)
+        return open_model(model, which=which, wants=wants)
 
 
 def choose_weights(word: str) -> Which:

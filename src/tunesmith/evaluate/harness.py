@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def nothing_to_measure(source: SourceConfig, left_out: Counter[str]) -> DataError:
+def nothing_to_measure(source: SourceConfig, left_out: Mapping[str, int]) -> DataError:
     return DataError(
         "E153",
         "no record of this file can be measured",
