@@ -77,32 +77,32 @@ def referenced_pairs(
     )
 
 
-def log1mexp(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def log1mexp(value_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """log(1 - exp(a)) for a < 0, accurate at both ends; its gradient is finite as well."""
-    near = value > -0.6931471805599453
-    close = torch.where(near, value, -1.0)
-    far = torch.where(near, -1.0, value)
-    return torch.where(near, (-torch.expm1(close)).log(), torch.log1p(-far.exp()))
+    near_N = value_N > -0.6931471805599453
+    close_N = torch.where(near_N, value_N, -1.0)
+    far_N = torch.where(near_N, -1.0, value_N)
+    return torch.where(near_N, (-torch.expm1(close_N)).log(), torch.log1p(-far_N.exp()))
 
 
-def apo_zero_good(reward: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def apo_zero_good(reward_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """1 - sigma(r): raises the reward of a good answer (arXiv:2408.06266 eq. 7)."""
-    return torch.sigmoid(-reward)
+    return torch.sigmoid(-reward_N)
 
 
-def apo_zero_bad(reward: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def apo_zero_bad(reward_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """sigma(r): lowers the reward of a bad answer (arXiv:2408.06266 eq. 7)."""
-    return torch.sigmoid(reward)
+    return torch.sigmoid(reward_N)
 
 
-def bco_good(reward: Float[Tensor, "..."], shift: float) -> Float[Tensor, "..."]:
+def bco_good(reward_N: Float[Tensor, " N"], shift: float) -> Float[Tensor, " N"]:
     """-log sigma(r - shift) (arXiv:2404.04656)."""
-    return -logsigmoid(reward - shift)
+    return -logsigmoid(reward_N - shift)
 
 
-def bco_bad(reward: Float[Tensor, "..."], shift: float) -> Float[Tensor, "..."]:
+def bco_bad(reward_N: Float[Tensor, " N"], shift: float) -> Float[Tensor, " N"]:
     """-log sigma(-(r - shift)) (arXiv:2404.04656)."""
-    return -logsigmoid(shift - reward)
+    return -logsigmoid(shift - reward_N)
 
 
 def running_shift(memory: Mapping[str, float], metrics: Mapping[str, float], decay: float) -> dict[str, float]:

@@ -249,10 +249,10 @@ def divergence_slope(ratio_P: Float[Tensor, " P"], divergence: Divergence, alpha
     return ratio_P
 
 
-def bounded_exp(power: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def bounded_exp(power_N: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """exp(x), and its tangent beyond LARGEST_POWER."""
-    beyond = torch.relu(power - LARGEST_POWER)
-    return power.clamp(max=LARGEST_POWER).exp() + math.exp(LARGEST_POWER) * beyond
+    beyond_N = torch.relu(power_N - LARGEST_POWER)
+    return power_N.clamp(max=LARGEST_POWER).exp() + math.exp(LARGEST_POWER) * beyond_N
 
 
 def mean_margin(pairs: ReferencedPairs) -> Float[Tensor, " P"]:
