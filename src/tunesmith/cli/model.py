@@ -193,10 +193,11 @@ def merge(
     if json:
         emit_json(report.to_json())
         return
+    verb = "chat" if report.unit.startswith("nats") else "score"
     answer(
         f"[bold green]merged[/] {report.folder}  {report.dtype}, {report.bytes / 1e9:.2f} GB\n"
-        f"its predictions differ from the adapter's by {report.difference:.1g} nats per token "
-        f"(rounding explains up to {report.limit:g})\n  [cyan]tunesmith chat {report.folder}[/]"
+        f"its predictions differ from the adapter's by {report.difference:.1g} {report.unit} "
+        f"(rounding explains up to {report.limit:g})\n  [cyan]tunesmith {verb} {report.folder}[/]"
     )
 
 

@@ -11,6 +11,7 @@ import yaml
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError
 from tunesmith.export.opening import ModelSource
+from tunesmith.models.meaning import Meaning
 from tunesmith.track.outcome import outcome
 from tunesmith.track.reader import read_lines
 from tunesmith.track.run_dir import RunDir
@@ -40,12 +41,13 @@ def model_card(source: ModelSource, name: str, report: Mapping[str, Any]) -> str
     """Markdown with the front matter of model hubs; file paths of this machine are left out."""
     base = base_name(source)
     recipe = recipe_of(source.run)
+    meaning = source.meaning if source.outputs else None
     parts = [
-        front_matter(base),
+        front_matter(base, "text-generation" if meaning is None else "text-classification"),
         f"# {name}",
         f"{described(recipe)} of `{base}`, made with Tunesmith {__version__} and merged into an ordinary model folder.",
         "## Use",
-        use(name),
+        use(name) if meaning is None else use_head(name, meaning),
         "## Base model",
         f"`{base}`" + checkpoint_note(source),
     ]
@@ -56,11 +58,11 @@ def model_card(source: ModelSource, name: str, report: Mapping[str, Any]) -> str
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front_matter(base: str) -> str:
+def front_matter(base: str, task: str) -> str:
     about = {
         "base_model": base,
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": task,
         "tags": ["tunesmith"],
     }
     return f"---\n{yaml.safe_dump(about, sort_keys=False)}---"
@@ -91,6 +93,40 @@ def described(recipe: Mapping[str, Any]) -> str:
 
 def use(name: str) -> str:
     return f'```\ntunesmith chat {name}\n```\n\nor with transformers: `AutoModelForCausalLM.from_pretrained("{name}")`.'
+
+
+def use_head(name: str, meaning: Meaning) -> str:
+    """What the values are, and the few lines that give the same ones in transformers."""
+    if meaning.classes:
+        told = (
+            f"It gives one value per class ({', '.join(f'`{each}`' for each in meaning.classes)}); softmax makes them "
+        )
+        told += "probabilities."
+    elif meaning.kind == "process":
+        told = "It judges the steps of an answer: a logit at the last token of each. Transformers reads the last step."
+    elif meaning.kind == "label":
+        told = "It gives a number."
+    else:
+        told = "It gives a reward: the better of two answers to a prompt has the higher one."
+    if meaning.is_reward and meaning.centred_on:
+        told += f" `tunesmith score` subtracts {meaning.offset:.4g}, the mean over `{meaning.centred_on}`; "
+        told += "the model itself does not."
+    return f"""{told}
+
+```
+tunesmith score {name} --data FILE
+```
+
+or with transformers:
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForSequenceClassification.from_pretrained("{name}", dtype="float32")
+texts = [tokenizer.apply_chat_template(chat, tokenize=False)]  # chat: messages that end with the answer
+model(**tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")).logits
+```"""
 
 
 def checkpoint_note(source: ModelSource) -> str:
@@ -136,6 +172,7 @@ def result_lines(run: RunDir) -> str:
         f"| {task} | {metric} | {score['value']:.4g} | {score['low']:.4g} to {score['high']:.4g} | {score['n']:,} |"
         for task, metrics in (evaluations[-1] if evaluations else {}).items()
         for metric, score in metrics.items()
+        if isinstance(score, dict) and "value" in score
     ]
     head = ["", "| task | metric | value | 95 % interval | n |", "|---|---|---|---|---|"]
     return "\n".join(lines + (head + table if table else [])) or "No figures were recorded."
@@ -143,8 +180,8 @@ def result_lines(run: RunDir) -> str:
 
 def merge_lines(report: Mapping[str, Any]) -> str:
     return (
-        f"Weights in {report['dtype']}. The mean divergence of {report['positions']} next-token predictions from those "
-        f"of the unmerged weights is {report['difference']:.1g} nats (allowed: {report['limit']:g})."
+        f"Weights in {report['dtype']}. On {report['positions']} predictions or scores they differ from the unmerged "
+        f"weights by {report['difference']:.1g} {report['unit']} (allowed: {report['limit']:g})."
     )
 
 

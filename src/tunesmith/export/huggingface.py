@@ -5,33 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from tunesmith.data.config import SourceConfig
+from tunesmith.data.chat import encode
+from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import BadInput, Fix, MachineError, ModelError, TunesmithError, UsageError, Where
 from tunesmith.export.card import model_card
 from tunesmith.export.opening import ModelSource, Which, find_model, load_source
+from tunesmith.export.proof import NEXT_TOKENS, VALUES, Proof
 from tunesmith.models.adapters import merge
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import base_model
 from tunesmith.models.headers import read_headers
+from tunesmith.models.heads import has_head, head_modules
 from tunesmith.models.load import load_base, resolve_dtype
 from tunesmith.models.safety import read_config
-from tunesmith.models.save import copy_tokenizer
-from tunesmith.types import Completion, Conversation, Message
+from tunesmith.models.save import copy_tokenizer, save_head
+from tunesmith.types import Message, Task
 
 PRECISE_BYTES = 16 * 2**30  # largest fp32 model that is formed and compared in fp32
 CHECK_TOKENS = 64  # tokens of each prompt that are compared: bounds the predictions held in memory
@@ -41,18 +42,11 @@ CHECKED = (
     "A train leaves at 9:40 and arrives at 12:05. How long does it take?",
     "Name three colours.",
 )
-# Largest mean KL divergence, in nats, from the adapter's predictions to the merged model's, by (computed, written)
-# type. The merge is proven in the computing type first, so the limits for a smaller written type allow for rounding.
-TOLERANCE = {
-    (torch.float32, torch.float32): 1e-5,
-    (torch.float32, torch.bfloat16): 3e-2,  # rounding alone; the merge itself is proven in fp32 before
-    (torch.bfloat16, torch.bfloat16): 3e-2,
-}
 
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """`difference` is the mean KL divergence in nats over `positions` predictions, `limit` the largest allowed."""
+    """`difference` is that of `positions` predictions (or scores) in `unit`, `limit` the largest allowed."""
 
     folder: str
     base: str
@@ -61,6 +55,7 @@ class MergeReport:
     difference: float
     limit: float
     positions: int
+    unit: str = NEXT_TOKENS.unit
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,45 +92,47 @@ def write_merged(found: ModelSource, stage: Path, out: Path) -> MergeReport:
     """Write everything but the card to `stage`, read it back, compare."""
     written = resolve_dtype(found.settings.dtype, read_config(found.base)[0])
     computed = computing_dtype(found.base, written)
-    tokenizer = load_tokenizer(found.base)
-    rows = check_rows(found, tokenizer)
+    outputs = found.outputs
+    proof = VALUES if outputs else NEXT_TOKENS
+    rows = check_rows(found, load_tokenizer(found.base))
     model = load_source(found, "float32" if computed == torch.float32 else "bfloat16")
-    wanted = predictions(model, rows)
+    wanted = proof.predict(model, rows)
 
-    def prove(merged: PreTrainedModel) -> None:
-        check_agreement(wanted, predictions(merged.eval(), rows), TOLERANCE[computed, computed], out, computed)
+    def check(other: PreTrainedModel, dtype: torch.dtype) -> float:
+        difference, limit = proof.differ(wanted, proof.predict(other.eval(), rows)), proof.limits[computed, dtype]
+        if not difference <= limit:
+            raise not_alike(proof, difference, limit, len(wanted), out, dtype)
+        return difference
 
-    save_merged(model, written, stage, found.base, prove)
-    del model
-    again = load_base(stage, ModelConfig(path=str(stage), dtype="float32" if computed == torch.float32 else "bfloat16"))
-    limit = TOLERANCE[computed, written]
-    difference = check_agreement(wanted, predictions(again.eval(), rows), limit, out, written)
+    merged = merge_finite(model)
+    check(merged, computed)
+    save_merged(merged, written, stage, found)
+    del model, merged
+    settings = ModelConfig(path=str(stage), dtype="float32" if computed == torch.float32 else "bfloat16")
+    difference = check(load_base(stage, settings, outputs=outputs), written)
     size = sum(path.stat().st_size for path in stage.glob("*.safetensors"))
-    return MergeReport(str(out), str(found.base), name_of(written), size, difference, limit, len(wanted))
+    limit = proof.limits[computed, written]
+    return MergeReport(
+        str(out), str(found.base), name_of(written), size, difference, limit, len(wanted), unit=proof.unit
+    )
 
 
-def check_agreement(wanted: Tensor, found: Tensor, limit: float, out: Path, dtype: torch.dtype) -> float:
-    """The mean divergence in nats; ModelError E156 beyond the limit."""
-    difference = divergence(wanted, found)
-    if not difference <= limit:
-        raise ModelError(
-            "E156",
-            f"the merged model does not predict what the adapter predicts: they differ by {difference:.2g} nats per "
-            f"token; rounding to {name_of(dtype)} explains at most {limit:g}",
-            where=Where(str(out)),
-            evidence=[f"{len(wanted)} predictions compared; nothing was written"],
-            fixes=[
-                "use the adapter as it is: chat and eval take the run",
-                "if Tunesmith trained the adapter, report it",
-            ],
-        )
-    return difference
+def not_alike(proof: Proof, difference: float, limit: float, count: int, out: Path, dtype: torch.dtype) -> ModelError:
+    return ModelError(
+        "E156",
+        f"the merged model does not predict what the adapter predicts: they differ by {difference:.2g} {proof.unit}; "
+        f"rounding to {name_of(dtype)} explains at most {limit:g}",
+        where=Where(str(out)),
+        evidence=[f"{count} {proof.words} compared; nothing was written"],
+        fixes=[
+            "use the adapter as it is: every command takes the run",
+            "if Tunesmith trained the adapter, report it",
+        ],
+    )
 
 
-def save_merged(
-    model: nn.Module, dtype: torch.dtype, stage: Path, base: Path, prove: Callable[[PreTrainedModel], None]
-) -> None:
-    """Merge in place, prove the result before it is rounded, and write it with tokenizer and generation config."""
+def merge_finite(model: nn.Module) -> PreTrainedModel:
+    """The model with its adapter merged in place; ModelError E095 when a weight is not finite."""
     try:
         merged = merge(model) if isinstance(model, PeftModel) else base_model(model)
     except ValueError as error:  # what PEFT raises for its own kinds of adapter
@@ -143,11 +140,21 @@ def save_merged(
     broken = [name for name, tensor in merged.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise not_finite(broken)
-    prove(merged)
+    return merged
+
+
+def save_merged(merged: PreTrainedModel, dtype: torch.dtype, stage: Path, found: ModelSource) -> None:
+    """Round the weights and write them with tokenizer and generation config; a reward head stays in fp32."""
+    if has_head(merged):
+        head = head_modules(merged)
+        for name, parameter in merged.named_parameters():
+            parameter.data = parameter.data if name.startswith(head) else parameter.data.to(dtype)
+        save_head(merged, stage, found.base, found.meaning, whole=True)
+        return
     untie(merged)
     merged.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
     merged.save_pretrained(str(stage))
-    copy_tokenizer(base, stage)
+    copy_tokenizer(found.base, stage)
 
 
 def not_finite(evidence: list[str]) -> ModelError:
@@ -186,16 +193,18 @@ def computing_dtype(base: Path, written: torch.dtype) -> torch.dtype:
 def check_rows(found: ModelSource, tokenizer: Tokenizer) -> list[list[int]]:
     """Prompts to compare on: the first ones of the run's training data when it is still there, else fixed sentences."""
     rows: list[list[int]] = []
+    task = found.meaning.task if found.outputs else Task()
     for source in training_sources(found):
         try:
-            for entry in islice(read_entries(source, Tally("skip"), 4), 4):
-                rows.append(entry_ids(entry, tokenizer))
+            for entry in islice(read_entries(source, Tally("skip"), 4, task.kind), 4):
+                rows += [example.tokens.tolist() for example in encode(entry, tokenizer, DataConfig(), task)]
         except (TunesmithError, OSError):  # moved or changed since the run: the fixed sentences are enough
             continue
     if tokenizer.has_template:
         rows += [tokenizer.prompt_ids([Message("user", text)]) for text in CHECKED]
     else:
-        rows += [[*tokenizer.start_ids, *tokenizer.encode(text, specials=False)] for text in CHECKED]
+        lead, end = tokenizer.start_ids, tokenizer.end_ids
+        rows += [[*lead, *tokenizer.encode(text, specials=False), *end] for text in CHECKED]
     return [row[:CHECK_TOKENS] for row in rows if row]
 
 
@@ -209,30 +218,6 @@ def training_sources(found: ModelSource) -> list[SourceConfig]:
         return [SourceConfig.model_validate(each) for each in listed][:2]
     except (BadInput, yaml.YAMLError, ValueError, AttributeError):
         return []
-
-
-def entry_ids(entry: object, tokenizer: Tokenizer) -> list[int]:
-    """The record as the model reads it, its answer included."""
-    if isinstance(entry, Conversation):
-        return tokenizer.encode(
-            tokenizer.render(entry.messages, entry.tools, add_generation_prompt=False), specials=True
-        )
-    text = entry.prompt + entry.completion if isinstance(entry, Completion) else entry.text  # pyright: ignore[reportAttributeAccessIssue]
-    return [*tokenizer.start_ids, *tokenizer.encode(text, specials=False)]
-
-
-@torch.no_grad()
-def predictions(model: nn.Module, rows: Sequence[Sequence[int]]) -> Float[Tensor, "K V"]:
-    """Log-probabilities of every next token, by transformers' own forward."""
-    base = base_model(model)
-    base.set_attn_implementation("eager")
-    parts = [base(input_ids=torch.tensor([list(row)]), use_cache=False).logits[0].float() for row in rows]
-    return torch.cat(parts).log_softmax(-1)
-
-
-def divergence(wanted: Float[Tensor, "K V"], found: Float[Tensor, "K V"]) -> float:
-    """Mean KL(wanted, found) over the predictions, in nats; NaN when any is not finite."""
-    return (wanted.exp() * (wanted - found)).sum(-1).mean().item()
 
 
 def name_of(dtype: torch.dtype) -> str:

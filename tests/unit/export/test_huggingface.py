@@ -10,8 +10,9 @@ from tests.tiny import tiny_model_folder
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import BadInput, CheckpointError, ModelError, UsageError
 from tunesmith.export import huggingface
-from tunesmith.export.huggingface import divergence, merge_run, predictions
+from tunesmith.export.huggingface import merge_run
 from tunesmith.export.opening import find_model, load_source, open_model
+from tunesmith.export.proof import divergence, predictions
 from tunesmith.models.adapters import attach, save_adapter, trainable
 from tunesmith.models.config import FullConfig, LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
