@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tunesmith.data.config import DataConfig
+from tunesmith.data.judgements import answers_of
 from tunesmith.data.labelled import encode_labelled
 from tunesmith.data.outcome import Outcome, control_text, end_of_text
 from tunesmith.data.overlong import exchanges_of, join
@@ -51,7 +52,7 @@ def encode_judged(entry: Judged, tokenizer: Tokenizer, settings: DataConfig, tas
     if isinstance(entry, Process):
         return encode_process(entry, tokenizer, settings, task)
     outcome = Outcome()
-    answers, labels = answers_of(entry)
+    answers, labels = rated(entry)
     outcome.note_control_text(control_text(tokenizer, [entry.prompt, *answers], entry.tools), settings)
     said = say_all(entry, entry.prompt, answers, tokenizer, settings)
     outcome.length = max(len(one.ids) for one in said)
@@ -75,7 +76,7 @@ def encode_judged(entry: Judged, tokenizer: Tokenizer, settings: DataConfig, tas
     return outcome.close([example])
 
 
-def answers_of(entry: Pair | Feedback | Ranking) -> tuple[tuple[Turns, ...], tuple[float, ...]]:
+def rated(entry: Pair | Feedback | Ranking) -> tuple[tuple[Turns, ...], tuple[float, ...]]:
     """The answers, best first, and what the record says of each."""
     if isinstance(entry, Pair):
         return (entry.chosen, entry.rejected), (entry.margin or 0.0, 0.0)
@@ -185,8 +186,7 @@ def read_weights(trained: np.ndarray, reads: Reads) -> np.ndarray:
 
 def differ(example: Example) -> bool:
     """Whether any two answers of an example differ in a token."""
-    ends = (*example.cuts[1:], len(example))
-    first, *others = (example.tokens[start:end] for start, end in zip(example.cuts, ends, strict=True))
+    first, *others = answers_of(example)
     return any(not np.array_equal(first, other) for other in others)
 
 

@@ -11,27 +11,33 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.chat import Entry
 from tunesmith.data.config import DataConfig, SourceConfig
-from tunesmith.data.entries import read_entries
+from tunesmith.data.contrast import Contrast
+from tunesmith.data.entries import Entry, read_entries
+from tunesmith.data.outcome import IMITATION
 from tunesmith.data.probes import check_template
 from tunesmith.data.survey import SHOWN_PLACES, Survey
 from tunesmith.data.tally import Tally
+from tunesmith.data.texts import is_chat, texts_of
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import BadInput, DataError, Diagnostic, Fix, Where
-from tunesmith.types import Completion, Conversation, Document, Example
+from tunesmith.types import Example, Task
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 UNKNOWN_RATE = 0.001  # share of unknown tokens that is worth a warning
 ROUND_TRIPS = 100  # records encoded and decoded again
 _MAX_KINDS = 50
+_MOST_LABELS = 20  # rows of the table
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class SetReport:
-    """Counts of the training or the evaluation set; `lengths` maps percentile to tokens before the length policy."""
+    """Counts of the training or the evaluation set; `lengths` maps percentile to tokens before the length policy.
+
+    `answers` compares the answers of records that judge them, `labels` counts good and bad, or the classes.
+    """
 
     name: str
     records: int
@@ -44,6 +50,8 @@ class SetReport:
     lengths: dict[str, int]
     duplicates: int
     unknown_rate: float
+    answers: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,7 @@ class CheckReport:
     sets: tuple[SetReport, ...]
     findings: tuple[Diagnostic, ...]
     overlap: int = 0
+    prompt_overlap: int = 0
 
     @property
     def failed(self) -> bool:
@@ -62,6 +71,7 @@ class CheckReport:
         return {
             "sets": [asdict(part) for part in self.sets],
             "overlap": self.overlap,
+            "prompt_overlap": self.prompt_overlap,
             "findings": [finding.to_json() for finding in self.findings],
         }
 
@@ -73,7 +83,23 @@ class CheckReport:
         for percent in PERCENTILES:
             cells = (f"{part.lengths[str(percent)]:,}" if part.lengths else "-" for part in self.sets)
             table.append((f"length, {percent} % at most", *cells))
+        for name in dict.fromkeys(name for part in self.sets for name in part.answers):
+            table.append((name, *(_figure(name, part.answers.get(name)) for part in self.sets)))
+        for name in list(dict.fromkeys(name for part in self.sets for name in part.labels))[:_MOST_LABELS]:
+            table.append((f"label {name}", *(f"{part.labels.get(name, 0):,}" for part in self.sets)))
         return table
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{value:.1%}"
+        if name.endswith("longer") or name.startswith("saved")
+        else f"{value:,.1f}"
+        if name.startswith("mean")
+        else f"{value:,.0f}"
+    )
 
 
 @dataclass(slots=True)
@@ -83,6 +109,7 @@ class _Pass:
     name: str
     survey: Survey
     tally: _Collector
+    contrast: Contrast
     seen: dict[bytes, Where] = field(default_factory=dict)
     duplicates: list[tuple[Where, Where]] = field(default_factory=list)
     chats: int = 0
@@ -122,7 +149,9 @@ class _Collector(Tally):
         return found
 
 
-def check_data(settings: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None) -> CheckReport:
+def check_data(
+    settings: DataConfig, tokenizer: Tokenizer, progress: Progress | None = None, task: Task = IMITATION
+) -> CheckReport:
     """Read and encode all of the data once; findings instead of exceptions for everything the user can mend."""
     findings: list[Diagnostic] = []
     passes: list[_Pass] = []
@@ -130,7 +159,7 @@ def check_data(settings: DataConfig, tokenizer: Tokenizer, progress: Progress | 
         if not sources:
             continue
         tally = _Collector()
-        passes.append(_Pass(name, Survey(tokenizer, settings, tally), tally))
+        passes.append(_Pass(name, Survey(tokenizer, settings, tally, task), tally, Contrast(task)))
         try:
             for source in sources:
                 findings += _read(passes[-1], source, settings, progress)
@@ -143,16 +172,19 @@ def check_data(settings: DataConfig, tokenizer: Tokenizer, progress: Progress | 
         told = [finding for finding in one.survey.diagnostics() if not (unstoppable and finding.code == "W061")]
         findings += [*one.tally.findings(settings.on_bad), *one.tally.warnings, *told]
         findings += [*_duplicates(one), *_unknown(one, tokenizer), *_round_trips(one, tokenizer)]
+        findings += one.contrast.findings(one.name, one.survey.judged)
         if one.tally.records and not one.examples:
             findings.append(_nothing_left(one, settings.train if one.name == "train" else settings.eval))
     overlap, leak = _overlap(passes)
-    return CheckReport(tuple(map(_report, passes)), _distinct([*findings, *leak]), overlap)
+    shared, prompt_leak = _prompt_overlap(passes)
+    reports = tuple(map(_report, passes))
+    return CheckReport(reports, _distinct([*findings, *leak, *prompt_leak]), overlap, shared)
 
 
 def _read(one: _Pass, source: SourceConfig, settings: DataConfig, progress: Progress | None) -> tuple[Diagnostic, ...]:
     """Stream one source; what ends it early (a missing or damaged file) is returned."""
     try:
-        for entry in read_entries(source, one.tally, settings.limit):
+        for entry in read_entries(source, one.tally, settings.limit, one.survey.task.kind):
             _look(one, entry)
             if progress is not None:
                 progress(one.tally.records)
@@ -163,9 +195,11 @@ def _read(one: _Pass, source: SourceConfig, settings: DataConfig, progress: Prog
 
 def _look(one: _Pass, entry: Entry) -> None:
     where = Where(entry.file, entry.line)
-    one.chats += isinstance(entry, Conversation)
+    one.chats += is_chat(entry)
     examples = one.survey.examples(entry)
     one.examples += len(examples)
+    for example in examples:
+        one.contrast.look(example, where)
     if examples:
         key = _key(examples)
         first = one.seen.setdefault(key, where)
@@ -179,7 +213,7 @@ def _look(one: _Pass, entry: Entry) -> None:
         one.unknown += sum(int(np.count_nonzero(example.tokens == unknown)) for example in examples)
     if one.tried < ROUND_TRIPS:
         one.tried += 1
-        text = "\n".join(_texts(entry))[:20_000]
+        text = "\n".join(texts_of(entry))[:20_000]
         back = tokenizer.decode(tokenizer.encode(text, specials=False))
         if _plain(back) != _plain(text):
             one.changed.append(where)
@@ -189,16 +223,8 @@ def _key(examples: Sequence[Example]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for example in examples:
         digest.update(example.tokens.tobytes())
-        digest.update(b"|")
+        digest.update(repr((example.cuts, example.labels)).encode())
     return digest.digest()
-
-
-def _texts(entry: Entry) -> list[str]:
-    if isinstance(entry, Document):
-        return [entry.text]
-    if isinstance(entry, Completion):
-        return [entry.prompt, entry.completion]
-    return [message.content for message in entry.messages]
 
 
 def _plain(text: str) -> str:
@@ -221,7 +247,19 @@ def _report(one: _Pass) -> SetReport:
         lengths={str(percent): int(value) for percent, value in zip(PERCENTILES, quantiles, strict=False)},
         duplicates=one.repeated,
         unknown_rate=one.unknown / max(1, survey.tokens),
+        answers={**_sharing(one), **one.contrast.figures()},
+        labels=dict(survey.judged),
     )
+
+
+def _sharing(one: _Pass) -> dict[str, float]:
+    """What the answers of a record have in common."""
+    survey = one.survey
+    if not survey.answers:
+        return {}
+    saved = {} if survey.saved == 0 else {"saved by shared prompts": survey.saved / (survey.tokens + survey.saved)}
+    alike = {} if survey.task.kind not in ("pair", "ranking") else {"answers alike": float(survey.notes["identical"])}
+    return {"answers": float(survey.answers), "mean prompt tokens": survey.shared / one.examples, **saved, **alike}
 
 
 def _duplicates(one: _Pass) -> list[Diagnostic]:
@@ -255,6 +293,27 @@ def _overlap(passes: Sequence[_Pass]) -> tuple[int, list[Diagnostic]]:
         where=held_out.seen[common[0]],
         evidence=(shown + (" ..." if len(common) > SHOWN_PLACES else ""),),
         fixes=(Fix("remove them from data.train or from data.eval"),),
+    )
+    return len(common), [leak]
+
+
+def _prompt_overlap(passes: Sequence[_Pass]) -> tuple[int, list[Diagnostic]]:
+    """Prompts that are trained and evaluated, be it with other answers."""
+    if len(passes) < 2:
+        return 0, []
+    train, held_out = (one.contrast.prompts for one in passes)
+    common = [prompt for prompt in held_out if prompt in train]
+    if not common:
+        return 0, []
+    shown = ", ".join(f"{held_out[prompt]} = {train[prompt]}" for prompt in common[:SHOWN_PLACES])
+    leak = Diagnostic(
+        "W214",
+        f"{len(common):,} of {len(held_out):,} evaluation prompts are also trained, if with other answers: "
+        "the evaluation flatters",
+        "warning",
+        where=held_out[common[0]],
+        evidence=(shown + (" ..." if len(common) > SHOWN_PLACES else ""),),
+        fixes=(Fix("keep all records of a prompt in the same set"),),
     )
     return len(common), [leak]
 
@@ -303,5 +362,7 @@ def _nothing_left(one: _Pass, sources: Sequence[SourceConfig]) -> Diagnostic:
 
 def _distinct(findings: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
     """Errors first, each finding once."""
-    unique = list({str(finding): finding for finding in findings}.values())
-    return tuple(sorted(unique, key=lambda finding: finding.level != "error"))
+    unique: dict[tuple[str, str, str], Diagnostic] = {}
+    for finding in findings:
+        unique.setdefault((finding.code, str(finding.where), finding.message), finding)
+    return tuple(sorted(unique.values(), key=lambda finding: finding.level != "error"))

@@ -98,7 +98,14 @@ CONVERSIONS: dict[tuple[Kind, Kind], str] = {  # what `tunesmith data convert` m
     ("ranking", "sequence"): "sft",
     ("feedback", "sequence"): "sft",
 }
-_OBJECTIVES: dict[Kind, str] = {"sequence": "sft", "pair": "dpo", "feedback": "kto"}
+_OBJECTIVES: dict[Kind, str] = {
+    "sequence": "sft",
+    "pair": "dpo",
+    "feedback": "kto",
+    "ranking": "ranking_reward",
+    "label": "classify",
+    "process": "process_reward",
+}
 _MOST_TELLING: tuple[Kind, ...] = ("pair", "ranking", "process", "feedback", "label", "sequence")
 _OTHER_NAMES = {  # how other files call our fields; only to propose a mapping
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
@@ -194,11 +201,8 @@ def _wrong_kind(fields: Fields, kind: Kind, found: Kind) -> DataError:
         path = Path(record.file)
         out = path.with_name(f"{path.name.split('.')[0]}.{to}.jsonl")
         fixes.append(Fix("convert it", command=f"tunesmith data convert {quoted(path)} --to {to} -o {quoted(out)}"))
-    if found in _OBJECTIVES:
-        name = _OBJECTIVES[found]
-        fixes.append(Fix(f"use an objective for such records: objective={name}", {"objective": name}))
-    else:
-        fixes.append(f"use a recipe that learns from {WORDS[found]}")
+    name = _OBJECTIVES[found]
+    fixes.append(Fix(f"use an objective for such records: objective={name}", {"objective": name}))
     return DataError(
         "E210",
         f"the objective learns from {WORDS[kind]}; this record is one of {WORDS[found]}{names}",

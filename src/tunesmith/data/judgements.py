@@ -63,6 +63,17 @@ class JudgementWriter:
             np.save(folder / f"{name}.npy", np.asarray(column))
 
 
+def spans_of(example: Example) -> list[tuple[int, int]]:
+    """Where the tokens of each answer (or step) begin and end; empty for a plain sequence."""
+    ends = (*example.cuts[1:], len(example)) if example.cuts else ()
+    return list(zip(example.cuts, ends, strict=True))
+
+
+def answers_of(example: Example) -> list[np.ndarray]:
+    """The tokens of each answer."""
+    return [example.tokens[start:end] for start, end in spans_of(example)]
+
+
 def prompt_hash(example: Example) -> int:
     """64 bits that tell prompts apart; of the whole text where there is no prompt."""
     prompt = example.tokens[: example.cuts[0]] if example.cuts else example.tokens

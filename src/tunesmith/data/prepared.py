@@ -123,12 +123,12 @@ def prepare(
     folder = home() / "prepared" / key
     if not is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
-        write_prepared(folder, key, Job(tuple(sources), settings, tokenizer, task, progress))
+        write_prepared(folder, key, Wanted(tuple(sources), settings, tokenizer, task, progress))
     return Prepared(folder)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Wanted:
     """What is prepared, and who is told how far it is."""
 
     sources: tuple[SourceConfig, ...]
@@ -172,13 +172,13 @@ def code_hash() -> str:
     return total.hexdigest()
 
 
-def write_prepared(folder: Path, key: str, job: Job) -> None:
+def write_prepared(folder: Path, key: str, wanted: Wanted) -> None:
     """Stage the files beside their final place and rename, so that a half-written folder is never read."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.with_name(f".tmp-{uuid.uuid4().hex}")
     stage.mkdir()
     try:
-        about = stream_examples(stage, job)
+        about = stream_examples(stage, wanted)
         (stage / "about.json").write_text(json.dumps({"key": key, **about}), encoding="utf-8")
         os.replace(stage, folder)
     except OSError:
@@ -188,22 +188,22 @@ def write_prepared(folder: Path, key: str, job: Job) -> None:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def stream_examples(stage: Path, job: Job) -> dict[str, Any]:
+def stream_examples(stage: Path, wanted: Wanted) -> dict[str, Any]:
     """Write tokens and weights as they come; memory holds only offsets, places and what is judged."""
-    survey = Survey(job.tokenizer, job.settings, task=job.task)
+    survey = Survey(wanted.tokenizer, wanted.settings, task=wanted.task)
     writer = ExampleWriter()
-    judged = JudgementWriter() if job.task.kind != "sequence" else None
+    judged = JudgementWriter() if wanted.task.kind != "sequence" else None
     with (stage / "tokens.bin").open("wb") as tokens, (stage / "weights.bin").open("wb") as weights:
-        for source in job.sources:
-            for entry in read_entries(source, survey.tally, job.settings.limit, job.task.kind):
+        for source in wanted.sources:
+            for entry in read_entries(source, survey.tally, wanted.settings.limit, wanted.task.kind):
                 for example in survey.examples(entry):
                     writer.append(tokens, weights, example)
                     if judged is not None:
                         judged.append(example)
-                if job.progress is not None:
-                    job.progress(survey.records)
+                if wanted.progress is not None:
+                    wanted.progress(survey.records)
             writer.bounds.append(len(writer.lines))
-    report = report_of(survey, job)
+    report = report_of(survey, wanted)
     np.save(stage / "offsets.npy", np.asarray(writer.offsets))
     np.save(stage / "places.npy", np.stack([writer.numbers, writer.lines], axis=1))
     if judged is not None:
@@ -212,12 +212,12 @@ def stream_examples(stage: Path, job: Job) -> dict[str, Any]:
         "files": list(writer.files),
         "bounds": writer.bounds,
         "judged": judged is not None,
-        "chained": job.task.kind == "process",
+        "chained": wanted.task.kind == "process",
         "report": asdict(report),
     }
 
 
-def report_of(survey: Survey, job: Job) -> PrepareReport:
+def report_of(survey: Survey, wanted: Wanted) -> PrepareReport:
     """What the pass counted. Raises what it found that spoils a run, and E078 when no example is left."""
     dropped = {**survey.tally.skipped, **survey.dropped}
     found = (*survey.tally.warnings, *survey.diagnostics())
@@ -225,7 +225,7 @@ def report_of(survey: Survey, job: Job) -> PrepareReport:
         if diagnostic.level == "error":
             raise data_error(diagnostic)
     if not survey.examples_kept:
-        raise nothing_left(job.sources, job.settings, dropped)
+        raise nothing_left(wanted.sources, wanted.settings, dropped)
     return PrepareReport(
         records=survey.tally.records,
         examples=survey.examples_kept,

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tunesmith.data.chat import Entry, Outcome, encode_record
+from tunesmith.data.chat import Entry, encode_record
 from tunesmith.data.config import DataConfig
 from tunesmith.data.entries import read_entries
+from tunesmith.data.outcome import IMITATION
+from tunesmith.data.pieces import Piece, runs_of
+from tunesmith.data.preview_answers import PreviewAnswer, answers_shown, label_of, prompt_of
 from tunesmith.data.survey import DROPPED
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.types import Example
+from tunesmith.types import Example, Kind, Task
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+SAME = "⟪same beginning as the other answers⟫ (dim)"
 LEGEND = "⟦trained⟧ (green, bold): the loss sees it   plain (dim): masked   ⟨control token⟩ (magenta)   ↵ line break"
 
 _NOTED = {
@@ -33,18 +37,11 @@ _NOTED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens that make up whole characters, with their common weight; `special` is a control token."""
-
-    ids: tuple[int, ...]
-    text: str
-    weight: float
-    special: bool
-
-
-@dataclass(frozen=True, slots=True)
 class PreviewExample:
-    """One example as shown; without pieces when the record was dropped for `dropped`."""
+    """One example as shown; without pieces when the record was dropped for `dropped`.
+
+    With `answers` the pieces are those of the prompt they share.
+    """
 
     file: str
     line: int
@@ -56,6 +53,8 @@ class PreviewExample:
     notes: tuple[str, ...] = ()
     dropped: str | None = None
     weights: tuple[float, ...] = field(default=())
+    answers: tuple[PreviewAnswer, ...] = ()
+    label: str = ""
 
     @property
     def title(self) -> str:
@@ -65,44 +64,30 @@ class PreviewExample:
         several = f"  example {self.part} of {self.parts}" if self.parts > 1 else ""
         weights = [f"{weight:g}" for weight in self.weights if weight != 1]
         weighted = f", weights {', '.join(weights)}" if weights else ""
-        return f"{place}{several}  {self.tokens:,} tokens, {self.trained:,} trained{weighted}"
+        label = f"  label {self.label}" if self.label else ""
+        return f"{place}{several}  {self.tokens:,} tokens, {self.trained:,} trained{weighted}{label}"
 
 
-def preview(settings: DataConfig, tokenizer: Tokenizer, n: int = 3) -> list[PreviewExample]:
+def preview(settings: DataConfig, tokenizer: Tokenizer, n: int = 3, task: Task = IMITATION) -> list[PreviewExample]:
     """The examples of the first `n` training records, exactly as they will be trained."""
-    return [shown for entry in islice(_entries(settings), n) for shown in preview_entry(entry, tokenizer, settings)]
+    entries = islice(_entries(settings, task.kind), n)
+    return [shown for entry in entries for shown in preview_entry(entry, tokenizer, settings, task)]
 
 
-def preview_entry(entry: Entry, tokenizer: Tokenizer, settings: DataConfig) -> list[PreviewExample]:
+def preview_entry(
+    entry: Entry, tokenizer: Tokenizer, settings: DataConfig, task: Task = IMITATION
+) -> list[PreviewExample]:
     """All examples of one record, or one without tokens that says why it was dropped."""
-    outcome = encode_record(entry, tokenizer, settings)
+    outcome = encode_record(entry, tokenizer, settings, task)
     notes = tuple(text for name, text in _NOTED.items() if outcome.notes[name])
     if outcome.dropped is not None:
         reason = DROPPED[outcome.dropped]
         return [PreviewExample(entry.file, entry.line, 1, 1, outcome.length, 0, (), notes, reason)]
-    return [_shown(example, index, outcome, notes, tokenizer) for index, example in enumerate(outcome.examples)]
-
-
-def pieces_of(example: Example, tokenizer: Tokenizer) -> tuple[Piece, ...]:
-    """The tokens as readable pieces: parts of one character of equal weight are joined."""
-    controls = set(tokenizer.control.ids.values())
-    found: list[Piece] = []
-    waiting: list[int] = []
-    rows = list(zip(example.tokens.tolist(), example.weights.tolist(), strict=True))
-    for (id, weight), following in zip(rows, [*rows[1:], None], strict=True):
-        if id in controls:
-            found.append(Piece((id,), tokenizer.token_text(id), weight, True))
-            continue
-        waiting.append(id)
-        ends = following is None or following[1] != weight or following[0] in controls or len(waiting) == 8
-        text = tokenizer.token_text(id) if len(waiting) == 1 else tokenizer.decode(waiting)
-        if "\ufffd" in tokenizer.decode(waiting):  # part of a character
-            if not ends:
-                continue
-            text = "".join(map(tokenizer.token_text, waiting))
-        found.append(Piece(tuple(waiting), text, weight, False))
-        waiting = []
-    return tuple(found)
+    count = len(outcome.examples)
+    return [
+        replace(_shown(example, notes, tokenizer, task), part=index + 1, parts=count)
+        for index, example in enumerate(outcome.examples)
+    ]
 
 
 def to_text(examples: Sequence[PreviewExample]) -> Group:
@@ -110,7 +95,7 @@ def to_text(examples: Sequence[PreviewExample]) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    blocks = [Text(LEGEND, style="italic")]
+    blocks = [Text(_legend(examples), style="italic")]
     for number, example in enumerate(examples, 1):
         block = Text(f"\n── segment {number}: {example.title}\n", style="cyan")
         block.append("".join(f"   note: {note}\n" for note in example.notes), style="yellow")
@@ -122,52 +107,47 @@ def to_text(examples: Sequence[PreviewExample]) -> Group:
 
 def to_html(examples: Sequence[PreviewExample], title: str = "Data preview") -> str:
     """One page that needs nothing else; texts are escaped and each token shows its id and weight on hover."""
-    parts = [_HEAD.format(title=html.escape(title), legend=html.escape(LEGEND))]
+    parts = [_HEAD.format(title=html.escape(title), legend=html.escape(_legend(examples)))]
     for number, example in enumerate(examples, 1):
         parts.append(f"<section><h2>segment {number}: {html.escape(example.title)}</h2>")
         parts += [f"<p class=note>note: {html.escape(note)}</p>" for note in example.notes]
-        parts.append("<pre>")
-        for run in _runs(example.pieces):
-            trained = run[0].weight > 0
-            parts.append(f"<mark>{html.escape(_opening(run[0]))}" if trained else "<span class=masked>")
-            parts += [_html_piece(piece) for piece in run]
-            parts.append("⟧</mark>" if trained else "</span>")
-        parts.append("</pre></section>")
+        if example.answers:
+            count = sum(len(piece.ids) for piece in example.pieces)
+            parts.append(f"<h3>prompt, {count:,} tokens, computed once</h3>")
+        parts.append(f"<pre>{_html_pieces(example.pieces)}</pre>")
+        for answer in example.answers:
+            same = "".join(map(_html_piece, answer.same))
+            marked = f'<span class="masked same">⟪{same}⟫</span>' if same else ""
+            parts.append(f"<h3>{html.escape(answer.name)}, {answer.tokens:,} tokens</h3>")
+            parts.append(f"<pre>{marked}{_html_pieces(answer.pieces)}</pre>")
+        parts.append("</section>")
     return "".join(parts) + "</main></body></html>\n"
 
 
-def _entries(settings: DataConfig) -> Iterator[Entry]:
+def _entries(settings: DataConfig, kind: Kind) -> Iterator[Entry]:
     for source in settings.train:
-        yield from read_entries(source, Tally(settings.on_bad), settings.limit)
+        yield from read_entries(source, Tally(settings.on_bad), settings.limit, kind)
 
 
-def _shown(
-    example: Example, index: int, outcome: Outcome, notes: tuple[str, ...], tokenizer: Tokenizer
-) -> PreviewExample:
+def _shown(example: Example, notes: tuple[str, ...], tokenizer: Tokenizer, task: Task) -> PreviewExample:
     trained = example.weights[example.weights > 0]
     return PreviewExample(
         example.file,
         example.line,
-        index + 1,
-        len(outcome.examples),
+        1,
+        1,
         len(example),
         len(trained),
-        pieces_of(example, tokenizer),
+        prompt_of(example, tokenizer),
         notes,
         weights=tuple(sorted(set(trained.tolist()))),
+        answers=tuple(answers_shown(example, tokenizer, task)),
+        label=label_of(example, task),
     )
 
 
-def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Neighbouring pieces of equal weight."""
-    run: list[Piece] = []
-    for piece in pieces:
-        if run and run[-1].weight != piece.weight:
-            yield run
-            run = []
-        run.append(piece)
-    if run:
-        yield run
+def _legend(examples: Sequence[PreviewExample]) -> str:
+    return f"{LEGEND}   {SAME}" if any(answer.same for one in examples for answer in one.answers) else LEGEND
 
 
 def _opening(piece: Piece) -> str:
@@ -179,7 +159,19 @@ def _visible(text: str) -> str:
 
 
 def _styled(example: PreviewExample) -> Iterator[tuple[str, str]]:
-    for run in _runs(example.pieces):
+    if example.answers:
+        yield f"   prompt, {sum(len(piece.ids) for piece in example.pieces):,} tokens, computed once\n", "cyan"
+    yield from _styled_pieces(example.pieces)
+    for answer in example.answers:
+        yield f"\n   {answer.name}, {answer.tokens:,} tokens\n", "cyan"
+        if answer.same:
+            yield f"⟪{_visible(''.join(piece.text for piece in answer.same))}⟫", "dim italic"
+        yield from _styled_pieces(answer.pieces)
+    yield "\n", ""
+
+
+def _styled_pieces(pieces: Sequence[Piece]) -> Iterator[tuple[str, str]]:
+    for run in runs_of(pieces):
         trained = run[0].weight > 0
         if trained:
             yield _opening(run[0]), "bold green"
@@ -190,7 +182,16 @@ def _styled(example: PreviewExample) -> Iterator[tuple[str, str]]:
                 yield _visible(piece.text), "bold green" if trained else "dim"
         if trained:
             yield "⟧", "bold green"
-    yield "\n", ""
+
+
+def _html_pieces(pieces: Sequence[Piece]) -> str:
+    parts = []
+    for run in runs_of(pieces):
+        trained = run[0].weight > 0
+        parts.append(f"<mark>{html.escape(_opening(run[0]))}" if trained else "<span class=masked>")
+        parts += [_html_piece(piece) for piece in run]
+        parts.append("⟧</mark>" if trained else "</span>")
+    return "".join(parts)
 
 
 def _html_piece(piece: Piece) -> str:
@@ -212,5 +213,6 @@ mark {{ background: light-dark(#d9f2d9, #143d14); color: light-dark(#064d06, #b6
 .control {{ color: light-dark(#8a0f8a, #f0a0f0); border: 1px solid; border-radius: .2rem; }}
 .token:hover {{ outline: 1px solid; }}
 .note {{ color: light-dark(#7a4b00, #ffce7a); }}
-h2 {{ font-size: 1rem; }}
+h2, h3 {{ font-size: 1rem; }}
+.same {{ font-style: italic; }}
 </style></head><body><main><h1>{title}</h1><p>{legend}</p>"""

@@ -17,6 +17,11 @@ def texts_of(entry: Entry) -> Iterator[str]:
             yield from (message.content for message in turns)
 
 
+def is_chat(entry: Entry) -> bool:
+    """Whether the entry needs a chat template."""
+    return any(not isinstance(part, str) for part in _parts(entry))
+
+
 def _parts(entry: Entry) -> tuple[Turns, ...]:
     if isinstance(entry, Conversation):
         return (entry.messages,)

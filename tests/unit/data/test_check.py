@@ -8,6 +8,7 @@ from tunesmith.data.check import check_data
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.probes import check_stop_token, check_template
 from tunesmith.data.tokenizer import load_tokenizer
+from tunesmith.types import Task
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +172,120 @@ def test_f11_probes_name_what_a_template_cannot_do(tmp_path, tokenizer):
     broken.write_text("{{ raise_exception('never') }}")
     (finding,) = check_template(tokenizer.with_template(broken))
     assert finding.code == "E064"
+
+
+PAIRS, FEEDBACK = Task("pair"), Task("feedback")
+
+
+def pair(index, chosen="Paris", rejected="Lyon", **more):
+    return {"prompt": f"question {index}", "chosen": chosen, "rejected": rejected, **more}
+
+
+def checked(tmp_path, tokenizer, task, train, held_out=(), **settings):
+    sources = {"train": written(tmp_path / "a.jsonl", train)}
+    if held_out:
+        sources["eval"] = written(tmp_path / "b.jsonl", held_out)
+    return check_data(DataConfig(**sources, **settings), tokenizer, None, task)
+
+
+def test_clean_pairs_have_no_findings_and_figures(tmp_path, tokenizer):
+    rows = [pair(index, *(("long " * 3, "x"), ("x", "long " * 3))[index % 2]) for index in range(30)]
+    report = checked(tmp_path, tokenizer, PAIRS, rows)
+    assert report.findings == ()
+    (train,) = report.sets
+    assert train.answers["answers"] == 60
+    assert train.answers["chosen longer"] == 0.5
+    assert train.answers["mean chosen tokens"] == train.answers["mean rejected tokens"]
+    assert 0 < train.answers["saved by shared prompts"] < 0.5
+    table = {row[0]: row[1] for row in report.rows()}
+    assert table["chosen longer"] == "50.0%"
+    assert table["answers alike"] == "0"
+    assert json.loads(json.dumps(report.to_json()))["sets"][0]["answers"]["answers"] == 60
+
+
+def test_d12_identical_answers_in_a_check(tmp_path, tokenizer):
+    rows = [pair(index, "Paris", "Paris" if index < 3 else "x y z") for index in range(30)]
+    report = checked(tmp_path, tokenizer, PAIRS, rows)
+    assert report.failed
+    assert "3 of 30 records have two equal answers" in found(report, "E215").message
+    assert not checked(tmp_path, tokenizer, PAIRS, rows, on_bad="skip").failed
+    assert report.sets[0].answers["answers alike"] == 3
+
+
+@pytest.mark.parametrize(("better", "worse", "word"), [("long " * 9, "x", "long"), ("x", "long " * 9, "short")])
+def test_length_bias_is_told_with_mean_lengths(tmp_path, tokenizer, better, worse, word):
+    finding = found(checked(tmp_path, tokenizer, PAIRS, [pair(index, better, worse) for index in range(30)]), "W212")
+    assert f"to be {word} may be what is learned" in finding.message
+    assert "mean tokens: chosen" in finding.evidence[0]
+    assert finding.fixes[0].set == {"objective": "simpo"}
+    rows = [{"prompt": str(i), "completion": better if i % 2 else worse, "label": i % 2} for i in range(60)]
+    finding = found(checked(tmp_path, tokenizer, FEEDBACK, rows), "W212")
+    assert "the good answer is the longer one" in finding.message
+    ranks = [{"prompt": str(i), "answers": [better, "some words", worse]} for i in range(30)]
+    assert "the best answer" in found(checked(tmp_path, tokenizer, Task("ranking"), ranks), "W212").message
+    few = checked(tmp_path, tokenizer, PAIRS, [pair(index, better, worse) for index in range(5)])
+    assert few.findings == ()
+
+
+def test_feedback_lengths_are_compared_pair_by_pair(tmp_path, tokenizer):
+    words = ["a"] * 3 + ["a b"] * 4 + ["a b c"] * 3
+    rows = [{"prompt": f"{i}", "completion": text, "label": i % 3 == 0} for i, text in enumerate(words * 3)]
+    report = checked(tmp_path, tokenizer, FEEDBACK, rows)
+    lengths = [len(tokenizer.encode(row["completion"], specials=False)) for row in rows]
+    good = [length for length, row in zip(lengths, rows, strict=True) if row["label"]]
+    bad = [length for length, row in zip(lengths, rows, strict=True) if not row["label"]]
+    longer = sum(one > other for one in good for other in bad)
+    shorter = sum(one < other for one in good for other in bad)
+    assert report.sets[0].answers["good longer"] == longer / (longer + shorter)
+
+
+def test_one_sided_and_one_class_labels(tmp_path, tokenizer):
+    rows = [{"prompt": str(i), "completion": "yes", "label": i < 38} for i in range(40)]
+    finding = found(checked(tmp_path, tokenizer, FEEDBACK, rows), "W213")
+    assert "only 2 of 40 train records are 'bad'" in finding.message
+    assert finding.evidence == ("good: 38, bad: 2",)
+    report = checked(tmp_path, tokenizer, FEEDBACK, [{**row, "label": True} for row in rows])
+    assert report.failed
+    assert "E216" in codes(report)
+    classes = Task("label", "values", ("a", "b", "c"))
+    rows = [{"text": f"text {i}", "label": "abc"[(i > 28) + (i > 29)]} for i in range(31)]
+    report = checked(tmp_path, tokenizer, classes, rows)
+    assert "are 'b'" in found(report, "W213").message
+    assert report.sets[0].labels == {"a": 29, "b": 1, "c": 1}
+    assert ("label a", "29") in report.rows()
+
+
+def test_d28_leaks_by_record_and_by_prompt(tmp_path, tokenizer):
+    train = [pair(index, f"yes {index}", "no") for index in range(6)]
+    held_out = [train[2], pair(3, "another", "answer"), pair(77, "a", "b c")]
+    report = checked(tmp_path, tokenizer, PAIRS, train, held_out)
+    assert (report.overlap, report.prompt_overlap) == (1, 2)
+    finding = found(report, "W214")
+    assert "2 of 3 evaluation prompts are also trained" in finding.message
+    assert "b.jsonl:2 = " in finding.evidence[0]
+    assert report.to_json()["prompt_overlap"] == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        (PAIRS, [pair(1, "a", "b c"), pair(1, "b c", "a"), pair(2, "b c", "a"), pair(1, "a", "b c", margin=2)]),
+        (FEEDBACK, [{"prompt": "q", "completion": "a", "label": label} for label in (1, 0)]),
+        (Task("ranking"), [{"prompt": "q", "answers": ["a", "b", "c"]}, {"prompt": "q", "answers": ["a", "c", "b"]}]),
+        (Task("label", "values", ("a", "b")), [{"text": "x", "label": "a"}, {"text": "x", "label": "b"}]),
+    ],
+)
+def test_contradictions_name_both_records(tmp_path, tokenizer, task, rows):
+    finding = found(checked(tmp_path, tokenizer, task, rows), "W215")
+    assert "1 train records say the opposite of an earlier one" in finding.message
+    assert "a.jsonl:2 against " in finding.evidence[0]
+    assert "a.jsonl:1" in finding.evidence[0]
+
+
+def test_ties_in_rankings_contradict_nothing(tmp_path, tokenizer):
+    rows = [{"prompt": "q", "answers": ["a", "b", "c"], "scores": scores} for scores in ([2, 2, 1], [3, 4, 1])]
+    assert "W215" not in codes(checked(tmp_path, tokenizer, Task("ranking"), rows))
+
+
+def test_records_of_another_kind_are_a_finding(tmp_path, tokenizer):
+    assert codes(checked(tmp_path, tokenizer, PAIRS, [chat()])) == ["E210", "E078"]

@@ -255,7 +255,7 @@ def test_answers_in_steps():
         ({"prompt": "a", "completion": "b", "label": True}, "pair", "one of feedback", "--to pairs"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "ranking", "learns from rankings", "--to rankings"),
         ({"text": "a"}, "label", "one of answers or texts to learn (text)", "objective=sft"),
-        ({"prompt": "a", "steps": ["b"], "labels": [1]}, "pair", "in steps", "use a recipe that learns from"),
+        ({"prompt": "a", "steps": ["b"], "labels": [1]}, "pair", "in steps", "objective=process_reward"),
     ],
 )  # fmt: skip
 def test_a_record_of_another_kind_names_both_and_the_fix(value, kind, words, fix):

@@ -9,9 +9,10 @@ from tests.tiny import tiny_tokenizer
 
 from tunesmith.data.chat import encode
 from tunesmith.data.config import DataConfig, SourceConfig
-from tunesmith.data.preview import LEGEND, pieces_of, preview, preview_entry, to_html, to_text
+from tunesmith.data.pieces import pieces_of
+from tunesmith.data.preview import LEGEND, preview, preview_entry, to_html, to_text
 from tunesmith.data.tokenizer import load_tokenizer
-from tunesmith.types import Conversation, Message
+from tunesmith.types import Conversation, Labelled, Message, Pair, Process, Ranking, Task
 
 HOSTILE = "<script>alert(1)</script> & <|im_end|> 😀 漢\x1b[31m"
 CHAT = Conversation(
@@ -111,3 +112,62 @@ def test_html_stands_alone_and_escapes_texts(tokenizer):
     assert "⟦×0.5 one 😀⟨<|im_end|>⟩⟧" in "".join(page.text)
     assert 'title="id 2, weight 0.5"' in text
     assert text.count("<mark>") == text.count("</mark>") == 2
+
+
+ASKED = (Message("user", "Where?"),)
+PAIR = Pair(
+    ASKED, (Message("assistant", "It is in Paris."),), (Message("assistant", "It is in <Lyon>."),), "a.jsonl", 2,
+    margin=1.5,
+)  # fmt: skip
+
+
+def test_a_pair_shows_its_prompt_once_and_answers_from_where_they_differ(tokenizer):
+    shown = preview_entry(PAIR, tokenizer, DataConfig(), Task("pair"))
+    (example,) = shown
+    assert [answer.name for answer in example.answers] == ["chosen (margin 1.5)", "rejected"]
+    text = plain(shown)
+    assert text.count("Where?") == 1
+    assert "tokens, computed once" in text
+    same = "".join(piece.text for piece in example.answers[0].same)
+    assert same.startswith("It is in")
+    assert f"⟪{same}⟫⟦" in text
+    assert text.count("⟪") == 3  # the legend, and each answer
+    for answer, turns in zip(example.answers, (PAIR.chosen, PAIR.rejected), strict=True):
+        joined = "".join(piece.text for piece in (*answer.same, *answer.pieces))
+        assert joined == turns[0].content + "<|im_end|>\n"
+        assert answer.tokens == sum(len(piece.ids) for piece in (*answer.same, *answer.pieces))
+    assert answer.same != answer.pieces[: len(answer.same)]
+
+
+def test_answers_on_the_page_are_escaped(tokenizer):
+    text = to_html(preview_entry(PAIR, tokenizer, DataConfig(), Task("pair")))
+    page = Page()
+    page.feed(text)
+    assert "lyon" not in page.tags
+    assert "Lyon" in "".join(page.text)
+    assert '<span class="masked same">⟪' in text
+    assert text.count("<pre>") == text.count("</pre>") == 3
+
+
+def test_rankings_steps_and_labels_have_names(tokenizer):
+    answers = tuple((Message("assistant", text),) for text in ("a", "b", "c"))
+    (ranking,) = preview_entry(
+        Ranking(ASKED, answers, "f", 1, scores=(3.0, 2.0, 0.5)), tokenizer, DataConfig(), Task("ranking")
+    )
+    assert [answer.name for answer in ranking.answers][2] == "answer 3 (score 0.5)"
+    process = Process("x", ("one", "two"), (1.0, 0.0), "f", 1)
+    (steps,) = preview_entry(process, tokenizer, DataConfig(), Task("process", "values"))
+    assert [answer.name for answer in steps.answers] == ["step 1 (label 1)", "step 2 (label 0)"]
+    assert not any(answer.same for answer in steps.answers)
+    (labelled,) = preview_entry(
+        Labelled("x", "b", "f", 1), tokenizer, DataConfig(), Task("label", "values", ("a", "b"))
+    )
+    assert labelled.title.endswith("label b")
+    assert "label b" in plain([labelled])
+
+
+def test_preview_reads_records_of_the_task(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    (shown,) = preview(DataConfig(train=(SourceConfig(path=str(path)),)), tokenizer, 3, Task("pair"))
+    assert len(shown.answers) == 2
