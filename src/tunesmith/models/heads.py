@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -83,6 +84,31 @@ def head_modules(model: PreTrainedModel) -> tuple[str, ...]:
     ]
     pooler = model.base_model.pooler if hasattr(model.base_model, "pooler") else None
     return (*names, f"{prefix}.pooler") if isinstance(pooler, nn.Module) else tuple(names)
+
+
+def backbone_parts(model: PreTrainedModel) -> set[str]:
+    """First parts of the names of tensors below the head, in checkpoints with a head and without one."""
+    return {model.base_model_prefix, *(name for name, _ in model.base_model.named_children())}
+
+
+def describe_classifier(
+    folder: Path, config: dict, outputs: int, stored: dict[str, TensorInfo]
+) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo], dict[str, Any]]:
+    """All tensors that a model with a head is made of, those of its fp32 head alone, and sizes by their usual names.
+
+    `config` is that of the folder and `stored` its tensors; no memory is taken for weights.
+    """
+    settings = AutoConfig.for_model(**config)
+    prepare_config(settings, folder, outputs)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(settings)
+    modules, backbone = tuple(f"{name}." for name in head_modules(model)), backbone_parts(model)
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if name.startswith(modules)}
+    head = {name: TensorInfo("F32", shape) for name, shape in shapes.items()}
+    replaced = {*head, *(name.removeprefix(f"{model.base_model_prefix}.") for name in head)}
+    kept = {name: info for name, info in stored.items() if name.partition(".")[0] in backbone and name not in replaced}
+    sizes = {name: config[other] for name, other in settings.attribute_map.items() if other in config}
+    return {**kept, **head}, head, sizes
 
 
 def prepare_config(config: PreTrainedConfig, folder: Path, outputs: int) -> None:

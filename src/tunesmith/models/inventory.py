@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tunesmith.models.config import Adapter, FreezeConfig, FullConfig, LoraConfi
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.safety import read_config
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 EMBEDDING = re.compile(r"(?:^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight\Z")
 HEAD = re.compile(r"(?:^|\.)(lm_head|embed_out|output)\.weight\Z")
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -21,7 +21,10 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Sizes of a causal language model; `tensors` holds every stored one, a tied head only once."""
+    """Sizes of a model; `tensors` holds every one that is loaded, a tied head only once.
+
+    A model that gives values has no vocabulary projection; `value_head` are the tensors that it has instead.
+    """
 
     folder: Path
     model_type: str
@@ -36,6 +39,8 @@ class Inventory:
     max_positions: int
     stripped: tuple[str, ...]
     tensors: dict[str, TensorInfo]
+    outputs: int = 0
+    value_head: dict[str, TensorInfo] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -43,9 +48,14 @@ class Inventory:
         return sum(info.numel for info in self.tensors.values())
 
     @property
+    def projected(self) -> int:
+        """Numbers that the head gives at a place that is read: the vocabulary, or the values."""
+        return self.outputs or self.vocabulary
+
+    @property
     def head(self) -> int:
-        """Parameters multiplied by the vocabulary projection, tied or not."""
-        return self.hidden * self.vocabulary
+        """Parameters multiplied by the vocabulary projection, tied or not, or by the head of values."""
+        return sum(info.numel for info in self.value_head.values()) if self.outputs else self.hidden * self.vocabulary
 
     @property
     def body(self) -> int:
@@ -75,12 +85,21 @@ class Trainable:
         return self.adapters + self.base
 
 
-def take_inventory(folder: Path) -> Inventory:
-    """Read config and headers. Raises ModelError E084 when config.json lacks a size."""
+def take_inventory(folder: Path, outputs: int = 0) -> Inventory:
+    """Read config and headers; with `outputs` of the model that gives so many values.
+
+    Raises ModelError E084 when config.json lacks a size, E240 or E241 when the model cannot give the values.
+    """
     config, stripped = read_config(folder)
     text = config.get("text_config")
     sizes = {**config, **text} if isinstance(text, dict) else config
     tensors = read_headers(folder)
+    value_head: dict[str, TensorInfo] = {}
+    if outputs:
+        from tunesmith.models.heads import describe_classifier
+
+        tensors, value_head, own_sizes = describe_classifier(folder, config, outputs, tensors)
+        sizes = {**own_sizes, **sizes}
     if sizes.get("tie_word_embeddings", config.get("tie_word_embeddings", False)) and any(
         map(EMBEDDING.search, tensors)
     ):
@@ -103,6 +122,8 @@ def take_inventory(folder: Path) -> Inventory:
         max_positions=size_of(sizes, "max_position_embeddings", path, 2**31),
         stripped=stripped,
         tensors=tensors,
+        outputs=outputs,
+        value_head=value_head,
     )
 
 
@@ -148,8 +169,9 @@ def _lora(inventory: Inventory, adapter: LoraConfig) -> Trainable:
     targeted = [name for name, info in inventory.tensors.items() if _is_target(name, info, adapter.targets)]
     pairs = sum(adapter.rank * sum(inventory.tensors[name].shape) for name in targeted)
     saved = [name for name in inventory.tensors if _is_module(name, adapter.modules_to_save)]
+    saved += [name for name in inventory.value_head if name not in saved]
     copies = sum(inventory.tensors[name].numel for name in saved)
-    tied_head = any(map(HEAD.search, saved)) or "lm_head" in adapter.modules_to_save
+    tied_head = not inventory.outputs and (any(map(HEAD.search, saved)) or "lm_head" in adapter.modules_to_save)
     if tied_head and not any(map(HEAD.search, saved)):
         copies += inventory.head
     return Trainable(pairs, copies, _lowest([*targeted, *saved]), tied_head)
@@ -172,7 +194,7 @@ def _freeze(inventory: Inventory, adapter: FreezeConfig) -> Trainable:
         match = LAYER.search(name)
         layer = int(match[1]) if match else None
         by_depth = layer is not None and (layer < adapter.first or layer >= inventory.layers - adapter.last)
-        if by_depth or any(part in name for part in adapter.names):
+        if by_depth or name in inventory.value_head or any(part in name for part in adapter.names):
             chosen.append(name)
     count = sum(inventory.tensors[name].numel for name in chosen)
     return Trainable(0, count, _lowest(chosen), any(HEAD.search(name) for name in chosen))

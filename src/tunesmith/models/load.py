@@ -24,6 +24,7 @@ from tunesmith.models.config import ModelConfig
 from tunesmith.models.fused import fuse
 from tunesmith.models.headers import read_headers
 from tunesmith.models.heads import (
+    backbone_parts,
     head_modules,
     is_classifier,
     is_encoder,
@@ -122,7 +123,7 @@ def choose_attention(config: PreTrainedConfig, settings: ModelConfig) -> str | N
 def new_head(model: PreTrainedModel, report: dict) -> set[str]:
     """Take the tensors of the new head, and those of the head it replaces, off the report; returns the new names."""
     new = {name for name in report["missing_keys"] if name.startswith(head_modules(model))}
-    backbone = {model.base_model_prefix, *(name for name, _ in model.base_model.named_children())}
+    backbone = backbone_parts(model)
     old = {name for name in report["unexpected_keys"] if name.partition(".")[0] not in backbone}
     report["missing_keys"] = set(report["missing_keys"]) - new
     report["unexpected_keys"] = set(report["unexpected_keys"]) - old

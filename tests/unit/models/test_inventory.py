@@ -2,13 +2,15 @@ import json
 
 import pytest
 from tests.tiny import tiny_model_folder
+from tests.unit.models.values import classifier
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import ModelError
 from tunesmith.models.adapters import attach
 from tunesmith.models.adapters import trainable as trainable_parameters
-from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
+from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig, ModelConfig
 from tunesmith.models.inventory import take_inventory, trainable
+from tunesmith.models.load import load_base
 
 ADAPTERS = [
     LoraConfig(rank=4),
@@ -67,3 +69,24 @@ def test_a_size_that_is_none_is_named(tmp_path, value):
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": value}))
     with pytest.raises(ModelError, match="hidden_size"):
         take_inventory(folder)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma2", "bert", "roberta", "distilbert", "modernbert", "deberta-v2"]
+)
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_a_model_with_a_head_is_counted_as_it_is_loaded(tmp_path, architecture, outputs):
+    model = classifier(architecture, tmp_path, outputs)
+    inventory = take_inventory(tmp_path, outputs)
+    assert inventory.total == sum(parameter.numel() for parameter in model.parameters())
+    assert inventory.projected == outputs
+    assert inventory.layers == 3
+    assert not any("lm_head" in name or "predictions" in name for name in inventory.tensors)
+    for adapter in (LoraConfig(rank=4), FullConfig(), FreezeConfig(last=1), FreezeConfig()):
+        loaded = load_base(tmp_path, ModelConfig(path="x"), outputs=outputs)
+        expected = sum(value.numel() for value in trainable_parameters(attach(loaded, adapter)).values())
+        assert trainable(inventory, adapter).total == expected, adapter
+    model.save_pretrained(tmp_path / "saved")
+    assert take_inventory(tmp_path / "saved", outputs).total == inventory.total
+    with pytest.raises(ModelError, match="E241"):
+        take_inventory(tmp_path / "saved", outputs + 1)
