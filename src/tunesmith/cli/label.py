@@ -59,8 +59,10 @@ def label(
     from tunesmith.cli.output import answer, emit_json, show
     from tunesmith.evaluate.outcomes import Choice
 
-    endpoint = judge_settings(judge, judge_model, judge_criteria, judge_key_variable, judge_timeout, judge_concurrency)
-    settings = label_settings(reward, rule, endpoint)
+    others = {"key_variable": judge_key_variable, "timeout": judge_timeout, "concurrency": judge_concurrency}
+    if judge_criteria is not None:
+        others["criteria"] = judge_criteria
+    settings = label_settings(reward, rule, judge_settings(judge, judge_model, others))
     choice = Choice(
         to=cast("Any", check_words([to], ("pairs", "rankings", "feedback", "sft"), "--to")[0]),
         min_margin=min_margin,
@@ -74,9 +76,7 @@ def label(
     emit_json(told) if json else answer(view(found, out))
 
 
-def judge_settings(
-    url: str | None, model: str | None, criteria: str | None, variable: str, timeout: float, concurrency: int
-) -> dict[str, Any] | None:
+def judge_settings(url: str | None, model: str | None, others: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """The judge of the options, None without a URL; UsageError E020 for one without a model."""
     from tunesmith.errors import UsageError, Where
 
@@ -85,15 +85,7 @@ def judge_settings(
     if model is None:
         fixes = ["--judge-model NAME, as the server calls it"]
         raise UsageError("E020", "--judge needs the name of the model", where=Where("command line"), fixes=fixes)
-    named = {} if criteria is None else {"criteria": criteria}
-    return {
-        "url": url,
-        "model": model,
-        "key_variable": variable,
-        "timeout": timeout,
-        "concurrency": concurrency,
-        **named,
-    }
+    return {"url": url, "model": model, **(others or {})}
 
 
 def label_settings(reward: str | None, rule: str | None, judge: dict[str, Any] | None) -> LabelConfig:
@@ -161,7 +153,7 @@ def read_key() -> str:
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
-        tty.setcbreak(descriptor)
+        tty.setcbreak(descriptor, termios.TCSADRAIN)  # what was typed ahead stays
         return os.read(descriptor, 1).decode("utf-8", "replace")
     except KeyboardInterrupt:
         return ""

@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from tunesmith.cli.options import AsJson
+from tunesmith.cli.winrate import (
+    NOBODY,
+    Against,
+    Decider,
+    Duellists,
+    JudgeModel,
+    JudgeUrl,
+    Reward,
+    RuleName,
+    report,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -86,12 +97,15 @@ def evaluate_model(
     answers: Annotated[Path | None, typer.Option("--answers", help="Write every answer to this jsonl file.")] = None,
     examples: Annotated[int, typer.Option("--show", min=0, help="Answers shown beside their references.")] = 3,
     weights: Weights = "auto",
+    against: Against = None,
+    reward: Reward = None,
+    rule: RuleName = None,
+    judge: JudgeUrl = None,
+    judge_model: JudgeModel = None,
     json: AsJson = False,
 ) -> None:
-    """Measure a model on held-out records: losses, and its own answers."""
-    from tunesmith.cli.output import answer, console, emit_json
-    from tunesmith.evaluate.harness import write_rows
-    from tunesmith.track.files import disk_error, finite
+    """Measure a model on held-out records: losses, its own answers, how often they are better than another's."""
+    from tunesmith.cli.output import console
 
     sources = [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data]
     settings = {
@@ -101,26 +115,39 @@ def evaluate_model(
         "batch_size": batch_size,
         "limit": limit,
     }
+    decider = Decider(reward, rule, judge, judge_model)
+    if against is not None or decider != NOBODY:
+        duellists = Duellists(model, against, choose_weights(weights), max_new_tokens, batch_size)
+        report(duellists, sources, limit, decider, answers, as_json=json)
+        return
     opened = open_for_use(model, weights, "any")
     if opened.source.outputs:
         if metrics:
             console().print("--metrics is left out: a reward model or classifier has metrics of its own")
         tell_values(measure_values(opened, sources, limit, max_length), answers, as_json=json)
         return
-    found = measure(opened, settings, max_length)
-    if answers is not None:
+    tell_answers(measure(opened, settings, max_length), answers, examples, as_json=json)
+
+
+def tell_answers(found: Evaluation, rows: Path | None, examples: int, *, as_json: bool) -> None:
+    """Print the scores of answers, and write a row per answer when a file is named."""
+    from tunesmith.cli.output import answer, console, emit_json
+    from tunesmith.evaluate.harness import write_rows
+    from tunesmith.track.files import disk_error, finite
+
+    if rows is not None:
         try:
-            write_rows(found.rows, answers)
+            write_rows(found.rows, rows)
         except OSError as error:
-            raise disk_error(error, answers) from error
+            raise disk_error(error, rows) from error
     for task, reasons in found.unused.items():
         for reason, count in reasons.items():
             console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)
-    if json:
+    if as_json:
         emit_json(cast("dict[str, Any]", finite(found.to_json())))
-    else:
-        for part in evaluation_view(found, examples):
-            answer(part)
+        return
+    for part in evaluation_view(found, examples):
+        answer(part)
 
 
 def measure(opened: Opened, settings: dict[str, Any], max_length: int) -> Evaluation:

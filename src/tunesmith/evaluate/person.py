@@ -11,7 +11,7 @@ from tunesmith.errors import Diagnostic
 from tunesmith.evaluate.labellers import Outcome, Progress, Question
 from tunesmith.rollout.journal import Journal
 
-KEYS = "1 or 2: that one is better   t: a tie   b: both are bad   u: undo   q: quit, votes are kept"
+KEYS = "1, 2: the better one   t: tie   b: both bad   u: undo   q: quit, votes stay"
 VOTES: dict[str, Outcome] = {"1": "first", "2": "second", "t": "tie", "b": "bad"}
 TURNED: dict[Outcome, Outcome] = {"first": "second", "second": "first", "tie": "tie", "bad": "bad"}
 
