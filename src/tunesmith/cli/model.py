@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from tunesmith.cli.deciders import JudgeModel, JudgeUrl, Reward, RuleName
 from tunesmith.cli.options import AsJson
-from tunesmith.cli.winrate import (
-    NOBODY,
-    Against,
-    Decider,
-    Duellists,
-    JudgeModel,
-    JudgeUrl,
-    Reward,
-    RuleName,
-    report,
-)
+from tunesmith.cli.winrate import NOBODY, Against, Decider, Duellists, report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

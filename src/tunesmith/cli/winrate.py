@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from tunesmith.track.progress import Progress
 
 Against = Annotated[str | None, typer.Option("--against", help="Another model: whose answers are better?")]
-Reward = Annotated[str | None, typer.Option("--reward", help="A reward model decides: run, folder, hub id.")]
-RuleName = Annotated[str | None, typer.Option("--rule", help="A rule decides: shorter, json, contains:TEXT, ...")]
-JudgeUrl = Annotated[str | None, typer.Option("--judge", help="An OpenAI-compatible server at this URL decides.")]
-JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="The model that judges there.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +161,7 @@ def report(
     as_json: bool,
 ) -> None:
     """Compare and print; `rows` takes every duel, and beside it a judge's verdicts are kept."""
-    from tunesmith.cli.label import judge_settings, label_settings
+    from tunesmith.cli.deciders import judge_settings, label_settings
     from tunesmith.cli.output import answer, emit_json, show
     from tunesmith.data.config import SourceConfig
 
