@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from tunesmith.errors import DataError, Fix, ModelError, Where
 from tunesmith.export.opening import Which, open_model
 from tunesmith.models.forward import base_model, read_only
 from tunesmith.models.heads import positions
-from tunesmith.models.meaning import Meaning
+from tunesmith.models.meaning import Meaning, store_offset
 from tunesmith.types import Example, Feedback, Message, Task, Turns
 
 MICROBATCH_TOKENS = 4096
@@ -84,6 +85,18 @@ def values_of(
         if on_progress is not None:
             on_progress(done, len(examples))
     return [np.stack(rows) for rows in found]
+
+
+def centre(model: nn.Module, examples: Sequence[Example], folder: Path, name: str) -> float:
+    """Remember in the folder of a reward model the mean reward of all answers of a reference set called `name`.
+
+    Rewards are learned up to a constant; scores are told without this one, so that 0 is an average answer. The weights
+    stay as they are: transformers gives rewards with it.
+    """
+    rows = values_of(model, examples)
+    offset = float(np.concatenate(rows)[:, 0].mean())
+    store_offset(folder, offset, name)
+    return offset
 
 
 def joined(examples: Iterable[Example]) -> Iterator[Example]:

@@ -8,14 +8,16 @@ import torch
 from tests.tiny import tiny_model_folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from tunesmith.data.chat import encode
+from tunesmith.data.config import DataConfig
 from tunesmith.errors import DataError, ModelError
-from tunesmith.evaluate.scoring import Scorer, join, joined, values_of
+from tunesmith.evaluate.scoring import Scorer, centre, join, joined, values_of
 from tunesmith.models.adapters import trainable
 from tunesmith.models.config import FullConfig, ModelConfig
 from tunesmith.models.load import load_model
-from tunesmith.models.meaning import store_offset
+from tunesmith.models.meaning import read_meaning, store_offset
 from tunesmith.models.save import save_weights
-from tunesmith.types import Example, Message, Task
+from tunesmith.types import Example, Feedback, Message, Task
 
 CHATS = [
     ("What is the capital of France?", "Paris."),
@@ -77,6 +79,17 @@ def test_the_offset_is_subtracted(tmp_path: Path) -> None:
     before = Scorer.open(str(folder)).score(ITEMS)
     store_offset(folder, 2.5, "pairs.jsonl")
     assert Scorer.open(str(folder)).score(ITEMS) == pytest.approx([score - 2.5 for score in before])
+
+
+def test_centred_rewards_have_the_mean_0_over_the_reference_set(tmp_path: Path) -> None:
+    folder = reward_model(tmp_path)
+    scorer = Scorer.open(str(folder))
+    entries = [Feedback(prompt, answer, True, "f", 1) for prompt, answer in ITEMS]
+    examples = [encode(each, scorer.tokenizer, DataConfig(), Task("feedback", "values"))[0] for each in entries]
+    offset = centre(scorer.model, examples, folder, "dev.jsonl")
+    assert offset == pytest.approx(np.mean(scorer.score(ITEMS)), abs=1e-5)
+    assert np.mean(Scorer.open(str(folder)).score(ITEMS)) == pytest.approx(0, abs=1e-5)
+    assert read_meaning(folder).centred_on == "dev.jsonl"
 
 
 def test_what_cannot_be_scored_is_refused(folder: Path, tmp_path: Path) -> None:
