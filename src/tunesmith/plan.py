@@ -40,6 +40,7 @@ from tunesmith.planning.memory import (
 )
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.recipe import Recipe
+from tunesmith.recipe.task import resolve_task
 
 SIMULATED = 200  # steps drawn, at most, to find the largest microbatch
 
@@ -160,7 +161,7 @@ def make_plan(
         machine = replace(machine, memory_free=machine.memory_free // ranks)
     folder = locate(recipe.model.path, recipe.model.revision, progress)
     inventory = take_inventory(folder)
-    counted = counted or count_data(recipe.data, load_tokenizer(folder))
+    counted = counted or count_data(recipe.data, load_tokenizer(folder), resolve_task(recipe))
     trained = trainable_of(recipe, inventory)
     steps = count_steps(recipe, counted, ranks, machine.device)
     dtype = planned_type(recipe, inventory, machine)

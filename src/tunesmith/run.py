@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,7 +117,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     loop.parts.on_step = tell_steps(around)
     position = loop.run(signals)
     tracker.status("saving", phase="save")
-    finish(loop, run, inputs.base, mesh)
+    finish(loop, run, inputs, mesh)
     result = summarise(run, position, mesh)
     tracker.event(FINISH, result.to_json())
     if recipe.evaluate.data and mesh.is_first:
@@ -185,7 +184,7 @@ def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     around.tracker.heal(loop.position.step + 1)
 
 
-def finish(loop: Loop, run: RunDir, base: Path, mesh: Mesh) -> None:
+def finish(loop: Loop, run: RunDir, inputs: Inputs, mesh: Mesh) -> None:
     """Write the final weights: the best ones when early stopping was asked for, else the last ones."""
     best = loop.parts.store.best() if loop.parts.settings.early_stopping is not None else None
     if best is not None and best.step != loop.position.step:
@@ -194,7 +193,7 @@ def finish(loop: Loop, run: RunDir, base: Path, mesh: Mesh) -> None:
             parameter.data.copy_(weights[name])
         loop.parts.tracker.event("best_weights", {"step": best.step})
     if mesh.is_first:
-        save_weights(loop.parts.model, run.path, base)
+        save_weights(loop.parts.model, run.path, inputs.base, inputs.task)
     mesh.barrier()
 
 

@@ -9,26 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.records import write_records
 from tests.tiny import tiny_model_folder
+
+from tunesmith.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[2]
 
 
-def write_records(path: Path, count: int = 21) -> Path:
-    """Answers of very different lengths, so that ranks and microbatches hold uneven numbers of tokens."""
-    rows = [
-        {"prompt": f"Count to {index}:", "completion": " " + " ".join(map(str, range(1 + (index * 7) % 19)))}
-        for index in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def launch(folder: Path, world: int, model: Path, data: Path, method: str) -> Path:
+def launch(folder: Path, world: int, model: Path, data: Path, method: str, objective: str) -> Path:
     words = [str(model), str(data), str(folder), f"model.adapter={method}", "train.epochs=2"]
+    words += [f"objective={objective}"]
     words += [
         "train.sequences_per_step=8",
-        "data.max_length=64",
+        "data.max_length=160",
         "train.microbatch_tokens=64",
         "train.optimizer.lr=1e-3",
     ]
@@ -50,10 +44,14 @@ def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_ranks_give_the_same_losses_gradients_and_weights(tmp_path, method):
-    model, data = tiny_model_folder(tmp_path / "model"), write_records(tmp_path / "data.jsonl")
-    runs = {world: launch(tmp_path, world, model, data, method) for world in (1, 2, 4)}
+CASES = [("full", "sft"), ("lora", "sft"), ("full", "dpo"), ("lora", "kto"), ("lora", "aot"), ("lora", "reward")]
+
+
+@pytest.mark.parametrize(("method", "objective"), CASES)
+def test_ranks_give_the_same_losses_gradients_and_weights(tmp_path, method, objective):
+    kind = next(each.kind for each in OBJECTIVES if each.model_fields["name"].default == objective)
+    model, data = tiny_model_folder(tmp_path / "model"), write_records(tmp_path / "data.jsonl", kind, 21)
+    runs = {world: launch(tmp_path, world, model, data, method, objective) for world in (1, 2, 4)}
     alone = rows(runs[1])
     assert len(alone) == 6
     for world in (2, 4):

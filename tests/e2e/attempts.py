@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import random
 import select
 import signal
 import time
@@ -15,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.records import write_records
 from tests.tiny import tiny_model_folder
 
 from tunesmith import faults
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import TunesmithError
+from tunesmith.objectives import OBJECTIVES
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.run import execute
 from tunesmith.track.outcome import FINISH
@@ -27,11 +27,6 @@ from tunesmith.track.progress import NoProgress
 from tunesmith.track.reader import read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.train.checkpoint import CheckpointStore
-
-WORDS = (
-    *("sea", "moon", "fox", "dog", "capital", "France", "answer", "short", "poem", "good", "morning", "number"),
-    *("twelve", "thirty", "hello", "please", "system", "tool"),
-)
 
 
 def set_up(folder: Path) -> None:
@@ -43,25 +38,23 @@ def set_up(folder: Path) -> None:
 
 
 def make_inputs(folder: Path) -> None:
-    """A tiny model, and conversations of different lengths."""
+    """A tiny model, and records of different lengths for every kind of objective."""
     tiny_model_folder(folder / "model")
-    dice = random.Random(0)
-    for name, count in (("train", 22), ("held_out", 4)):
-        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for _ in range(count):
-                asked, answered = (" ".join(dice.choices(WORDS, k=dice.randint(2, 14))) for _ in range(2))
-                messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
-                file.write(json.dumps({"messages": messages}) + "\n")
+    for kind in ("sequence", "pair", "feedback"):
+        write_records(folder / f"{kind}.jsonl", kind, 22)
+        write_records(folder / f"{kind}_held_out.jsonl", kind, 4, seed=1)
 
 
-def tiny_recipe(folder: Path) -> Recipe:
+def tiny_recipe(folder: Path, objective: str = "sft") -> Recipe:
     """Two epochs, several packed microbatches per step, a short last step, dropout, and a best checkpoint to keep."""
+    kind = next(each.kind for each in OBJECTIVES if each.model_fields["name"].default == objective)
     settings = {
         "model.path": folder / "model",
         "model.adapter.rank": 2,
-        "model.adapter.dropout": 0.1,
-        "data.train": folder / "train.jsonl",
-        "data.eval": folder / "held_out.jsonl",
+        "model.adapter.dropout": 0.1 if objective == "sft" else 0.0,
+        "objective": objective,
+        "data.train": folder / f"{kind}.jsonl",
+        "data.eval": folder / f"{kind}_held_out.jsonl",
         "data.max_length": 96,
         "train.epochs": 2,
         "train.sequences_per_step": 4,

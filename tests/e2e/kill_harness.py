@@ -1,13 +1,15 @@
 """Kill whole trainings at random moments, resume them, and compare what they become with one that nobody killed.
 
-Usage: python -m tests.e2e.kill_harness FOLDER KILLS [SEED]. Progress goes to stderr, one JSON object to stdout: kills
-by phase, runs finished, problems (none when every run equals the unkilled one to the bit).
+Usage: python -m tests.e2e.kill_harness FOLDER KILLS [SEED [OBJECTIVE]]. Progress goes to stderr, one JSON object to
+stdout: kills by phase, runs finished, problems (none when every run equals the unkilled one to the bit). Before every
+second attempt the cached figures of the reference are thrown away: they must come out the same again.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import sys
 import time
@@ -29,8 +31,9 @@ PRUNING = ("ckpt.before_prune", "ckpt.mid_prune", "ckpt.mid_remove")
 class Campaign:
     """Kills so far, and what they showed."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.recipe = tiny_recipe(folder)
+    def __init__(self, folder: Path, seed: int, objective: str) -> None:
+        self.recipe = tiny_recipe(folder, objective)
+        self.reference = folder / "home" / "reference"
         self.runs = folder / "runs"
         self.dice = random.Random(seed)
         self.seconds = unkilled(self.recipe, self.runs)
@@ -46,7 +49,9 @@ class Campaign:
 
     def torture(self, run: Path, kills: int) -> None:
         """Start, kill and resume one run until it has been killed often enough, then let it finish and compare."""
-        for _ in range(kills):
+        for number in range(kills):
+            if number % 2:
+                shutil.rmtree(self.reference, ignore_errors=True)
             attempt = Attempt(self.recipe, run)
             code = self.strike(attempt)
             if code != -signal.SIGKILL:
@@ -95,10 +100,10 @@ class Campaign:
         }
 
 
-def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def main(folder: Path, kills: int, seed: int = 0, objective: str = "sft") -> dict[str, Any]:
     started = time.monotonic()
     set_up(folder)
-    campaign = Campaign(folder, seed)
+    campaign = Campaign(folder, seed, objective)
     number = 0
     while campaign.kills < kills and not campaign.problems:
         number += 1
@@ -131,4 +136,5 @@ def unkilled(recipe: Recipe, runs: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)))
+    place, number, *rest = sys.argv[1:]
+    print(json.dumps(main(Path(place), int(number), *map(int, rest[:1]), *rest[1:])))

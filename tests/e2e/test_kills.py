@@ -30,6 +30,13 @@ def test_r02_ten_kills(tmp_path):
     assert report["later_epoch"] >= 1
 
 
+@pytest.mark.parametrize("objective", ["dpo", "kto", "reward"])
+def test_r04_kills_of_every_unit(tmp_path, objective):
+    report = run_harness("kill_harness", tmp_path, 8, 0, objective)
+    assert report["kills"] == 8
+    assert report["finished"] >= 1
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kills", "seed"), [(50, 1), (200, 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tunesmith.configuring.layers import DEFAULT, Origin
+from tunesmith.data.config import DataConfig
 from tunesmith.models.config import LoraConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.settings import Recipe
@@ -81,7 +82,7 @@ def _moving(recipe: Recipe) -> Iterator[Clash]:
 
 def unused_selection(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     """`data.train_on` chooses turns of single conversations; of compared answers every token counts."""
-    if recipe.objective.kind != "sequence" and origins.get("data.train_on", DEFAULT).kind != "default":
+    if recipe.objective.kind != "sequence" and recipe.data.train_on != DataConfig().train_on:
         message = f"{recipe.objective.title} reads whole answers: data.train_on is not used"
         yield Clash(message, ("data.train_on", "objective.name"), {"data.train_on": "all_assistant"}, "W280")
 

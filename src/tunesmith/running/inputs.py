@@ -14,6 +14,7 @@ from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.locate import locate
 from tunesmith.recipe import Recipe
+from tunesmith.recipe.task import resolve_task
 from tunesmith.track.progress import Progress
 from tunesmith.types import Task
 
@@ -40,7 +41,7 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
         base = locate(recipe.model.path, recipe.model.revision)
         tokenizer = load_tokenizer(base)
         display.phase("preparing the data")
-        task = recipe.task
+        task = resolve_task(recipe)
         train = prepare(recipe.data.train, recipe.data, tokenizer, told, task)
         held_out = prepare(recipe.data.eval, recipe.data, tokenizer, None, task) if recipe.data.eval else None
         for source in recipe.evaluate.data:  # faults are told before the training, not after it
