@@ -8,13 +8,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from tunesmith.models.attention_cuda import cuda_attention
-from tunesmith.models.forest import Forest, Segment, dense_mask
+from tunesmith.models.forest import Forest, Stack, dense_mask
 
 RAGGED = "tunesmith_ragged"
 DENSE = "tunesmith_dense"
 softmax_backward = torch.ops.aten._softmax_backward_data
-
-BLOCK = 256  # query rows multiplied at once: bounds the probabilities held in memory
 
 
 def register() -> None:
@@ -101,87 +99,85 @@ def plain_attention(
     return torch.cat(parts)
 
 
-def key_spans(segment: Segment, stop: int) -> list[tuple[int, int]]:
-    """Spans of the keys that rows before `stop` may see: all ancestors, then the segment up to `stop`."""
-    return [*segment.ancestors, (segment.start, stop)]
+def fold(states: Float[Tensor, "H T E"], stack: Stack, kv_heads: int) -> Float[Tensor, "HkvN GR E"]:
+    """The stack's rows of all query heads that share a key head, one below the other: one matmul serves them all."""
+    width, count = states.shape[-1], len(stack.units)
+    rows = states.transpose(0, 1).index_select(0, stack.rows).index_fill_(0, stack.filling, 0)
+    groups = states.shape[0] // kv_heads
+    return rows.view(count, -1, kv_heads, groups, width).permute(2, 0, 3, 1, 4).reshape(kv_heads * count, -1, width)
 
 
-def gather(states: Float[Tensor, "Hkv T E"], spans: list[tuple[int, int]]) -> Float[Tensor, "Hkv L E"]:
-    if len(spans) == 1:
-        return states[:, spans[0][0] : spans[0][1]]
-    return torch.cat([states[:, start:end] for start, end in spans], 1)
+def unfold(rows: Float[Tensor, "HkvN GR E"], stack: Stack, kv_heads: int) -> Float[Tensor, "Hkv N G R E"]:
+    count = len(stack.units)
+    return rows.view(kv_heads, count, -1, len(stack.rows) // count, rows.shape[-1])
 
 
-def fold(states: Float[Tensor, "H T E"], kv_heads: int, start: int, end: int) -> Float[Tensor, "Hkv GT E"]:
-    """Rows [start, end) of all query heads that share a key head, stacked, so that one matmul serves them all."""
-    return states[:, start:end].reshape(kv_heads, -1, states.shape[-1])
+def keys_of(states: Float[Tensor, "Hkv T E"], stack: Stack) -> Float[Tensor, "HkvN L E"]:
+    kv_heads, _, width = states.shape
+    picked = states.transpose(0, 1).index_select(0, stack.keys).view(len(stack.units), -1, kv_heads, width)
+    return picked.permute(2, 0, 1, 3).reshape(kv_heads * len(stack.units), -1, width)
+
+
+def scaled(left: Float[Tensor, "B X Y"], right: Float[Tensor, "B Y Z"], scale: float) -> Float[Tensor, "B X Z"]:
+    """left right * scale, rounded once."""
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)
+
+
+def probabilities_of(
+    rows: Float[Tensor, "HkvN GR E"], keys: Float[Tensor, "HkvN L E"], stack: Stack, kv_heads: int, scale: float
+) -> Float[Tensor, "HkvN GR L"]:
+    """softmax(rows keys^T * scale + mask)."""
+    scores = scaled(rows, keys.transpose(1, 2), scale)
+    unfold(scores, stack, kv_heads)[..., -stack.bias.shape[-1] :] += stack.bias
+    return scores.softmax(-1)
+
+
+def put_rows(target: Float[Tensor, "T H E"], rows: Float[Tensor, "HkvN GR E"], stack: Stack, kv_heads: int) -> None:
+    """Write each unit's rows to the places of its tokens."""
+    heads = unfold(rows, stack, kv_heads)
+    for number, unit in enumerate(stack.units):
+        found = heads[:, number, :, : unit.rows].flatten(0, 1)
+        target[unit.start : unit.stop] = found.transpose(0, 1)
+
+
+def add_keys(target: Float[Tensor, "Hkv T E"], gradient: Float[Tensor, "HkvN L E"], stack: Stack) -> None:
+    """Add to the keys' own tokens; keys that several units share gather from all of them."""
+    parts = gradient.view(target.shape[0], len(stack.units), -1, target.shape[-1])
+    for number, unit in enumerate(stack.units):
+        offset = 0
+        for start, end in unit.above:
+            target[:, start:end] += parts[:, number, offset : offset + end - start]
+            offset += end - start
+        target[:, unit.start : unit.stop] += parts[:, number, stack.above : stack.above + unit.rows]
 
 
 class ForestAttention(torch.autograd.Function):
-    """softmax(q k^T * scale + mask) v per segment, in blocks of rows; backward forms the probabilities anew."""
+    """softmax(q k^T * scale + mask) v, unit by unit in stacks; backward forms the probabilities anew."""
 
     @staticmethod
     def forward(ctx, query, key, value, forest, scale, window):  # pyright: ignore[reportIncompatibleMethodOverride]
-        heads, total, width = query.shape
-        kv_heads = key.shape[0]
-        out = query.new_empty(total, heads, width)
-        for segment, start, stop in blocks(forest):
-            spans = key_spans(segment, stop)
-            probabilities = block_probabilities(query, key, forest, segment, start, stop, scale, window)
-            mixed = torch.bmm(probabilities, gather(value, spans))
-            out[start:stop] = mixed.view(heads, stop - start, width).transpose(0, 1)
+        kv_heads = len(key)
+        out = torch.empty_like(query.transpose(0, 1), memory_format=torch.contiguous_format)
+        for stack in forest.stacks(window, query.dtype):
+            rows, keys = fold(query, stack, kv_heads), keys_of(key, stack)
+            probabilities = probabilities_of(rows, keys, stack, kv_heads, scale)
+            put_rows(out, torch.bmm(probabilities, keys_of(value, stack)), stack, kv_heads)
         ctx.save_for_backward(query, key, value)
-        ctx.forest, ctx.scale, ctx.window, ctx.kv_heads = forest, scale, window, kv_heads
+        ctx.forest, ctx.scale, ctx.window = forest, scale, window
         return out
 
     @staticmethod
     def backward(ctx, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value = ctx.saved_tensors
+        kv_heads, scale = len(key), ctx.scale
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        grad_out = grad_out.transpose(0, 1)
-        for segment, start, stop in blocks(ctx.forest):
-            spans = key_spans(segment, stop)
-            probabilities = block_probabilities(query, key, ctx.forest, segment, start, stop, ctx.scale, ctx.window)
-            keys, values = gather(key, spans), gather(value, spans)
-            grad_rows = fold(grad_out, ctx.kv_heads, start, stop)
-            scatter_add(grad_value, torch.bmm(probabilities.transpose(1, 2), grad_rows), spans)
-            grad_probabilities = torch.bmm(grad_rows, values.transpose(1, 2))
+        for stack in ctx.forest.stacks(ctx.window, query.dtype):
+            rows, keys = fold(query, stack, kv_heads), keys_of(key, stack)
+            probabilities = probabilities_of(rows, keys, stack, kv_heads, scale)
+            grad_rows = fold(grad_out.transpose(0, 1), stack, kv_heads)
+            add_keys(grad_value, torch.bmm(probabilities.transpose(1, 2), grad_rows), stack)
+            grad_probabilities = torch.bmm(grad_rows, keys_of(value, stack).transpose(1, 2))
             grad_scores = softmax_backward(grad_probabilities, probabilities, -1, probabilities.dtype)
-            grad_scores *= ctx.scale
-            rows = torch.bmm(grad_scores, keys).view(query.shape[0], stop - start, query.shape[2])
-            grad_query[:, start:stop] = rows
-            query_rows = fold(query, ctx.kv_heads, start, stop)
-            scatter_add(grad_key, torch.bmm(grad_scores.transpose(1, 2), query_rows), spans)
+            put_rows(grad_query.transpose(0, 1), scaled(grad_scores, keys, scale), stack, kv_heads)
+            add_keys(grad_key, scaled(grad_scores.transpose(1, 2), rows, scale), stack)
         return grad_query, grad_key, grad_value, None, None, None
-
-
-def blocks(forest: Forest):
-    """Every segment cut into runs of at most BLOCK query rows: (segment, start, stop)."""
-    for segment in forest.segments:
-        for start in range(segment.start, segment.end, BLOCK):
-            yield segment, start, min(start + BLOCK, segment.end)
-
-
-def block_probabilities(
-    query: Tensor,
-    key: Tensor,
-    forest: Forest,
-    segment: Segment,
-    start: int,
-    stop: int,
-    scale: float,
-    window: int | None,
-) -> Float[Tensor, "Hkv GT L"]:
-    kv_heads, groups = key.shape[0], query.shape[0] // key.shape[0]
-    rows = fold(query, kv_heads, start, stop)
-    keys = gather(key, key_spans(segment, stop))
-    context = segment.context + start - segment.start
-    bias = forest.bias(stop - start, context, window, query.dtype).repeat(groups, 1)
-    return torch.baddbmm(bias, rows, keys.transpose(1, 2), alpha=scale).softmax(-1)
-
-
-def scatter_add(target: Tensor, gradient: Tensor, spans: list[tuple[int, int]]) -> None:
-    offset = 0
-    for start, end in spans:
-        target[:, start:end] += gradient[:, offset : offset + end - start]
-        offset += end - start

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+BLOCK = 128  # rows multiplied at once with the keys above them: bounds the probabilities held in memory
+STACKED = 2**16  # probabilities per head that short units may hold together; one long unit may hold more
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +20,49 @@ class Segment:
 
     start: int
     end: int
-    ancestors: tuple[tuple[int, int], ...]
+    ancestors: tuple[Span, ...]
 
     @property
     def context(self) -> int:
         """Tokens before the segment's first one, along its path."""
-        return sum(end - start for start, end in self.ancestors)
+        return length(self.ancestors)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows [start, stop) that are multiplied at once, and the spans before them that every row continues.
+
+    The rows are a block of one segment, or several short segments of one tree.
+    """
+
+    start: int
+    stop: int
+    above: tuple[Span, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and keys above them, rounded up so that many units have the same: kernels are made per size."""
+        return rounded(self.rows), rounded(length(self.above)) if self.above else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Units of one rounded size, multiplied by one batched matmul; N units, R rows, A keys above, L = A + R keys.
+
+    What fills a unit up to the size repeats one of its own tokens: such keys are hidden, such rows are dropped.
+    """
+
+    units: tuple[Unit, ...]
+    rows: Int[Tensor, " NR"]  # token of each row
+    keys: Int[Tensor, " NL"]  # token of each key
+    filling: Int[Tensor, " F"]  # places in `rows` that fill up
+    above: int  # A
+    bias: Float[Tensor, "N 1 R C"]  # additive mask of the last C keys; every row sees the keys before them
 
 
 @dataclass(slots=True)
@@ -29,13 +71,14 @@ class Forest:
 
     segments: tuple[Segment, ...]
     biases: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    stacked: dict[tuple[int | None, torch.dtype], list[Stack]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, segments_N3: Int[Tensor, "N 3"]) -> Forest:
         built: list[Segment] = []
         for start, end, parent in segments_N3.tolist():
             if parent < 0:
-                ancestors: tuple[tuple[int, int], ...] = ()
+                ancestors: tuple[Span, ...] = ()
             else:
                 above = built[parent]
                 ancestors = (*above.ancestors, (above.start, above.end))
@@ -58,6 +101,115 @@ class Forest:
                 hidden |= keys <= query - window
             self.biases[key] = torch.zeros(rows, context + rows, dtype=dtype).masked_fill_(hidden, float("-inf"))
         return self.biases[key]
+
+    def stacks(self, window: int | None, dtype: torch.dtype) -> list[Stack]:
+        """The whole batch as stacks of units, made once and used by every layer."""
+        key = (window, dtype)
+        if key not in self.stacked:
+            self.stacked[key] = [stack_of(group, window, dtype) for group in grouped(units(self.segments, window))]
+        return self.stacked[key]
+
+
+def length(spans: tuple[Span, ...]) -> int:
+    return sum(end - start for start, end in spans)
+
+
+def rounded(count: int) -> int:
+    """Up to the next power of two from 8 to 32, then to the next multiple of 32."""
+    return max(8, 1 << (count - 1).bit_length()) if count <= 32 else -(-count // 32) * 32
+
+
+def units(segments: tuple[Segment, ...], window: int | None) -> list[Unit]:
+    """Every segment in blocks of rows; short segments that continue the same tokens share a unit."""
+    built: list[Unit] = []
+    for segment in segments:
+        for start in range(segment.start, segment.end, BLOCK):
+            stop = min(start + BLOCK, segment.end)
+            if start == segment.start and built and joins(segment, built[-1]):
+                last = built.pop()
+                built.append(Unit(last.start, stop, last.above, (*last.segments, segment)))
+            else:
+                own = ((segment.start, start),) if start > segment.start else ()
+                built.append(Unit(start, stop, (*segment.ancestors, *own), (segment,)))
+    if window is None:
+        return built
+    return [Unit(unit.start, unit.stop, newest(unit.above, window - 1), unit.segments) for unit in built]
+
+
+def joins(segment: Segment, unit: Unit) -> bool:
+    """Whether a segment may share the unit before it: same tree, same keys above, still a block."""
+    if not segment.ancestors or unit.stop != segment.start or segment.end - unit.start > BLOCK:
+        return False
+    return unit.above == tuple((start, min(end, unit.start)) for start, end in segment.ancestors if start < unit.start)
+
+
+def newest(spans: tuple[Span, ...], count: int) -> tuple[Span, ...]:
+    """The last `count` tokens of the spans."""
+    kept: list[Span] = []
+    for start, end in reversed(spans):
+        if count > 0:
+            kept.append((max(start, end - count), end))
+        count -= end - start
+    return tuple(reversed(kept))
+
+
+def grouped(members: list[Unit]) -> list[tuple[Unit, ...]]:
+    """Units of one size in groups of 1, 2, 4, 8 ...: few sizes of matmul, and bounded memory."""
+    sizes: dict[tuple[int, int], list[Unit]] = {}
+    for unit in members:
+        sizes.setdefault(unit.size, []).append(unit)
+    room = max([STACKED, *(BLOCK * (rows + above) for rows, above in sizes)])
+    groups: list[tuple[Unit, ...]] = []
+    for (rows, above), same in sizes.items():
+        most = max(1, room // (rows * (rows + above)))
+        while same:
+            count = min(1 << (most.bit_length() - 1), 1 << (len(same).bit_length() - 1))
+            groups.append(tuple(same[:count]))
+            same = same[count:]
+    return groups
+
+
+def stack_of(members: tuple[Unit, ...], window: int | None, dtype: torch.dtype) -> Stack:
+    rows, above = members[0].size
+    tokens, keys, filling, masks = [], [], [], []
+    for number, unit in enumerate(members):
+        own = torch.full((rows,), unit.start)
+        own[: unit.rows] = torch.arange(unit.start, unit.stop)
+        before = torch.full((above,), unit.start)
+        before[: length(unit.above)] = torch.cat([torch.arange(0), *(torch.arange(*span) for span in unit.above)])
+        tokens.append(own)
+        keys += [before, own]
+        filling.append(torch.arange(number * rows + unit.rows, (number + 1) * rows))
+        masks.append(visible(unit, window))
+    allowed = torch.stack(masks)
+    shown = 0 if window is not None else int(allowed[..., :above].all(0).all(0).long().cumprod(0).sum())
+    bias = torch.zeros(allowed[..., shown:].shape, dtype=dtype).masked_fill_(~allowed[..., shown:], float("-inf"))
+    return Stack(members, torch.cat(tokens), torch.cat(keys), torch.cat(filling), above, bias[:, None])
+
+
+def visible(unit: Unit, window: int | None) -> Bool[Tensor, "R L"]:
+    """True where a row of the unit may see a key; rows that fill up see their own earlier ones, to stay finite."""
+    rows, above = unit.size
+    count = length(unit.above)
+    allowed = torch.zeros(rows, above + rows, dtype=torch.bool)
+    allowed[:, :count] = True
+    own = allowed[:, above:]
+    own[unit.rows :] = torch.ones(rows, rows, dtype=torch.bool).tril_()[unit.rows :]
+    depths = torch.zeros(unit.rows, dtype=torch.int64)
+    for segment in unit.segments:
+        start, stop = max(segment.start, unit.start), min(segment.end, unit.stop)
+        here = slice(start - unit.start, stop - unit.start)
+        own[here, here] = torch.ones(stop - start, stop - start, dtype=torch.bool).tril_()
+        for first, last in segment.ancestors:
+            if last > unit.start:
+                own[here, max(first, unit.start) - unit.start : last - unit.start] = True
+        depths[here] = torch.arange(start, stop) - segment.start + segment.context
+    if window is not None:
+        top = int(depths[0])
+        key_depths = torch.cat([torch.arange(top - count, top), torch.zeros(above - count, dtype=torch.int64), depths])
+        near = key_depths[None, :] > depths[:, None] - window
+        allowed[: unit.rows, : above + unit.rows] &= near
+    return allowed
 
 
 def dense_mask(forest: Forest, window: int | None = None) -> Bool[Tensor, "T T"]:

@@ -6,7 +6,7 @@ import torch
 from tests.unit.models.architectures import ARCHITECTURES, VOCABULARY, build
 
 from tunesmith.data.packing import Node, assemble
-from tunesmith.models import attention
+from tunesmith.models import attention, forest
 from tunesmith.models.forward import score
 
 LENGTHS = (5, 11, 23, 1, 300 % 47)
@@ -101,7 +101,7 @@ def test_dense_reference_equals_ragged(architecture):
 
 
 def test_segments_longer_than_a_block_equal_transformers(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(forest, "BLOCK", 16)
     rows = sequences((50, 33))
     model = build("mistral")
     scores = score(model, assemble([all_scored(row) for row in rows]))
