@@ -1,4 +1,4 @@
-"""`tunesmith data`: the exact tokens of a recipe's records, everything that is wrong with them, and a repaired copy."""
+"""`tunesmith data`: the exact tokens of a recipe's records, what is wrong with them, repaired and converted copies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tunesmith.cli.convert import register as register_convert
 from tunesmith.cli.options import AsJson, Overrides, RecipeName
 from tunesmith.cli.output import answer, console, emit_json, show
 
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
     from tunesmith.data.check import CheckReport
     from tunesmith.data.config import DataConfig
     from tunesmith.data.tokenizer import Tokenizer
+    from tunesmith.types import Task
 
 BAD_DATA = 4
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Look at the data: exact tokens, checks, repairs.", no_args_is_help=True)
+    group = typer.Typer(help="Look at the data: exact tokens, checks, repairs, conversions.", no_args_is_help=True)
     group.command("preview")(preview)
     group.command("check")(check)
     group.command("fix")(fix)
+    register_convert(group)
     app.add_typer(group, name="data")
 
 
@@ -42,8 +45,8 @@ def preview(
     from tunesmith.data.preview import to_html, to_text
     from tunesmith.track.files import disk_error
 
-    settings, tokenizer = load(recipe, overrides)
-    examples = examples_of(settings, tokenizer, count)
+    settings, tokenizer, task = load(recipe, overrides)
+    examples = examples_of(settings, tokenizer, count, task)
     if html is not None:
         try:
             html.write_text(to_html(examples), encoding="utf-8")
@@ -60,8 +63,8 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fal
     """Count everything that could spoil a run, each finding with its fix; exit code 4 when one is an error."""
     from tunesmith.data.check import check_data
 
-    settings, tokenizer = load(recipe, overrides)
-    report = check_data(settings, tokenizer)
+    settings, tokenizer, task = load(recipe, overrides)
+    report = check_data(settings, tokenizer, None, task)
     if as_json:
         emit_json(report.to_json())
     else:
@@ -77,6 +80,9 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fal
 def fix(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A jsonl, json, csv or txt file.", show_default=False)],
     out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The new file.", show_default=False)] = None,
+    drop_identical: Annotated[
+        bool, typer.Option("--drop-identical", help="Also leave out records whose answers do not differ.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a repaired copy of a broken file; what would need a guess is listed, never guessed."""
@@ -84,7 +90,7 @@ def fix(
 
     from tunesmith.data.fix import fix_file, fixed_name
 
-    report = fix_file(source, out or fixed_name(source))
+    report = fix_file(source, out or fixed_name(source), drop_identical=drop_identical)
     if as_json:
         emit_json(asdict(report))
     else:
@@ -96,14 +102,16 @@ def fix(
         raise typer.Exit(BAD_DATA)
 
 
-def load(recipe: str, overrides: list[str] | None) -> tuple[DataConfig, Tokenizer]:
-    """The recipe's data settings and the tokenizer of its model; no weight is loaded."""
+def load(recipe: str, overrides: list[str] | None) -> tuple[DataConfig, Tokenizer, Task]:
+    """The recipe's data settings, the tokenizer of its model, and what records are to it; no weight is loaded."""
     from tunesmith.data.tokenizer import load_tokenizer
     from tunesmith.models.locate import locate
     from tunesmith.recipe import load_recipe
+    from tunesmith.recipe.task import resolve_task
 
     loaded = load_recipe(recipe, overrides or ()).recipe
-    return loaded.data, load_tokenizer(locate(loaded.model.path, loaded.model.revision))
+    tokenizer = load_tokenizer(locate(loaded.model.path, loaded.model.revision))
+    return loaded.data, tokenizer, resolve_task(loaded)
 
 
 def table_of(report: CheckReport) -> Table:

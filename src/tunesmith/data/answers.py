@@ -62,8 +62,9 @@ def encode_judged(entry: Judged, tokenizer: Tokenizer, settings: DataConfig, tas
         outcome.notes["cut"] += bool(said)
     if not said:
         return outcome.close([])
-    for one in said:
-        outcome.notes.update(one.notes)
+    if task.reads == "logprobs":  # how answers begin and stop does not matter to what reads their last token
+        for one in said:
+            outcome.notes.update(one.notes)
     if not all(one.trained.any() for one in said):
         outcome.dropped = "zero_trained"
         return outcome.close([])

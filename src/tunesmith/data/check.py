@@ -164,7 +164,8 @@ def check_data(
             for source in sources:
                 findings += _read(passes[-1], source, settings, progress)
             if passes[-1].chats:
-                findings += check_template(tokenizer)
+                found = check_template(tokenizer)
+                findings += [one for one in found if task.reads == "logprobs" or one.code not in ("W060", "W061")]
         except BadInput as error:  # the tokenizer or its template cannot be used with any record
             return CheckReport(tuple(map(_report, passes)), _distinct([*findings, *error.diagnostics]))
     unstoppable = any(finding.code in ("W060", "W061") for finding in findings)

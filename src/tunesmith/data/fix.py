@@ -8,12 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tunesmith.data.config import SourceConfig
 from tunesmith.data.content import BLOCK, BOM, LINE_LIMIT, Kind, kind_of, read_lines, too_long
+from tunesmith.data.conversion import undecided
 from tunesmith.data.encoding import byte_fault, wide_encoding
+from tunesmith.data.fields import Fields
+from tunesmith.data.formats import convert, form_of, recognise
 from tunesmith.data.json_faults import diagnostic
 from tunesmith.data.jsonl import STRICT, fault_of, not_an_object, parse_strict
 from tunesmith.errors import DataError, Diagnostic, Fix, UsageError, Where
+from tunesmith.types import Pair, Ranking, Record
 
 PIECE = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
@@ -44,18 +50,26 @@ def fixed_name(path: Path) -> Path:
     return path.with_name(f"{stem}.fixed{suffixes}")
 
 
-def fix_file(src: Path, out: Path) -> FixReport:
+def fix_file(src: Path, out: Path, *, drop_identical: bool = False) -> FixReport:
     """Write a repaired copy of a jsonl, json, csv, tsv or txt file; the source is never changed, nor an existing file.
 
     Mends UTF-16, byte order marks and CRLF, and in JSON also comments, single quotes, commas too many, Python's
     True/False/None and several objects on one line. What would need a guess (a cut line, a duplicate key) is listed.
+    With `drop_identical` records whose answers do not differ are left out (of jsonl, where a line is a record).
     """
     kind = kind_of(src)
     if kind in (None, "parquet"):
         raise DataError("E040", "only jsonl, json, csv, tsv and txt can be repaired", where=Where(str(src), 1))
+    if drop_identical and kind != "jsonl":
+        raise UsageError(
+            "E221",
+            "--drop-identical works on jsonl files, where a line is a record",
+            where=Where(str(src)),
+            fixes=[Fix("convert it; equal answers are left out", command=f"tunesmith data convert {src} --to pairs")],
+        )
     if out.exists():
         raise UsageError("E053", "the file to write exists already", where=Where(str(out)), fixes=["give another name"])
-    repair = _Repair(src, kind)
+    repair = _Repair(src, kind, drop_identical)
     stage = out.with_name(f".{out.name}.tmp")
     try:
         with stage.open("w", encoding="utf-8", newline="\n") as file:
@@ -68,9 +82,10 @@ def fix_file(src: Path, out: Path) -> FixReport:
 
 
 class _Repair:
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: Kind, drop_identical: bool) -> None:
         self.path = path
         self.kind = kind
+        self.drop_identical = drop_identical
         self.count = 0
         self.fixed: Counter[str] = Counter()
         self.unfixable: list[Diagnostic] = []
@@ -87,7 +102,14 @@ class _Repair:
         else:
             for number, text in texts:
                 if text.strip():
-                    yield from self._mended(number, text)
+                    yield from filter(self._differs, self._mended(number, text))
+
+    def _differs(self, text: str) -> bool:
+        """Whether a record is kept: not when its answers are equal and those are to be dropped."""
+        if not self.drop_identical or not is_identical(parse_strict(text)):
+            return True
+        self.fixed["records with equal answers left out"] += 1
+        return False
 
     def _texts(self) -> Iterator[tuple[int, str]]:
         """Numbered lines as text, without byte order marks and CRs."""
@@ -157,6 +179,21 @@ class _Repair:
     def _give_up(self, number: int, code: str, message: str) -> None:
         fix = Fix("write the file again as UTF-8")
         self.unfixable.append(Diagnostic(code, message, where=Where(str(self.path), number), fixes=(fix,)))
+
+
+def is_identical(value: dict[str, Any]) -> bool:
+    """Whether a record is a pair of equal answers or a ranking that rates all alike; anything unreadable is not."""
+    record = Record(value, "", 0)
+    fields = Fields(record, {})
+    for kind in ("pair", "ranking"):
+        if form_of(fields, kind) is None:
+            continue
+        try:
+            entry = convert(record, recognise(record, SourceConfig(path=""), kind), {}, kind)
+        except DataError:
+            return False
+        return isinstance(entry, Pair | Ranking) and undecided(entry)
+    return False
 
 
 def mend(text: str) -> tuple[str, Counter[str]]:

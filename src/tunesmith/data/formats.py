@@ -106,7 +106,7 @@ _OBJECTIVES: dict[Kind, str] = {
     "label": "classify",
     "process": "process_reward",
 }
-_MOST_TELLING: tuple[Kind, ...] = ("pair", "ranking", "process", "feedback", "label", "sequence")
+MOST_TELLING: tuple[Kind, ...] = ("pair", "ranking", "process", "feedback", "label", "sequence")
 _OTHER_NAMES = {  # how other files call our fields; only to propose a mapping
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
     "conversations": ("conversation",),
@@ -145,7 +145,7 @@ def recognise(record: Record, source: SourceConfig, kind: Kind = "sequence") -> 
         return source.shape
     if source.shape == "transcript" and kind == "pair":
         return source.shape
-    for other in _MOST_TELLING:
+    for other in MOST_TELLING:
         if other != kind and form_of(fields, other) is not None:
             raise _wrong_kind(fields, kind, other)
     raise _unknown_shape(fields, kind)

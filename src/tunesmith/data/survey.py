@@ -11,6 +11,7 @@ import numpy as np
 
 from tunesmith.data.chat import Entry, encode_record
 from tunesmith.data.config import DataConfig
+from tunesmith.data.content import kind_of
 from tunesmith.data.encoding import quoted
 from tunesmith.data.outcome import IMITATION
 from tunesmith.data.tally import Tally
@@ -129,9 +130,11 @@ class Survey:
         failing = count > MOST_IDENTICAL * self.records and not left_out
         what = "rank all answers alike" if self.task.kind == "ranking" else "have two equal answers"
         fate = "; they are left out" if left_out else ": nothing can be learned from them"
-        path = self._places["identical"][0].file or ""
+        path = Path(self._places["identical"][0].file or "")
         skip = Fix("leave them out and count them: data.on_bad=skip", {"data.on_bad": "skip"})
-        fix = Fix("make a copy without them", command=f"tunesmith data fix {quoted(Path(path))} --drop-identical")
+        to = "rankings" if self.task.kind == "ranking" else "pairs"
+        command = "data fix {} --drop-identical" if kind_of(path) == "jsonl" else f"data convert {{}} --to {to}"
+        fix = Fix("make a copy without them", command=f"tunesmith {command.format(quoted(path))}")
         return Diagnostic(
             "E215" if failing else "W211",
             f"{count:,} of {self.records:,} records {what}{fate}",
