@@ -47,11 +47,12 @@ def values_view(found: Measured) -> list[RenderableType]:
 def breakdown_view(groups: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
-    table = columns("pairs", "accuracy", "95 % interval", "margin", "n")
+    table = columns("pairs", "accuracy", "95 % interval", "margin", "longer by", "n")
     for name, group in groups.items():
-        hit = group["accuracy"]
+        hit, margin, (low, high) = group["accuracy"], group["margin"], group["longer_by"]
         interval = f"{hit['low']:.3f} to {hit['high']:.3f}"
-        table.add_row(Text(name), f"{hit['value']:.3f}", interval, f"{group['margin']['value']:.3f}", f"{hit['n']:,}")
+        longer = f"{low:+,} to {high:+,}"
+        table.add_row(Text(name), f"{hit['value']:.3f}", interval, f"{margin['value']:.3f}", longer, f"{hit['n']:,}")
     return table
 
 

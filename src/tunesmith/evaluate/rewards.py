@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,11 @@ class Comparison:
         return self.chosen - self.rejected
 
     @property
+    def longer_by(self) -> int:
+        """By how many tokens the chosen answer is longer."""
+        return self.chosen_length - self.rejected_length
+
+    @property
     def hit(self) -> float:
         """1 where the preferred answer has the higher reward, 1/2 for a tie."""
         return 0.5 * (1 + math.copysign(1, self.margin)) if self.margin else 0.5
@@ -62,7 +67,7 @@ class Steps:
 def pair_scores(pairs: Sequence[Comparison]) -> dict[str, Score]:
     """Accuracy (Wilson), mean margin, calibration error of sigma(margin), and correlations with length."""
     margins, hits = margins_and_hits(pairs)
-    shorter = np.array([pair.chosen_length - pair.rejected_length for pair in pairs], dtype=np.float64)
+    longer_by = np.array([pair.longer_by for pair in pairs], dtype=np.float64)
     rewards = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     lengths = [pair.chosen_length for pair in pairs] + [pair.rejected_length for pair in pairs]
     return {
@@ -70,7 +75,7 @@ def pair_scores(pairs: Sequence[Comparison]) -> dict[str, Score]:
         "margin": mean(margins.tolist()),
         "calibration_error": calibration_score(sigmoid(np.abs(margins)), hits, COIN),
         "length_correlation": resampled(correlation, rewards, lengths),
-        "margin_length_correlation": resampled(correlation, margins, shorter),
+        "margin_length_correlation": resampled(correlation, margins, longer_by),
     }
 
 
@@ -78,17 +83,18 @@ def pair_detail(pairs: Sequence[Comparison]) -> dict[str, Any]:
     """Reliability bins of sigma(|margin|), and accuracy and margin by source and by length."""
     margins, hits = margins_and_hits(pairs)
     bins = calibration(sigmoid(np.abs(margins)), hits, COIN)
-    parts = {name: pairs_like(pairs, test) for name, test in parts_of(pairs).items()}
     return {
         "calibration": [each.to_json() for each in bins],
-        "breakdown": {
-            name: {
-                "accuracy": proportion([pair.hit for pair in part]).to_json(),
-                "margin": mean([pair.margin for pair in part]).to_json(),
-            }
-            for name, part in parts.items()
-            if part
-        },
+        "breakdown": {name: group(part) for name, part in parts_of(pairs).items() if part},
+    }
+
+
+def group(pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """Accuracy and margin of some of the pairs, and by how many tokens their chosen answers are longer."""
+    return {
+        "accuracy": proportion([pair.hit for pair in pairs]).to_json(),
+        "margin": mean([pair.margin for pair in pairs]).to_json(),
+        "longer_by": [min(pair.longer_by for pair in pairs), max(pair.longer_by for pair in pairs)],
     }
 
 
@@ -96,30 +102,19 @@ def margins_and_hits(pairs: Sequence[Comparison]) -> tuple[Float[np.ndarray, " P
     return np.array([pair.margin for pair in pairs]), np.array([pair.hit for pair in pairs])
 
 
-def pairs_like(pairs: Sequence[Comparison], test: Callable[[Comparison], bool]) -> list[Comparison]:
-    return [pair for pair in pairs if test(pair)]
-
-
-def parts_of(pairs: Sequence[Comparison]) -> dict[str, Callable[[Comparison], bool]]:
-    """Groups of pairs and what tells their members: source, which answer is longer, quartile of by how much."""
-
-    def longer(pair: Comparison) -> int:
-        return pair.chosen_length - pair.rejected_length
-
-    found: dict[str, Callable[[Comparison], bool]] = {}
-    for name in sorted({pair.source for pair in pairs}):
-        found[f"source {name}"] = lambda pair, name=name: pair.source == name
-    found["chosen longer"] = lambda pair: longer(pair) > 0
-    found["chosen shorter"] = lambda pair: longer(pair) < 0
-    found["equal length"] = lambda pair: longer(pair) == 0
-    edges = np.quantile([longer(pair) for pair in pairs], [0, 0.25, 0.5, 0.75, 1])
-    for at in range(4):
-        low, high = edges[at], edges[at + 1]
-        name = f"chosen - rejected, quartile {at + 1}: {low:+.0f} to {high:+.0f} tokens"
-        first = at == 0
-        found[name] = lambda pair, low=low, high=high, first=first: (
-            (low < longer(pair) or first) and longer(pair) <= high
-        )
+def parts_of(pairs: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """Groups of pairs: by source, by which answer is longer, and in quarters by how much longer the chosen one is."""
+    found = {f"source {name}": [] for name in sorted({pair.source for pair in pairs})}
+    for pair in pairs:
+        found[f"source {pair.source}"].append(pair)
+    found["chosen longer"] = [pair for pair in pairs if pair.longer_by > 0]
+    found["chosen shorter"] = [pair for pair in pairs if pair.longer_by < 0]
+    found["equal length"] = [pair for pair in pairs if pair.longer_by == 0]
+    edges = np.quantile([pair.longer_by for pair in pairs], [0.25, 0.5, 0.75])
+    quarters = np.searchsorted(edges, [pair.longer_by for pair in pairs])
+    for quarter in range(4):
+        inside = zip(pairs, quarters, strict=True)
+        found[f"length quarter {quarter + 1}"] = [pair for pair, place in inside if place == quarter]
     return found
 
 

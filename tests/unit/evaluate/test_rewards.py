@@ -79,8 +79,9 @@ def test_breakdown_parts_sources_and_lengths() -> None:
     assert values["chosen longer"] == (1.0, 1)
     assert values["chosen shorter"] == (0.5, 2)
     assert values["equal length"] == (0.0, 1)
-    quartiles = [count for name, (_, count) in values.items() if "quartile" in name]
-    assert sum(quartiles) == 4
+    quarters = [part["longer_by"] for name, part in parts.items() if "quarter" in name]
+    assert quarters == [[-8, -8], [-5, -5], [0, 0], [5, 5]]
+    assert parts["source y"]["longer_by"] == [-8, 0]
 
 
 def test_rewards_that_measure_length_are_found_out() -> None:
