@@ -15,6 +15,7 @@ from tunesmith.data.config import Shape, SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.fix import fix_file, fixed_name
 from tunesmith.errors import TunesmithError
+from tunesmith.types import Kind
 
 LINES = {
     "alpaca": {
@@ -78,12 +79,32 @@ def mutate(content: bytes, random: random.Random) -> bytes:
     return bytes(changed)
 
 
-def survive(path: Path, shape: Shape = "auto") -> list[str]:
+JUDGED: dict[Kind, list[dict]] = {
+    "pair": [
+        {"prompt": [{"role": "user", "content": "a"}], "chosen": "caf\u00e9", "rejected": [{"role": "assistant",
+         "content": "b"}], "margin": 1.5},
+        {"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"},
+         "rejected": {"from": "gpt", "value": "c"}, "tools": "[]"},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+        {"instruction": "a", "output": ["b", "c"], "score_chosen": 2, "score_rejected": 1},
+    ],
+    "feedback": [
+        {"prompt": "a", "completion": "b", "label": True},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": "bad"},
+    ],
+    "ranking": [{"prompt": "a", "answers": ["b", ["c"], {"role": "assistant", "content": "d"}], "scores": [1, 2.5, -3]},
+                {"prompt": "a", "responses": ["b", "c"], "ratings": [4, 4]}],
+    "label": [{"text": "a", "label": "news"}, {"messages": [{"role": "user", "content": "a"}], "label": 0.5}],
+    "process": [{"prompt": "a", "steps": [{"text": "b", "label": 1}, {"text": "c", "label": False}]}],
+}  # fmt: skip
+
+
+def survive(path: Path, shape: Shape = "auto", kind: Kind = "sequence") -> list[str]:
     """Read the file; every fault must name it and a line. Returns the codes."""
     begin = time.perf_counter()
     codes = []
     try:
-        list(read_entries(SourceConfig(path=str(path), shape=shape)))
+        list(read_entries(SourceConfig(path=str(path), shape=shape), kind=kind))
     except TunesmithError as error:
         for found in error.diagnostics:
             assert found.where is not None
@@ -118,6 +139,46 @@ def test_d32_10000_mutated_lines(tmp_path):
         "E051",
     }
     assert codes.total() > 3000
+
+
+@pytest.mark.parametrize("kind", JUDGED)
+def test_d32_mutated_lines_of_records_that_judge(tmp_path, kind):
+    chance = random.Random(kind)
+    path = tmp_path / "a.jsonl"
+    codes: Counter[str] = Counter()
+    for value in JUDGED[kind]:
+        good = json.dumps(value).encode()
+        for _ in range(30):
+            path.write_bytes(b"\n".join([good, *(mutate(good, chance) for _ in range(20))]))
+            codes.update(survive(path, kind=kind))
+            codes.update(survive(path, kind=chance.choice(list(JUDGED))))
+    assert codes.keys() >= {"E030", "E048", "E210"}
+    assert codes.total() > 300
+
+
+def shuffled(value, chance: random.Random):
+    """The same record with some of its parts exchanged for other kinds of values."""
+    if chance.random() < 0.15:
+        return chance.choice(
+            [None, True, 0, -2.5, "", " ", "x", [], {}, ["x"], {"role": "user", "content": "y"}, "NaN"]
+        )
+    if isinstance(value, dict):
+        return {key: shuffled(part, chance) for key, part in value.items() if chance.random() > 0.05}
+    if isinstance(value, list):
+        return [shuffled(part, chance) for part in value]
+    return value
+
+
+@pytest.mark.parametrize("kind", JUDGED)
+def test_records_with_wrong_parts_are_read_or_refused_by_name(tmp_path, kind):
+    chance = random.Random(f"{kind} parts")
+    path = tmp_path / "a.jsonl"
+    codes: Counter[str] = Counter()
+    for value in JUDGED[kind] * 20:
+        rows = [value, *(shuffled(value, chance) for _ in range(20))]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if isinstance(row, dict)))
+        codes.update(survive(path, kind=kind))
+    assert codes.keys() >= {"E048", "E050"}
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.parquet"])

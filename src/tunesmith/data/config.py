@@ -40,7 +40,7 @@ class DataConfig(Config):
         default="all_assistant", description="Which tokens the loss sees; completion is the last answer of each record."
     )
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
-        default=2048, description="Longest example in tokens."
+        default=2048, description="Most tokens of an example; of judged answers, of the prompt with the longest one."
     )
     overlong: Literal["drop", "cut_turns", "split", "error"] = Field(
         default="drop", description="What happens to longer examples; every choice is counted and reported."

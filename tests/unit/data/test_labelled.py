@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.tiny import tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer
 
 from tunesmith.data.chat import encode_record
 from tunesmith.data.config import DataConfig, SourceConfig
@@ -123,7 +123,23 @@ def test_steps_of_a_chat_follow_the_template(tokenizer):
     assert short.dropped == "overlong"
 
 
-def test_steps_join_by_one_line_break_and_must_have_tokens(tokenizer):
+def test_steps_join_by_one_line_break():
     assert joined(["a", "b\n", "c", "\nd"]) == "a\nb\nc\nd"
-    entry = Process("x", ("a", "b"), (1.0, 0.0), "f", 9)
-    assert len(only(entry, tokenizer, STEPS).cuts) == 2
+
+
+def test_steps_that_cannot_be_told_apart_are_refused(tmp_path, tokenizer):
+    swallowing = tmp_path / "swallowing.jinja"
+    swallowing.write_text(CHATML.replace("message['content']", "(message['content'] | replace('b\n', 'b '))"))
+    entry = Process((Message("user", "x"),), ("a b", "b\n\nc", "d"), (1.0, 0.0, 1.0), "f", 9)
+    with pytest.raises(DataError, match="E223") as caught:
+        encode_record(entry, tokenizer.with_template(swallowing), DataConfig(), STEPS)
+    assert caught.value.diagnostic.where.line == 9
+    from tokenizers import Tokenizer, models
+
+    core = Tokenizer(models.WordLevel({"<eos>": 0, "q": 1, "a\nb": 2}, unk_token="q"))
+    core.add_special_tokens(["<eos>"])
+    core.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    with pytest.raises(DataError, match="E223") as caught:
+        encode_record(Process("q", ("a", "b"), (1.0, 0.0), "f", 9), load_tokenizer(tmp_path), DataConfig(), STEPS)
+    assert caught.value.diagnostic.where.field.startswith("steps[")

@@ -176,3 +176,13 @@ def test_d14_a_parquet_file_without_rows(tmp_path):
 def test_d22_jsonl_named_parquet(tmp_path):
     (tmp_path / "a.parquet").write_text('{"text": "a"}\n')
     assert refused(tmp_path / "a.parquet").diagnostic.code == "E043"
+
+
+def test_a_parquet_of_pairs_with_scores(tmp_path):
+    turns = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": text, "weight": None}] for text in "ab"
+    ]
+    path = write(tmp_path / "a.parquet", {"prompt": ["q"], "chosen": [turns[0]], "rejected": [turns[1]],
+                                          "score_chosen": [4.5], "score_rejected": [4.0]})  # fmt: skip
+    (entry,) = read_entries(SourceConfig(path=str(path)), kind="pair")
+    assert (entry.prompt[0].content, entry.chosen[0].content, entry.margin) == ("q", "a", 0.5)
