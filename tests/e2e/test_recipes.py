@@ -54,15 +54,20 @@ def check_scores(folder: Path, objective: Objective, test: Path) -> None:
     words = [] if objective.reads == "values" else ["-m", "loss,valid_json,rouge_l"]
     if objective.reads == "logprobs" and objective.kind != "sequence":
         test = write_records(folder / "chats.jsonl", "sequence", 4)
-    before = call(folder, "eval", "runs/r", "--data", str(test), *words, "--json")
-    assert all(math.isfinite(score["value"]) for score in before[test.stem].values())
+    before = headline(call(folder, "eval", "runs/r", "--data", str(test), *words, "--json")[test.stem])
+    assert before
+    assert all(map(math.isfinite, before.values()))
     if not (folder / "runs/r/adapter").exists():
         return
     call(folder, "merge", "runs/r", "merged")
-    after = call(folder, "eval", "merged", "--data", str(test), *words, "--json")
-    for name, score in before[test.stem].items():
-        assert after[test.stem][name]["value"] == pytest.approx(score["value"], rel=1e-4, abs=1e-4), name
+    after = headline(call(folder, "eval", "merged", "--data", str(test), *words, "--json")[test.stem])
+    assert after == pytest.approx(before, rel=1e-4, abs=1e-4)
     assert (folder / "merged" / "README.md").exists()
+
+
+def headline(scores: dict) -> dict[str, float]:
+    """The scores with an interval; tables of classes and bins aside."""
+    return {name: score["value"] for name, score in scores.items() if isinstance(score, dict) and "value" in score}
 
 
 def test_bad_records_are_skipped_from_plan_to_chat_when_asked(tmp_path):
