@@ -23,6 +23,8 @@ from tunesmith.types import Task
 
 WRAPPERS = ("base_model", "model", "modules_to_save", "default")  # parts that PEFT adds to names
 AFTER_PADDING = ("roberta", "xlm-roberta")  # types whose positions begin after the padding token's id
+# Types whose classifiers are neither those of encoders that were language models nor a layer called score at the end.
+OTHER_HEADS = ("canine", "ctrl", "layoutlmv2", "layoutlmv3", "lilt", "markuplm", "modernbert-decoder", "xlnet")
 CLASSIFIER = "ForSequenceClassification"
 SEED = 20_231_017  # of every new head: the same one in every run and on every rank
 
@@ -118,12 +120,13 @@ def prepare_config(config: PreTrainedConfig, folder: Path, outputs: int) -> None
     classifier of another number of values.
     """
     names: Mapping[str, str] = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    if config.model_type not in names or config.is_encoder_decoder:
+    if config.model_type not in names or config.is_encoder_decoder or config.model_type in OTHER_HEADS:
+        known = ", ".join(sorted(names.keys() - set(OTHER_HEADS)))
         raise ModelError(
             "E240",
             f"models of the type {config.model_type} cannot carry a reward or classification head",
             where=Where(file=str(folder / "config.json"), field="model_type"),
-            evidence=[f"types that can: {', '.join(sorted(names))}"],
+            evidence=[f"types that can: {known}"],
             fixes=["use a model of one of these types"],
         )
     stored = stored_outputs(config.to_dict())

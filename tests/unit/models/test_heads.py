@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from tests.tiny import tiny_model_folder
 from tests.unit.models.values import classifier, pairs
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tunesmith.data.packing import batch_of
 from tunesmith.errors import ModelError
 from tunesmith.models.adapters import attach, load_adapter, merge, save_adapter, trainable
 from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig, ModelConfig
 from tunesmith.models.forward import base_model, read_only
-from tunesmith.models.heads import outputs_of, stored_outputs
+from tunesmith.models.heads import outputs_of, prepare_config, stored_outputs
 from tunesmith.models.load import load_base, load_model
 from tunesmith.models.padding import free_pad
 from tunesmith.types import Task
@@ -155,6 +155,9 @@ def test_what_cannot_carry_a_head_or_speak_is_refused_by_name(tmp_path: Path) ->
     with pytest.raises(ModelError, match="E240") as caught:
         loaded(folder)
     assert "llama" in caught.value.diagnostic.evidence[0]
+    for other in ("xlnet", "t5"):
+        with pytest.raises(ModelError, match="E240"):
+            prepare_config(AutoConfig.for_model(other), tmp_path, 1)
     classifier("bert", tmp_path / "bert", 1)
     with pytest.raises(ModelError, match="E243"):
         loaded(tmp_path / "bert", outputs=0)
