@@ -50,8 +50,13 @@ def general_key(key: tuple[str | int, ...], known: Mapping[str, Setting]) -> str
 
 
 def _joined(one: Setting, other: Setting) -> Setting:
-    allowed = one.allowed if one.allowed == other.allowed else f"{one.allowed} | {other.allowed}"
-    return Setting(one.key, one.type, one.default, allowed, one.text, f"{one.variant}, {other.variant}")
+    """Both in one: where another variant has a default, a range or a meaning of its own, it is named with it."""
+    allowed = one.allowed if other.allowed in one.allowed else f"{one.allowed} | {other.allowed}"
+    default = one.default
+    if other.default != one.default.partition("; ")[0]:
+        default += f"; {other.variant} {other.default}"
+    text = one.text if other.text in one.text else f"{one.text} {other.variant}: {other.text}"
+    return Setting(one.key, one.type, default, allowed, text, f"{one.variant}, {other.variant}")
 
 
 def _follow(part: Schema, schema: Schema) -> dict[str, Any]:

@@ -37,31 +37,33 @@ class StepResult:
 
 
 class Tally:
-    """Sums of losses and metrics over microbatches; `totals` adds up the ranks and divides."""
+    """Sums of losses and metrics over microbatches, kept on the device; `totals` adds up the ranks and divides."""
 
     def __init__(self, objectives: Sequence[Objective], counts: Sequence[float]) -> None:
         self.objectives = tuple(objectives)
         self.counts = tuple(counts)
-        self.sums = [dict.fromkeys(("loss", *objective.metric_names), 0.0) for objective in objectives]
+        self.names = [("loss", *objective.metric_names) for objective in objectives]
+        self.sums: Tensor | None = None  # fp64, every objective's loss and metrics end to end
 
     def add(self, scores: Scores, batch: Batch, contexts: Sequence[Context]) -> Tensor:
         """The microbatch's share of the loss, with its graph."""
-        shares = []
-        for objective, count, sums, context in zip(self.objectives, self.counts, self.sums, contexts, strict=True):
+        shares, found = [], []
+        for objective, count, names, context in zip(self.objectives, self.counts, self.names, contexts, strict=True):
             loss = objective(scores, batch, context)
-            sums["loss"] += loss.sum.item()
-            for name, value in loss.metrics.items():
-                sums[name] += value.item()
+            found += [loss.sum, *(loss.metrics[name] for name in names[1:])]
             shares.append(objective.coefficient * loss.sum / count if count > 0 else 0.0 * loss.sum)
+        sums = torch.stack([value.detach().double() for value in found])
+        self.sums = sums if self.sums is None else self.sums + sums
         return torch.stack(shares).sum()
 
     def totals(self, mesh: Mesh) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by name."""
-        flat = iter(mesh.sum([value for sums in self.sums for value in sums.values()]))
+        width = sum(map(len, self.names))
+        flat = iter(mesh.sum([0.0] * width if self.sums is None else self.sums.tolist()))
         loss, metrics = 0.0, {}
         several = len(self.objectives) > 1
-        for objective, count, sums in zip(self.objectives, self.counts, self.sums, strict=True):
-            means = {name: next(flat) / count if count > 0 else 0.0 * next(flat) for name in sums}
+        for objective, count, names in zip(self.objectives, self.counts, self.names, strict=True):
+            means = {name: next(flat) / count if count > 0 else 0.0 * next(flat) for name in names}
             own = means.pop("loss")
             loss += objective.coefficient * own
             metrics = {**objective.report(means), **metrics}
