@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,6 @@ from tunesmith.types import (
     Example,
     Feedback,
     Labelled,
-    Message,
     Pair,
     Process,
     Ranking,
@@ -40,6 +39,7 @@ class Said:
 
     ids: np.ndarray  # int32 (T,)
     trained: np.ndarray  # float32 (T,)
+    begin: int  # the answer's first token
     before: str
     notes: Counter[str]
 
@@ -54,11 +54,16 @@ def encode_judged(entry: Judged, tokenizer: Tokenizer, settings: DataConfig, tas
     outcome = Outcome()
     answers, labels = rated(entry)
     outcome.note_control_text(control_text(tokenizer, [entry.prompt, *answers], entry.tools), settings)
-    said = say_all(entry, entry.prompt, answers, tokenizer, settings)
+    every = settings.train_on == "all_assistant" and task.reads == "logprobs"  # turns of an answer, or the last one
+
+    def say(prompt: Turns) -> list[Said]:
+        return say_all(replace(entry, prompt=prompt), answers, tokenizer, every=every)
+
+    said = say(entry.prompt)
     outcome.length = max(len(one.ids) for one in said)
     if outcome.length > settings.max_length:
         outcome.note_overlong(outcome.length, settings)
-        said = _shortened(entry, answers, tokenizer, settings) if settings.overlong == "cut_turns" else []
+        said = _shortened(entry.prompt, settings.max_length, say) if settings.overlong == "cut_turns" else []
         outcome.notes["cut"] += bool(said)
     if not said:
         return outcome.close([])
@@ -109,39 +114,35 @@ def check_settings(settings: DataConfig) -> None:
 
 
 def say_all(
-    entry: Pair | Feedback | Ranking,
-    prompt: Turns,
-    answers: Sequence[Turns],
-    tokenizer: Tokenizer,
-    settings: DataConfig,
+    entry: Pair | Feedback | Ranking, answers: Sequence[Turns], tokenizer: Tokenizer, *, every: bool
 ) -> list[Said]:
-    """Each answer after the prompt, as the model would read it alone."""
-    if isinstance(prompt, str):
-        return [_say_text(prompt, answer, tokenizer) for answer in answers if isinstance(answer, str)]
+    """Each answer after the prompt, as the model would read it alone; with `every` turn of it trained, or the last."""
+    if isinstance(entry.prompt, str):
+        return [_say_text(entry.prompt, answer, tokenizer) for answer in answers if isinstance(answer, str)]
     found = []
     for answer in answers:
         assert not isinstance(answer, str), "the readers turn texts after a chat into turns"
-        chat = Conversation((*prompt, *answer), entry.file, entry.line, entry.tools)
-        found.append(say_chat(chat, len(prompt), tokenizer, settings))
+        chat = Conversation((*entry.prompt, *answer), entry.file, entry.line, entry.tools)
+        found.append(_say_chat(chat, len(entry.prompt), tokenizer, every))
     for one in found[1:]:
         if one.before != found[0].before:
             raise _other_prompt(found[0].before, one.before, entry)
     return found
 
 
-def say_chat(chat: Conversation, first: int, tokenizer: Tokenizer, settings: DataConfig) -> Said:
+def _say_chat(chat: Conversation, first: int, tokenizer: Tokenizer, every: bool) -> Said:
     """A chat whose answer begins with message `first`; its assistant's turns are trained."""
-    view, before = find_answer(chat, tokenizer, answer_weights(chat, first, settings), first)
-    opened = sum(bool(turn.opening) for turn in view.turns)
+    view, before = find_answer(chat, tokenizer, answer_weights(chat, first, every), first)
+    opened = sum(bool(turn.opening) for turn in view.turns if turn.weight)
     notes = Counter(straddled=view.straddled, unstopped=view.unstopped, opened=opened)
-    return Said(view.ids, view.weights, before, notes)
+    return Said(view.ids, view.weights, view.begins[0], before, notes)
 
 
-def answer_weights(chat: Conversation, first: int, settings: DataConfig) -> list[float]:
+def answer_weights(chat: Conversation, first: int, every: bool) -> list[float]:
     """1 for the assistant's turns of the answer that are trained, 0 for all else (E220 for other weights)."""
     weights = [0.0] * len(chat.messages)
     chosen = [at for at in range(first, len(weights)) if chat.messages[at].role == "assistant"]
-    for at in chosen if settings.train_on == "all_assistant" else chosen[-1:]:
+    for at in chosen if every else chosen[-1:]:
         own = chat.messages[at].weight
         if own not in (None, 0.0, 1.0):
             raise DataError(
@@ -157,8 +158,8 @@ def answer_weights(chat: Conversation, first: int, settings: DataConfig) -> list
 def join_answers(
     said: Sequence[Said], labels: Sequence[float], entry: Pair | Feedback | Ranking, reads: Reads
 ) -> Example:
-    """One example: the tokens that all share up to the first trained one, then what is left of each."""
-    cut = min(int(np.flatnonzero(one.trained)[0]) for one in said)
+    """One example: the tokens that all share before their answers, then what is left of each."""
+    cut = min(one.begin for one in said)
     cut = min([cut, *(_same_tokens(said[0].ids, one.ids) for one in said[1:])])
     if cut == 0:
         raise _other_prompt(said[0].before, said[-1].before, entry)
@@ -201,28 +202,23 @@ def _say_text(prompt: str, answer: str, tokenizer: Tokenizer) -> Said:
     own = tokenizer.encode_after(answer, ids, prompt)
     ending = [end_of_text(tokenizer)] if tokenizer.eos_id is not None or not tokenizer.end_ids else tokenizer.end_ids
     whole = [*tokenizer.start_ids, *ids, *own, *ending]
+    begin = max(1, len(tokenizer.start_ids) + len(ids))
     trained = np.zeros(len(whole), dtype=np.float32)
-    trained[max(1, len(tokenizer.start_ids) + len(ids)) :] = 1
-    return Said(np.asarray(whole, dtype=np.int32), trained, prompt, Counter())
+    trained[begin:] = 1
+    return Said(np.asarray(whole, dtype=np.int32), trained, begin, prompt, Counter())
 
 
-def _shortened(
-    entry: Pair | Feedback | Ranking, answers: Sequence[Turns], tokenizer: Tokenizer, settings: DataConfig
-) -> list[Said]:
+def _shortened(prompt: Turns, limit: int, say: Callable[[Turns], list[Said]]) -> list[Said]:
     """All answers after the prompt without its oldest exchanges, as few as make the longest fit; [] when none do."""
-    if isinstance(entry.prompt, str):
+    if isinstance(prompt, str):
         return []
-
-    def say(prompt: Sequence[Message]) -> list[Said]:
-        return say_all(replace(entry, prompt=tuple(prompt)), tuple(prompt), answers, tokenizer, settings)
-
-    head, exchanges = exchanges_of(entry.prompt)
+    head, exchanges = exchanges_of(prompt)
     low, high = 1, len(exchanges)
     found: list[Said] = []
     while low < high:
         middle = (low + high) // 2
-        said = say([*head, *join(exchanges[middle:])])
-        if max(len(one.ids) for one in said) > settings.max_length:
+        said = say((*head, *join(exchanges[middle:])))
+        if max(len(one.ids) for one in said) > limit:
             low = middle + 1
         else:
             found, high = said, middle

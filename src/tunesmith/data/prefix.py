@@ -40,6 +40,7 @@ class View:
     straddled: int = 0  # turns whose first token also holds text of the prompt and is therefore not trained
     unstopped: int = 0  # turns that end without an end-of-text token
     text: str = ""  # what was encoded; control texts of users are broken in it
+    begins: tuple[int, ...] = ()  # the first token of each turn
 
 
 def find_views(conversation: Conversation, tokenizer: Tokenizer, weights: Sequence[float]) -> list[View]:
@@ -71,6 +72,7 @@ def find_answer(
 ) -> tuple[View, str]:
     """The whole conversation, trained on its turns from message `first` on, and the text that stands before that one.
 
+    Message `first` is the first of the view's turns, even where it is not trained.
     Raises DataError E219 where the template rewrites a trained turn (or what stands before the answer) once more turns
     follow, so that one sequence cannot train the answer, and what `find_views` raises.
     """
@@ -86,8 +88,7 @@ def find_answer(
         fixed = turn.end if weights[index] else start
         if whole[:fixed] != alone[:fixed]:
             raise law.rewritten(index, alone, whole)
-        if weights[index]:
-            turns.append(turn)
+        turns.append(turn)
     return make_view(tokenizer, whole, len(conversation.messages), turns), whole[:start]
 
 
@@ -144,14 +145,19 @@ def make_view(tokenizer: Tokenizer, text: str, count: int, turns: Sequence[Turn]
     tokens = tokenizer.encode_rendered(text)
     weights = np.zeros(len(tokens.ids), dtype=np.float32)
     straddled = unstopped = 0
+    begins: list[int] = []
     for turn in turns:
         end = _stop_after(text, turn.end, tokenizer)
         first, last = np.searchsorted(tokens.starts, [turn.start, end])
         weights[first:last] = turn.weight
+        begins.append(int(first))
+        if not turn.weight:
+            continue
         straddled += int(first > 0 and turn.start < tokens.ends[first - 1])
         unstopped += int(last == first or tokens.ids[last - 1] not in tokenizer.eos_ids)
     weights[:1] = 0
-    return View(count, np.asarray(tokens.ids, dtype=np.int32), weights, tuple(turns), straddled, unstopped, text)
+    ids = np.asarray(tokens.ids, dtype=np.int32)
+    return View(count, ids, weights, tuple(turns), straddled, unstopped, text, tuple(begins))
 
 
 class _Law:

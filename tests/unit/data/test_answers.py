@@ -168,6 +168,17 @@ def test_a_template_that_rewrites_earlier_turns_of_the_answer_is_refused_with_th
     assert "x" not in tokenizer.decode(parts(single)[0])
 
 
+def test_values_do_not_mind_what_the_template_did_to_earlier_turns_of_the_answer(models):
+    tokenizer = models(THINKING)
+    several = (assistant("one"), user("and?"), assistant("two"))
+    example = only(pair(ASKED, several, said("three")), tokenizer, VALUES)
+    prompt, answers = parts(example)
+    assert tokenizer.decode(prompt) == tokenizer.render(ASKED, add_generation_prompt=True)
+    whole = tokenizer.render((*ASKED, *several), add_generation_prompt=False)
+    assert [*prompt, *answers[0]] == tokenizer.encode(whole, specials=True)
+    assert example.weights.sum() == 2
+
+
 def test_a_prompt_that_depends_on_the_answer_is_refused_with_what_differs(models):
     calling = (
         "{% for m in messages %}{% if m.tool_calls %}{{ '<|im_start|>caller\n' }}{% else %}"
