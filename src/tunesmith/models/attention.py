@@ -151,17 +151,32 @@ def add_keys(target: Float[Tensor, "Hkv T E"], gradient: Float[Tensor, "HkvN L E
         target[:, unit.start : unit.stop] += parts[:, number, stack.above : stack.above + unit.rows]
 
 
+def mixed(query: Tensor, key: Tensor, value: Tensor, stack: Stack, scale: float) -> Float[Tensor, "HkvN GR E"]:
+    """The values that each row of the stack sees, weighed."""
+    rows, keys = fold(query, stack, len(key)), keys_of(key, stack)
+    return torch.bmm(probabilities_of(rows, keys, stack, len(key), scale), keys_of(value, stack))
+
+
+def gradients(
+    query: Tensor, key: Tensor, value: Tensor, grad_out: Tensor, stack: Stack, scale: float
+) -> tuple[Float[Tensor, "HkvN GR E"], Float[Tensor, "HkvN L E"], Float[Tensor, "HkvN L E"]]:
+    """Those of the stack's queries, keys and values; the probabilities are formed anew."""
+    rows, keys, grad_rows = fold(query, stack, len(key)), keys_of(key, stack), fold(grad_out, stack, len(key))
+    probabilities = probabilities_of(rows, keys, stack, len(key), scale)
+    grad_values = torch.bmm(probabilities.transpose(1, 2), grad_rows)
+    grad_probabilities = torch.bmm(grad_rows, keys_of(value, stack).transpose(1, 2))
+    grad_scores = softmax_backward(grad_probabilities, probabilities, -1, probabilities.dtype)
+    return scaled(grad_scores, keys, scale), scaled(grad_scores.transpose(1, 2), rows, scale), grad_values
+
+
 class ForestAttention(torch.autograd.Function):
-    """softmax(q k^T * scale + mask) v, unit by unit in stacks; backward forms the probabilities anew."""
+    """softmax(q k^T * scale + mask) v, stack by stack."""
 
     @staticmethod
     def forward(ctx, query, key, value, forest, scale, window):  # pyright: ignore[reportIncompatibleMethodOverride]
-        kv_heads = len(key)
         out = torch.empty_like(query.transpose(0, 1), memory_format=torch.contiguous_format)
         for stack in forest.stacks(window, query.dtype):
-            rows, keys = fold(query, stack, kv_heads), keys_of(key, stack)
-            probabilities = probabilities_of(rows, keys, stack, kv_heads, scale)
-            put_rows(out, torch.bmm(probabilities, keys_of(value, stack)), stack, kv_heads)
+            put_rows(out, mixed(query, key, value, stack, scale), stack, len(key))
         ctx.save_for_backward(query, key, value)
         ctx.forest, ctx.scale, ctx.window = forest, scale, window
         return out
@@ -169,15 +184,10 @@ class ForestAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value = ctx.saved_tensors
-        kv_heads, scale = len(key), ctx.scale
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for stack in ctx.forest.stacks(ctx.window, query.dtype):
-            rows, keys = fold(query, stack, kv_heads), keys_of(key, stack)
-            probabilities = probabilities_of(rows, keys, stack, kv_heads, scale)
-            grad_rows = fold(grad_out.transpose(0, 1), stack, kv_heads)
-            add_keys(grad_value, torch.bmm(probabilities.transpose(1, 2), grad_rows), stack)
-            grad_probabilities = torch.bmm(grad_rows, keys_of(value, stack).transpose(1, 2))
-            grad_scores = softmax_backward(grad_probabilities, probabilities, -1, probabilities.dtype)
-            put_rows(grad_query.transpose(0, 1), scaled(grad_scores, keys, scale), stack, kv_heads)
-            add_keys(grad_key, scaled(grad_scores.transpose(1, 2), rows, scale), stack)
+            rows, keys, values = gradients(query, key, value, grad_out.transpose(0, 1), stack, ctx.scale)
+            put_rows(grad_query.transpose(0, 1), rows, stack, len(key))
+            add_keys(grad_key, keys, stack)
+            add_keys(grad_value, values, stack)
         return grad_query, grad_key, grad_value, None, None, None

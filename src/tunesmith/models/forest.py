@@ -154,7 +154,10 @@ def newest(spans: tuple[Span, ...], count: int) -> tuple[Span, ...]:
 
 
 def grouped(members: list[Unit]) -> list[tuple[Unit, ...]]:
-    """Units of one size in groups of 1, 2, 4, 8 ...: few sizes of matmul, and bounded memory."""
+    """Units of one size in groups of 1, 2, 4, 8 ...: few sizes of matmul, and bounded memory.
+
+    The largest group comes first: what it frees has room for the next, where growing ones would each ask for more.
+    """
     sizes: dict[tuple[int, int], list[Unit]] = {}
     for unit in members:
         sizes.setdefault(unit.size, []).append(unit)
@@ -166,7 +169,7 @@ def grouped(members: list[Unit]) -> list[tuple[Unit, ...]]:
             count = min(1 << (most.bit_length() - 1), 1 << (len(same).bit_length() - 1))
             groups.append(tuple(same[:count]))
             same = same[count:]
-    return groups
+    return sorted(groups, key=lambda group: len(group) * group[0].rows * sum(group[0].size), reverse=True)
 
 
 def stack_of(members: tuple[Unit, ...], window: int | None, dtype: torch.dtype) -> Stack:
