@@ -57,6 +57,9 @@ POINTS = (
     "ckpt.mid_clean",
     "ckpt.after_clean",
     "ckpt.end",
+    "online.after_sampling",
+    "online.after_labelling",
+    "online.after_round",
 )
 
 ACTIONS = ("kill", "stop", "raise", "errno", "delay", "flip", "trace")

@@ -17,6 +17,7 @@ SECTIONS = {
     "`objective: [dpo, {name: sft, coefficient: 0.2}]`: one forward pass, each loss divided by its own count and times "
     "its coefficient. The settings of each objective stand on [their own page](objectives.md).",
     "train": "How it is trained.",
+    "online": "Rounds in which the model answers, the answers are marked, and it learns from them.",
     "evaluate": "What is measured afterwards.",
     "run": "Where the results go.",
 }

@@ -47,7 +47,7 @@ def label(
     to: Annotated[str, typer.Option("--to", help="pairs (best against worst), rankings, feedback, sft.")] = "pairs",
     min_margin: Annotated[float, typer.Option("--min-margin", min=0, help="Least difference of marks.")] = 0.0,
     threshold: Annotated[float | None, typer.Option(help="Least mark of a good answer (feedback, sft).")] = None,
-    unfinished: Annotated[str, typer.Option(help="Answers cut by their limit: drop or keep.")] = "drop",
+    unfinished: Annotated[str, typer.Option(help="Answers cut by their limit: worst, drop or keep.")] = "worst",
     seed: Annotated[int, typer.Option(min=0, help="Decides which answer a person sees first.")] = 0,
     json: AsJson = False,
 ) -> None:
@@ -64,7 +64,7 @@ def label(
         to=cast("Any", check_words([to], ("pairs", "rankings", "feedback", "sft"), "--to")[0]),
         min_margin=min_margin,
         threshold=threshold,
-        unfinished=cast("Any", check_words([unfinished], ("drop", "keep"), "--unfinished")[0]),
+        unfinished=cast("Any", check_words([unfinished], ("worst", "drop", "keep"), "--unfinished")[0]),
     )
     found, warnings = label_file(file, out, settings, choice, seed if person else None)
     for warning in warnings:
@@ -164,6 +164,8 @@ def view(found: Labelled, out: Path) -> str:
         lines.append(f"{found.ties:,} prompts left out: a tie")
     lines += [f"{count:,} prompts left out: {reason}" for reason, count in found.left_out.items()]
     lines += [f"{count:,} answers not used: {reason}" for reason, count in found.dropped.items()]
+    if found.unfinished:
+        lines.append(f"{found.unfinished:,} answers were cut by their limit: marked worst")
     if found.mean_mark is not None and found.best_mark is not None:
         lines.append(f"marks: {found.mean_mark:.4g} on average, {found.best_mark:.4g} for the best answer to a prompt")
     if found.longer is not None:

@@ -16,15 +16,17 @@ def plan(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fals
     """Work out memory, time and steps of a recipe on this machine; no weight is loaded."""
     from tunesmith.cli.plan_view import plan_view
     from tunesmith.errors import DoesNotFit
-    from tunesmith.plan import make_plan
+    from tunesmith.iterate.planning import plan_any
     from tunesmith.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    made = make_plan(loaded.recipe, file=" ".join([recipe, *(overrides or ())]))
+    made = plan_any(loaded.recipe, file=" ".join([recipe, *(overrides or ())]))
     if as_json:
         emit_json(made.to_json())
     else:
         answer(plan_view(made))
+        if loaded.recipe.online is not None:
+            answer(f"one of {loaded.recipe.online.rounds} rounds; answers are taken to be as long as they may be")
         for problem in (*loaded.warnings, *made.problems):
             show(problem)
     if not made.fits:

@@ -43,6 +43,8 @@ class LabelConfig(Config):
     threshold: float | None = Field(
         default=None, description="Least mark of a good answer, for sft and feedback; empty: what the rule says."
     )
-    unfinished: Literal["drop", "keep"] = Field(
-        default="drop", description="Answers that were cut by their limit: leave them out, or use them."
+    unfinished: Literal["worst", "drop", "keep"] = Field(
+        default="worst",
+        description="Answers that were cut by their limit: worst puts them below all finished ones, so that running on "
+        "never pays; drop leaves them out; keep marks them like the others.",
     )

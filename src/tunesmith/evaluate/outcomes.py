@@ -17,7 +17,7 @@ from tunesmith.track.files import disk_error, replace_text, to_json
 from tunesmith.types import Turns
 
 To = Literal["pairs", "rankings", "feedback", "sft"]
-Unfinished = Literal["drop", "keep"]
+Unfinished = Literal["worst", "drop", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +30,17 @@ class Choice:
     to: To = "pairs"
     min_margin: float = 0.0
     threshold: float | None = None
-    unfinished: Unfinished = "drop"  # answers that were cut by their limit
+    unfinished: Unfinished = "worst"  # answers that were cut by their limit
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """The records, and what was not made into one. `ties`, `left_out` count prompts, `dropped` answers, by reason.
 
-    Marks are means over prompts (one half where answers are only compared). `longer` is the share of prompts whose best
-    answer is longer than the worst, among those where they differ in mark and in length.
+    `unfinished` counts answers that were put below the others because they were cut by their limit: a model that is
+    told nothing about them learns to run on. Marks are means over prompts, of finished answers (one half where answers
+    are only compared). `longer` is the share of prompts whose best answer is longer than the worst, among those where
+    they differ in mark and in length.
     """
 
     records: list[dict[str, Any]]
@@ -46,6 +48,7 @@ class Labelled:
     ties: int
     left_out: dict[str, int]
     dropped: dict[str, int]
+    unfinished: int
     mean_mark: float | None
     best_mark: float | None
     longer: float | None
@@ -59,43 +62,75 @@ def label(
 ) -> Labelled:
     """Mark every answer that can be used, and make records of the marks."""
     dropped: Counter[str] = Counter()
-    usable = [usable_answers(row, choice, dropped) for row in rows]
     threshold = labeller.pass_mark if choice.threshold is None else choice.threshold
     choice = replace(choice, threshold=threshold)
-    compared = [row for row in usable if len(row.answers) >= fewest(choice)]
+    usable = [part_answers(row, choice.unfinished, dropped) for row in rows]
+    compared = [each for each in usable if each.judged.answers and each.count >= fewest(choice)]
     left_out = Counter({"too few answers": len(usable) - len(compared)})
-    found: list[tuple[Answered, Marks]] = []
-    for row, marks in zip(compared, labeller.mark(compared, on_progress), strict=True):
+    found: list[tuple[Usable, Marks]] = []
+    marks_of = labeller.mark([each.judged for each in compared], on_progress)
+    for each, marks in zip(compared, marks_of, strict=True):
         if marks is None:
             left_out["not looked at"] += 1
         else:
-            found.append((row, marks))
+            found.append((each, marks))
     records: list[dict[str, Any]] = []
-    for row, marks in found:
-        made = records_of(row, marks, choice)
+    for each, marks in found:
+        made = records_of(each.together, each.all_marks(marks), choice)
         if isinstance(made, str):
             left_out[made] += 1
         else:
             records += made
-    ties = left_out.pop("tie", 0)
-    reasons = {reason: count for reason, count in left_out.items() if count}
-    means = [sum(marks.scores) / len(marks.scores) for _, marks in found]
-    bests = [max(marks.scores) for _, marks in found]
     return Labelled(
-        records, len(rows), ties, reasons, dict(dropped), average(means), average(bests), longer_share(found)
+        records,
+        prompts=len(rows),
+        ties=left_out.pop("tie", 0),
+        left_out={reason: count for reason, count in left_out.items() if count},
+        dropped=dict(dropped),
+        unfinished=sum(len(each.cut) for each in compared),
+        mean_mark=average([sum(marks.scores) / len(marks.scores) for _, marks in found]),
+        best_mark=average([max(marks.scores) for _, marks in found]),
+        longer=longer_share([(each.judged, marks) for each, marks in found]),
     )
 
 
-def usable_answers(row: Answered, choice: Choice, dropped: Counter[str]) -> Answered:
-    """The row without answers that say nothing, and without unfinished ones unless they are kept."""
-    kept: list[int] = []
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """The answers to a prompt that are marked, and those that were cut by their limit and stand below them."""
+
+    judged: Answered
+    cut: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.judged.answers) + len(self.cut)
+
+    @property
+    def together(self) -> Answered:
+        answers = (*self.judged.answers, *self.cut)
+        return Answered(self.judged.prompt, answers, (*self.judged.finished, *(False for _ in self.cut)))
+
+    def all_marks(self, marks: Marks) -> Marks:
+        """A cut answer is worse than the worst that came to its end."""
+        lowest = min(marks.scores) - 1.0
+        return Marks((*marks.scores, *(lowest for _ in self.cut)), marks.all_bad)
+
+
+def part_answers(row: Answered, unfinished: Unfinished, dropped: Counter[str]) -> Usable:
+    """Empty answers say nothing and are dropped; what becomes of unfinished ones is a choice."""
+    judged: list[int] = []
+    cut: list[str] = []
     for at, (text, finished) in enumerate(zip(row.answers, row.finished, strict=True)):
-        reason = "empty" if not text.strip() else "unfinished" if not finished and choice.unfinished == "drop" else None
-        if reason is None:
-            kept.append(at)
+        if not text.strip():
+            dropped["empty"] += 1
+        elif finished or unfinished == "keep":
+            judged.append(at)
+        elif unfinished == "worst":
+            cut.append(text)
         else:
-            dropped[reason] += 1
-    return Answered(row.prompt, tuple(row.answers[at] for at in kept), tuple(row.finished[at] for at in kept))
+            dropped["unfinished"] += 1
+    kept = Answered(row.prompt, tuple(row.answers[at] for at in judged), tuple(row.finished[at] for at in judged))
+    return Usable(kept, tuple(cut))
 
 
 def fewest(choice: Choice) -> int:

@@ -15,6 +15,7 @@ from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.models.config import ModelConfig
 from tunesmith.objectives import OBJECTIVES, SFT, Objective
 from tunesmith.objectives.logratios import REFERENCE
+from tunesmith.recipe.online import OnlineConfig
 from tunesmith.train.config import TrainConfig
 from tunesmith.types import Task
 
@@ -62,6 +63,9 @@ class Recipe(Config):
         default=(), description="Further objectives on the same forward pass, each times its coefficient."
     )
     train: TrainConfig = Field(default=TrainConfig(), description="How it is trained.")
+    online: OnlineConfig | None = Field(
+        default=None, description="Rounds in which the model answers and learns from its marked answers; empty: none."
+    )
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="What is measured afterwards.")
     run: RunConfig = Field(default=RunConfig(), description="Where the results go.")
 
@@ -147,7 +151,16 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         reference = {"path": existing(recipe.model.reference.path)}
         places["reference"] = recipe.model.reference.model_copy(update=reference)
     model = recipe.model.model_copy(update=places)
-    return recipe.model_copy(update={"data": data, "evaluate": evaluate, "model": model})
+    return recipe.model_copy(
+        update={"data": data, "evaluate": evaluate, "model": model, "online": _with_absolute_reward(recipe.online)}
+    )
+
+
+def _with_absolute_reward(online: OnlineConfig | None) -> OnlineConfig | None:
+    if online is None or online.label.reward is None:
+        return online
+    label = online.label.model_copy(update={"reward": existing(online.label.reward)})
+    return online.model_copy(update={"label": label})
 
 
 def absolute(path: str) -> str:

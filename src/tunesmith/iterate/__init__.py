@@ -1,0 +1,1 @@
+"""Iterate: rounds of answers, marks and training, one directory for all of them."""

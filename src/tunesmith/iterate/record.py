@@ -1,0 +1,154 @@
+"""What an online run writes about itself: its identity, a row per round, its final weights, its sums."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunesmith.data.sources import fingerprint_source
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.export.identity import weights_identity
+from tunesmith.iterate.rounds import Round, settings_of, start_source
+from tunesmith.models.headers import base_hash
+from tunesmith.models.save import swap
+from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
+from tunesmith.running.identity import FREE_TO_CHANGE, HASHED, flatten
+from tunesmith.track.files import disk_error
+from tunesmith.track.hardware import describe_machine
+from tunesmith.track.reader import read_metrics
+from tunesmith.track.run_dir import RunDir
+from tunesmith.track.tracker import Tracking
+from tunesmith.train.loop import check_same, without
+
+PROMPTS_HASH = "prompts hash"
+WEIGHTS = ("adapter", "model")  # folders of a finished run
+FREE = ("online.rounds", "online.sampling.batch_size")  # more rounds may be asked for later
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineResult:
+    """Sums over the rounds, of training alone; `rounds` tells of each. `stopped_early`: a round brought no record."""
+
+    run: str
+    steps: int
+    tokens: int
+    scored_tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    first_loss: float | None
+    last_loss: float | None
+    rounds: tuple[dict[str, Any], ...]
+    stopped_early: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarise(run: RunDir, done: Sequence[dict[str, Any]], wanted: int) -> OnlineResult:
+    trained = [found["trained"] for found in done]
+    tokens, seconds = sum(each["tokens"] for each in trained), sum(each["seconds"] for each in trained)
+    return OnlineResult(
+        run=str(run.path),
+        steps=sum(each["steps"] for each in trained),
+        tokens=tokens,
+        scored_tokens=sum(each["scored_tokens"] for each in trained),
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds else 0.0,
+        peak_memory_bytes=max(each["peak_memory_bytes"] for each in trained),
+        first_loss=trained[0]["first_loss"],
+        last_loss=trained[-1]["last_loss"],
+        rounds=tuple(done),
+        stopped_early=len(done) < wanted,
+    )
+
+
+def describe(run: RunDir, recipe: Recipe, mesh: Mesh, plan: dict[str, Any] | None, accept_data_change: bool) -> None:
+    """Write recipe, plan and `run.json`, or compare with those of the attempt before (CheckpointError E116)."""
+    source = start_source(recipe)
+    found = identity(recipe)
+    if run.run_file.exists():
+        began = run.read_run().get("identity", {})
+        ignore = (PROMPTS_HASH,) if accept_data_change else ()
+        check_same(without(began, ignore), without(found, ignore))
+        return
+    run.write_config(to_yaml(with_absolute_paths(recipe)))
+    if plan is not None:
+        run.write_plan(plan)
+    run.write_run(
+        {
+            "argv": sys.argv,
+            "seed": recipe.train.seed,
+            "method": recipe.model.adapter.method,
+            "objective": "online " + " + ".join(objective.title for objective in recipe.objectives),
+            "model": {"path": recipe.model.path, "folder": str(source.base), "hash": base_hash(source.base)},
+            "rounds": settings_of(recipe).rounds,
+            "ranks": mesh.world,
+            "identity": found,
+            **describe_machine(),
+        }
+    )
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What a resume must find unchanged; files by their content."""
+    flat = {
+        key: value
+        for key, value in flatten(recipe.model_dump(mode="json")).items()
+        if not key.startswith((*FREE_TO_CHANGE, *FREE)) and key not in HASHED
+    }
+    prompts = [fingerprint_source(source) for source in recipe.data.train]
+    weights = {f"start {name}": value for name, value in weights_identity(start_source(recipe)).items()}
+    return {**flat, **weights, PROMPTS_HASH: prompts}
+
+
+def told_rounds(run: RunDir) -> set[int]:
+    """Rounds, counted from 1, that have their row of metrics."""
+    return {row["step"] for row in read_metrics(run.metrics_file)}
+
+
+def tell_round(tracker: Tracking, found: dict[str, Any]) -> None:
+    """One row: what the answers were like, what came of them, how the training went."""
+    sampled, labelled, trained = found["sampled"], found["labelled"], found["trained"]
+    values = {
+        "online/mean_mark": labelled["mean_mark"],
+        "online/best_mark": labelled["best_mark"],
+        "online/records": labelled["records"],
+        "online/ties": labelled["ties"],
+        "online/longer": labelled["longer"],
+        "online/finished": sampled["finished"],
+        "online/distinct": sampled["distinct"],
+        "length/mean": sampled["mean_length"],
+        "train/loss": trained["last_loss"],
+    }
+    known = {name: float(value) for name, value in values.items() if value is not None}
+    tracker.metrics(found["round"] + 1, trained["tokens"], known)
+
+
+def keep_weights(last: Round) -> None:
+    """The last round's weights become the run's, without a copy where the disk allows links."""
+    for name in WEIGHTS:
+        source, target = last.run.path / name, last.parent.path / name
+        if not source.is_dir():
+            continue
+        stage = last.parent.path / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            shutil.copytree(source, stage, copy_function=link_or_copy)
+            swap(stage, target)
+        except OSError as error:
+            raise disk_error(error, target) from error
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
