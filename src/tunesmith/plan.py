@@ -16,6 +16,7 @@ from tunesmith.data.packing import pack
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
 from tunesmith.models.cache import Progress
+from tunesmith.models.heads import outputs_of
 from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
 from tunesmith.models.locate import locate
 from tunesmith.models.processor import computing_type
@@ -160,8 +161,9 @@ def make_plan(
     if machine.device == "cpu":
         machine = replace(machine, memory_free=machine.memory_free // ranks)
     folder = locate(recipe.model.path, recipe.model.revision, progress)
-    inventory = take_inventory(folder)
-    counted = counted or count_data(recipe.data, load_tokenizer(folder), resolve_task(recipe))
+    task = resolve_task(recipe)
+    inventory = take_inventory(folder, outputs_of(task))
+    counted = counted or count_data(recipe.data, load_tokenizer(folder), task)
     trained = trainable_of(recipe, inventory)
     steps = count_steps(recipe, counted, ranks, machine.device)
     dtype = planned_type(recipe, inventory, machine)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluate.harness import evaluate, write_rows
+from tunesmith.evaluate.scoring import centre
+from tunesmith.evaluate.values import evaluate_values
 from tunesmith.models.headers import base_hash
+from tunesmith.models.meaning import meaning_of
 from tunesmith.models.save import save_weights
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.build import Context, build_loop, build_source
@@ -33,6 +35,7 @@ from tunesmith.train.loop import Loop, Position
 from tunesmith.train.measure import peak_memory_bytes
 from tunesmith.train.signals import Signals
 
+CENTRING = 256  # examples, at most, whose mean reward is told as 0
 STOPPED: dict[int, State] = {75: "preempted", 130: "stopped"}
 
 
@@ -122,7 +125,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     tracker.event(FINISH, result.to_json())
     if recipe.evaluate.data and mesh.is_first:
         tracker.status("running", phase="evaluate")
-        measure(loop.parts.model, recipe, inputs.tokenizer, around)
+        measure(loop.parts.model, recipe, inputs, around)
     return result
 
 
@@ -137,15 +140,21 @@ def tell_steps(around: Context) -> Callable[[int, int, dict[str, float]], None]:
     return tell
 
 
-def measure(model: nn.Module, recipe: Recipe, tokenizer: Tokenizer, around: Context) -> None:
+def measure(model: nn.Module, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     """Score the trained model on `evaluate.data`; the scores are an event, the answers stand in `answers.jsonl`."""
 
     def told(task: str, done: int, total: int) -> None:
         around.display.phase(f"answering {task}", done, total)
 
-    evaluation = evaluate(model, tokenizer, recipe.evaluate, recipe.data, on_progress=told)
-    write_rows(evaluation.rows, around.run.path / "answers.jsonl")
-    around.tracker.event("evaluation", {"scores": evaluation.to_json()})
+    if inputs.task.reads == "values":
+        settings = recipe.data.model_copy(update={"limit": recipe.evaluate.limit})
+        meaning, sources = meaning_of(inputs.task), recipe.evaluate.data
+        scores = evaluate_values(model, inputs.tokenizer, meaning, sources, settings, on_progress=told).to_json()
+    else:
+        evaluation = evaluate(model, inputs.tokenizer, recipe.evaluate, recipe.data, on_progress=told)
+        write_rows(evaluation.rows, around.run.path / "answers.jsonl")
+        scores = evaluation.to_json()
+    around.tracker.event("evaluation", {"scores": scores})
 
 
 def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> None:
@@ -158,6 +167,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "argv": sys.argv,
             "seed": recipe.train.seed,
             "method": recipe.model.adapter.method,
+            "task": asdict(inputs.task),
             "objective": " + ".join(objective.title for objective in recipe.objectives),
             "model": {"path": recipe.model.path, "folder": str(inputs.base), "hash": base_hash(inputs.base)},
             "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
@@ -193,7 +203,10 @@ def finish(loop: Loop, run: RunDir, inputs: Inputs, mesh: Mesh) -> None:
             parameter.data.copy_(weights[name])
         loop.parts.tracker.event("best_weights", {"step": best.step})
     if mesh.is_first:
-        save_weights(loop.parts.model, run.path, inputs.base, inputs.task)
+        folder = save_weights(loop.parts.model, run.path, inputs.base, inputs.task)
+        if inputs.task.reads == "values" and meaning_of(inputs.task).is_reward:
+            examples = [inputs.train[index] for index in range(0, len(inputs.train), -(-len(inputs.train) // CENTRING))]
+            centre(loop.parts.model, examples, folder, "the training data")
     mesh.barrier()
 
 

@@ -37,7 +37,7 @@ def report_of(run: RunDir) -> dict[str, Any]:
         "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
         "checkpoints": _checkpoints(run),
         "log": _last_lines(run) if summary.state in ("lost", "failed") else [],
-        "next": _next_commands(summary),
+        "next": next_commands(summary, about),
     }
 
 
@@ -86,12 +86,17 @@ def _last_lines(run: RunDir, count: int = 12) -> list[str]:
         return []
 
 
-def _next_commands(summary: RunSummary) -> list[str]:
+def next_commands(summary: RunSummary, about: dict[str, Any]) -> list[str]:
+    """What to do with a run in its state; `about` is its `run.json`, which says what the model gives."""
     path = summary.path
     if summary.state in ACTIVE:
         return [f"tunesmith runs tail {path} --follow", f"tunesmith runs stop {path}"]
     if summary.state in ("stopped", "preempted", "lost", "failed"):
         return [f"tunesmith runs resume {path}"]
-    if summary.state == "finished":
-        return [f"tunesmith chat {path}", f"tunesmith merge {path} OUT"]
-    return []
+    if summary.state != "finished":
+        return []
+    if about.get("task", {}).get("reads") == "values":
+        use = [f"tunesmith eval {path} --data FILE", f"tunesmith score {path} --data FILE"]
+    else:
+        use = [f"tunesmith chat {path}"]
+    return [*use, f"tunesmith merge {path} OUT"]

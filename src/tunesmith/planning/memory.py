@@ -122,7 +122,7 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: Adapter,
 
 def head_bytes(inventory: Inventory, trained: Trainable, width: int) -> int:
     """Logits of one chunk of rows, and the gradient of a trained head in the computing type."""
-    chunk = 2 * HEAD_ROWS * inventory.vocabulary * width
+    chunk = 2 * HEAD_ROWS * inventory.projected * width
     return chunk + (width * inventory.head if trained.head else 0)
 
 

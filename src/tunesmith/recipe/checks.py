@@ -93,7 +93,7 @@ def _adapter(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 def _rates(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     adapter, optimizer = recipe.model.adapter, recipe.train.optimizer
-    saved = isinstance(adapter, LoraConfig) and adapter.modules_to_save
+    saved = recipe.task.reads == "values" or (isinstance(adapter, LoraConfig) and adapter.modules_to_save)
     rate = "train.optimizer.lr_new_layers"
     if optimizer.lr_new_layers is not None and not saved:
         message = f"a rate of {optimizer.lr_new_layers:g} for new layers, but there are none"

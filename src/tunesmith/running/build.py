@@ -23,7 +23,7 @@ from tunesmith.models.adapters import trainable
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import base_model
-from tunesmith.models.heads import outputs_of
+from tunesmith.models.heads import head_modules, outputs_of
 from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.verify import verify_scores
 from tunesmith.recipe import Recipe
@@ -63,15 +63,13 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     source = build_source(recipe, inputs, mesh)
     streams, held_out = attach_streams(recipe, inputs, model, source, around)
     seed_everything(settings.seed + 1 + mesh.rank)
-    adapter = recipe.model.adapter
-    new_layers = adapter.modules_to_save if isinstance(adapter, LoraConfig) else ()
     objectives = recipe.objectives
     parts = Parts(
         model=model,
         objectives=objectives,
         source=source,
         streams=streams,
-        optimizer=Optimizer(trainable(model), settings.optimizer, new_layers),
+        optimizer=Optimizer(trainable(model), settings.optimizer, new_layers(recipe, model)),
         guard=Guard(settings.stability),
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,
@@ -89,16 +87,24 @@ def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any]
     """The model on its device, checked against transformers when its architecture is not among the proven ones."""
     model = load_model(inputs.base, recipe.model, mesh.device(), outputs_of(inputs.task))
     base = base_model(model)
-    unproven = base.config.model_type not in PROVEN or mesh.device().type == "cuda"
-    if unproven and inputs.task.reads == "logprobs":
+    if base.config.model_type not in PROVEN or mesh.device().type == "cuda":
         shortest = np.argsort(inputs.train.lengths, kind="stable")[:2]
-        probe = batch_of([first_answer(inputs.train[int(index)]) for index in shortest])
+        examples = [inputs.train[int(index)] for index in shortest]
+        flat = inputs.task.reads == "logprobs"
+        probe = batch_of([first_answer(one) if flat else one for one in examples], inputs.task.reads)
         verify_scores(model, probe.to(mesh.device()))
     wanted = recipe.train.activation_checkpointing
     planned = int((plan or {}).get("checkpointed_layers", 0))
     layers = {"off": 0, "auto": planned, "full": 10**6}[wanted]
     checkpoint_layers(model, layers)
     return model
+
+
+def new_layers(recipe: Recipe, model: nn.Module) -> tuple[str, ...]:
+    """Modules that may learn at a rate of their own: those trained in full beside an adapter, and heads of values."""
+    adapter = recipe.model.adapter
+    saved = adapter.modules_to_save if isinstance(adapter, LoraConfig) else ()
+    return (*saved, *(name.rpartition(".")[2] for name in head_modules(base_model(model))))
 
 
 def first_answer(example: Example) -> Example:
