@@ -15,7 +15,7 @@ from tunesmith.configuring.shipped import shipped
 from tunesmith.objectives import Objective
 from tunesmith.recipe import load_recipe
 
-RECIPES = sorted(shipped())
+RECIPES = sorted(name for name, path in shipped().items() if load_recipe(str(path), [], {}).recipe.online is None)
 
 
 def call(folder: Path, *words: str, code: int = 0, **variables: str) -> dict:

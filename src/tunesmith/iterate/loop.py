@@ -81,6 +81,7 @@ class Whole:
     tracker: Tracking
     signals: Signals
     phase: str = "begin"
+    tokens: int = 0  # trained on, in all rounds so far
 
     def play(self, plan: dict[str, Any] | None, accept_data_change: bool) -> OnlineResult:
         rounds = settings_of(self.recipe).rounds
@@ -128,12 +129,12 @@ class Whole:
         if self.mesh.is_first:
             replace_text(this.summary, to_json(told, indent=1) + "\n")
             fault("online.after_round", this.number, this.summary)
-            self.tell_once(told)
+        self.tell_once(told)
         return told
 
     def train(self, this: Round, around: Around) -> dict[str, Any]:
         try:
-            return train(this, around).to_json()
+            return train(this, around)
         except (Preempted, Interrupted) as error:
             raise self.stopped(error) from error
 
@@ -162,8 +163,9 @@ class Whole:
 
     def tell_once(self, found: dict[str, Any]) -> None:
         """One row of metrics per round, also when a kill came between the round's end and its row."""
+        self.tokens += found["trained"]["tokens"]
         if self.mesh.is_first and found["round"] + 1 not in told_rounds(self.run):
-            tell_round(self.tracker, found)
+            tell_round(self.tracker, found, self.tokens)
             self.display.message(round_line(found))
 
 

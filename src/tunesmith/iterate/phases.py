@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,8 +31,9 @@ from tunesmith.recipe import Recipe
 from tunesmith.rollout.answers import AnswerFile, read_answers
 from tunesmith.rollout.prompts import Prompt
 from tunesmith.rollout.sampling import Drawing, draw_answers, drawing_identity
-from tunesmith.run import RunResult, execute
+from tunesmith.run import execute
 from tunesmith.track.files import read_object, replace_text, to_json
+from tunesmith.track.outcome import outcome
 from tunesmith.track.progress import Progress
 
 
@@ -96,13 +97,13 @@ def mark(this: Round, around: Around) -> dict[str, Any]:
     return found.to_json()
 
 
-def train(this: Round, around: Around) -> RunResult:
-    """One ordinary run on the round's records, continued when it was begun."""
+def train(this: Round, around: Around) -> dict[str, Any]:
+    """One ordinary run on the round's records, continued when it was begun; with its last evaluation loss."""
     around.mesh.first_then_others(lambda: around.mesh.is_first and prepare_reference(around.recipe, this))
     recipe = round_recipe(around.recipe, this)
     plan = around.mesh.first_then_others(lambda: make_plan(recipe, ranks=around.mesh.world))
     result = execute(recipe, this.run, around.mesh, around.display, plan=plan.to_json())
-    return replace(result, run=str(this.run.path))
+    return {**result.to_json(), "eval_loss": outcome(this.run).eval_loss}
 
 
 def timed(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def told_rounds(run: RunDir) -> set[int]:
     return {row["step"] for row in read_metrics(run.metrics_file)}
 
 
-def tell_round(tracker: Tracking, found: dict[str, Any]) -> None:
-    """One row: what the answers were like, what came of them, how the training went."""
+def tell_round(tracker: Tracking, found: dict[str, Any], tokens: int) -> None:
+    """One row: what the answers were like, what came of them, how the training went; `tokens` of all rounds so far."""
     sampled, labelled, trained = found["sampled"], found["labelled"], found["trained"]
     values = {
         "online/mean_mark": labelled["mean_mark"],
@@ -125,9 +125,10 @@ def tell_round(tracker: Tracking, found: dict[str, Any]) -> None:
         "online/distinct": sampled["distinct"],
         "length/mean": sampled["mean_length"],
         "train/loss": trained["last_loss"],
+        "eval/loss": trained["eval_loss"],
     }
     known = {name: float(value) for name, value in values.items() if value is not None}
-    tracker.metrics(found["round"] + 1, trained["tokens"], known)
+    tracker.metrics(found["round"] + 1, tokens, known)
 
 
 def keep_weights(last: Round) -> None:
