@@ -16,7 +16,6 @@ from tunesmith.data.packing import pack
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
 from tunesmith.models.cache import Progress
-from tunesmith.models.heads import outputs_of
 from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
 from tunesmith.models.locate import locate
 from tunesmith.models.processor import computing_type
@@ -162,7 +161,7 @@ def make_plan(
         machine = replace(machine, memory_free=machine.memory_free // ranks)
     folder = locate(recipe.model.path, recipe.model.revision, progress)
     task = resolve_task(recipe)
-    inventory = take_inventory(folder, outputs_of(task))
+    inventory = take_inventory(folder, task.outputs)
     counted = counted or count_data(recipe.data, load_tokenizer(folder), task)
     trained = trainable_of(recipe, inventory)
     steps = count_steps(recipe, counted, ranks, machine.device)

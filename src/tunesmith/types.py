@@ -133,6 +133,11 @@ class Task:
     reads: Reads = "logprobs"
     classes: tuple[str, ...] = ()  # names of the classes, of kind `label`; empty: the label is a number
 
+    @property
+    def outputs(self) -> int:
+        """How many values a model must give where it is read; 0 means the log-probabilities of a language model."""
+        return 0 if self.reads == "logprobs" else max(1, len(self.classes))
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

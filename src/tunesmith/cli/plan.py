@@ -16,11 +16,17 @@ def plan(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fals
     """Work out memory, time and steps of a recipe on this machine; no weight is loaded."""
     from tunesmith.cli.plan_view import plan_view
     from tunesmith.errors import DoesNotFit
-    from tunesmith.iterate.planning import plan_any
+    from tunesmith.plan import make_plan
     from tunesmith.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    made = plan_any(loaded.recipe, file=" ".join([recipe, *(overrides or ())]))
+    words = " ".join([recipe, *(overrides or ())])
+    if loaded.recipe.online is None:
+        made = make_plan(loaded.recipe, file=words)
+    else:
+        from tunesmith.iterate.planning import plan_any  # loads transformers
+
+        made = plan_any(loaded.recipe, file=words)
     if as_json:
         emit_json(made.to_json())
     else:

@@ -19,7 +19,6 @@ from transformers.models.auto.modeling_auto import (
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.headers import TensorInfo
 from tunesmith.models.padding import free_pad
-from tunesmith.types import Task
 
 WRAPPERS = ("base_model", "model", "modules_to_save", "default")  # parts that PEFT adds to names
 AFTER_PADDING = ("roberta", "xlm-roberta")  # types whose positions begin after the padding token's id
@@ -27,11 +26,6 @@ AFTER_PADDING = ("roberta", "xlm-roberta")  # types whose positions begin after 
 OTHER_HEADS = ("canine", "ctrl", "layoutlmv2", "layoutlmv3", "lilt", "markuplm", "modernbert-decoder", "xlnet")
 CLASSIFIER = "ForSequenceClassification"
 SEED = 20_231_017  # of every new head: the same one in every run and on every rank
-
-
-def outputs_of(task: Task) -> int:
-    """How many values a model must give for a task; 0 means the log-probabilities of a language model."""
-    return 0 if task.reads == "logprobs" else max(1, len(task.classes))
 
 
 def has_head(model: PreTrainedModel) -> bool:

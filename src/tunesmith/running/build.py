@@ -23,7 +23,7 @@ from tunesmith.models.adapters import trainable
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import base_model
-from tunesmith.models.heads import head_modules, outputs_of
+from tunesmith.models.heads import head_modules
 from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.verify import verify_scores
 from tunesmith.recipe import Recipe
@@ -85,7 +85,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
 
 def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> nn.Module:
     """The model on its device, checked against transformers when its architecture is not among the proven ones."""
-    model = load_model(inputs.base, recipe.model, mesh.device(), outputs_of(inputs.task))
+    model = load_model(inputs.base, recipe.model, mesh.device(), inputs.task.outputs)
     base = base_model(model)
     if base.config.model_type not in PROVEN or mesh.device().type == "cuda":
         shortest = np.argsort(inputs.train.lengths, kind="stable")[:2]

@@ -17,7 +17,7 @@ from tunesmith.errors import ModelError
 from tunesmith.models.adapters import attach, load_adapter, merge, save_adapter, trainable
 from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig, ModelConfig
 from tunesmith.models.forward import base_model, read_only
-from tunesmith.models.heads import outputs_of, prepare_config, stored_outputs
+from tunesmith.models.heads import prepare_config, stored_outputs
 from tunesmith.models.load import load_base, load_model
 from tunesmith.models.padding import free_pad
 from tunesmith.types import Task
@@ -46,9 +46,9 @@ def moved(model):
 
 
 def test_tasks_say_how_many_values_they_read() -> None:
-    assert outputs_of(Task("pair", "logprobs")) == 0
-    assert outputs_of(Task("pair", "values")) == outputs_of(Task("label", "values")) == 1
-    assert outputs_of(Task("label", "values", ("no", "yes", "maybe"))) == 3
+    assert Task("pair", "logprobs").outputs == 0
+    assert Task("pair", "values").outputs == Task("label", "values").outputs == 1
+    assert Task("label", "values", ("no", "yes", "maybe")).outputs == 3
 
 
 def test_a_new_head_is_the_same_in_every_run_and_of_the_published_size(folder: Path) -> None:
