@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,9 +12,8 @@ import typer
 from tunesmith.cli.options import AsJson, Overrides, RecipeName
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tunesmith.distributed.mesh import Mesh
+    from tunesmith.iterate.record import OnlineResult
     from tunesmith.recipe import Loaded
     from tunesmith.run import RunResult
     from tunesmith.track.run_dir import RunDir
@@ -84,8 +84,11 @@ def train(
 
 def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
     from tunesmith.cli.output import console, emit_json, show
+    from tunesmith.cli.runs_report import next_commands
     from tunesmith.distributed.mesh import join_world
     from tunesmith.recipe import load_recipe
+    from tunesmith.track.index import summarise
+    from tunesmith.track.run_dir import RunDir
 
     loaded = load_recipe(name, overrides)
     mesh = join_world()
@@ -101,23 +104,22 @@ def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
         return
     loss = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else "no update"
     console().print(f"[bold green]done[/] {result.steps} steps, {result.tokens:,} tokens, {loss}")
-    for line in (
-        f"tunesmith runs show {result.run}",
-        f"tunesmith chat {result.run}",
-        f"tunesmith merge {result.run} OUT",
-    ):
+    run = RunDir(Path(result.run))
+    for line in (f"tunesmith runs show {result.run}", *next_commands(summarise(run), run.read_run())):
         console().print(f"  {line}")
 
 
-def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult | None:
+def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult | OnlineResult | None:
     """Plan, ask, make or open the run directory, execute; None when the answer was no."""
     from tunesmith.cli.output import console, show
     from tunesmith.cli.plan_view import plan_view
-    from tunesmith.plan import make_plan, record_actual
+    from tunesmith.iterate.loop import iterate
+    from tunesmith.iterate.planning import plan_any
+    from tunesmith.plan import record_actual
     from tunesmith.run import execute
     from tunesmith.track.progress import make_progress
 
-    plan = mesh.first_then_others(lambda: make_plan(loaded.recipe, ranks=mesh.world, file=name))
+    plan = mesh.first_then_others(lambda: plan_any(loaded.recipe, ranks=mesh.world, file=name))
     if mesh.is_first:
         console().print(plan_view(plan))
         for problem in plan.problems:
@@ -129,7 +131,8 @@ def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult |
     run = open_run(loaded, old, mesh)
     with make_progress(quiet=not mesh.is_first) as display:
         accept = how.accept_data_change
-        result = execute(loaded.recipe, run, mesh, display, plan=plan.to_json(), accept_data_change=accept)
+        carry_out = execute if loaded.recipe.online is None else iterate
+        result = carry_out(loaded.recipe, run, mesh, display, plan=plan.to_json(), accept_data_change=accept)
     if mesh.is_first:
         for warning in record_actual(plan, result.to_json()):
             show(warning)
