@@ -32,7 +32,7 @@ def plan(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fals
     else:
         answer(plan_view(made))
         if loaded.recipe.online is not None:
-            answer(f"one of {loaded.recipe.online.rounds} rounds; answers are taken to be as long as they may be")
+            answer(loaded.recipe.online.note)
         for problem in (*loaded.warnings, *made.problems):
             show(problem)
     if not made.fits:

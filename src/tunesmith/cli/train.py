@@ -122,6 +122,8 @@ def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult |
     plan = mesh.first_then_others(lambda: plan_any(loaded.recipe, ranks=mesh.world, file=name))
     if mesh.is_first:
         console().print(plan_view(plan))
+        if loaded.recipe.online is not None:
+            console().print(loaded.recipe.online.note)
         for problem in plan.problems:
             show(problem)
         plan.check(force=how.force)

@@ -22,3 +22,8 @@ class OnlineConfig(Config):
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="How answers are drawn from the model.")
     label: LabelConfig = Field(default=LabelConfig(), description="Who marks the answers, and what becomes of marks.")
+
+    @property
+    def note(self) -> str:
+        """What a plan of one round does not say by itself."""
+        return f"one of {self.rounds} rounds, without its sampling; answers are taken to be as long as they may be"

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_model_folder
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.errors import CheckpointError, DataError, UsageError
+from tunesmith.errors import CheckpointError, DataError, TunesmithError, UsageError
 from tunesmith.export.opening import find_weights
 from tunesmith.iterate.loop import iterate
 from tunesmith.iterate.planning import plan_any
@@ -20,7 +22,7 @@ from tunesmith.iterate.rounds import Round, all_prompts, prompts_of, round_recip
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.run import execute
 from tunesmith.track.index import summarise
-from tunesmith.track.progress import make_progress
+from tunesmith.track.progress import NoProgress, make_progress
 from tunesmith.track.run_dir import RunDir
 
 SHORT, LONG = "I am fine.", "Hello, how are you? I am fine, thank you. How can I help you today?"
@@ -201,6 +203,43 @@ def test_a_resume_refuses_other_settings_and_takes_more_rounds(taught, prompts, 
     assert len(result.rounds) == 2
     assert (run.path / "rounds/0/round.json").read_bytes() == before
     assert [row["step"] for row in rows(run.metrics_file) if "step" in row] == [1, 2]
+
+
+class Signalled(NoProgress):
+    """Sends a signal to this process when a phase or a training step shows up."""
+
+    def __init__(self, number: int, phase: str) -> None:
+        self.number = number
+        self.wanted = phase
+
+    def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
+        if text == self.wanted:
+            self.wanted = ""
+            os.kill(os.getpid(), self.number)
+
+    def step(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        self.phase("step")
+
+
+@pytest.mark.parametrize(
+    ("number", "phase", "state", "code"),
+    [
+        (signal.SIGTERM, "round 1: answers", "preempted", 75),
+        (signal.SIGTERM, "step", "preempted", 75),
+        (signal.SIGINT, "step", "stopped", 130),
+    ],
+)
+def test_a_signal_stops_in_any_phase_and_the_run_goes_on(taught, prompts, tmp_path, number, phase, state, code):
+    made = recipe(taught, prompts, "online.rounds=1")
+    run = RunDir.create(tmp_path / "runs", "r")
+    with pytest.raises(TunesmithError) as caught:
+        iterate(made, run, Mesh(), Signalled(number, phase))
+    assert caught.value.exit_code == code
+    assert caught.value.diagnostic.fixes[0].command == f"tunesmith runs resume {run.path}"
+    assert "round 1 of 1" in caught.value.diagnostic.evidence[0]
+    assert summarise(run).state == state
+    assert len(play(made, run).rounds) == 1
+    assert summarise(run).state == "finished"
 
 
 def test_a_run_killed_in_every_phase_ends_with_the_same_weights(taught, prompts, tmp_path):
