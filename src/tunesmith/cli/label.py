@@ -76,13 +76,24 @@ def label(
 def label_file(
     file: str, out: Path, settings: LabelConfig, choice: Choice, person_seed: int | None
 ) -> tuple[Labelled, list[Diagnostic]]:
-    """Read, mark, write; the output is complete or absent. DataError E264 when no record comes out."""
+    """Read, mark, write; the output is complete or absent, and beside it stands how it came about.
+
+    DataError E264 when no record comes out, UsageError E272 when the place is taken by another file.
+    """
+    from dataclasses import asdict
+
     from tunesmith.cli.output import console
+    from tunesmith.errors import Fix, UsageError, Where
     from tunesmith.evaluate.outcomes import label as mark
     from tunesmith.evaluate.outcomes import write_records
     from tunesmith.rollout.answers import read_answers
+    from tunesmith.track.files import replace_text, to_json
     from tunesmith.track.progress import make_progress
 
+    side = out.with_name(f"{out.name}.label.json")
+    if out.exists() and not side.exists():
+        fixes = [Fix("write to another file: -o FILE"), "or move it away"]
+        raise UsageError("E272", f"{out} is there and was not written by labelling", where=Where(str(out)), fixes=fixes)
     rows = read_answers(file)
     votes = out.with_name(f"{out.name}.votes.jsonl")
     with labeller_of(settings, votes, person_seed) as labeller:
@@ -92,6 +103,9 @@ def label_file(
             with make_progress(console()) as progress:
                 progress.phase("marking answers")
                 found = mark(rows, labeller, choice, lambda done, total: progress.phase("marks", done, total))
+        who = {"person": True} if person_seed is not None else settings.model_dump(mode="json")
+        about = {"answers": file, "labeller": who, "choice": asdict(choice), "found": found.to_json()}
+        replace_text(side, to_json(about, indent=1) + "\n")
         write_records(found, out, file)
         return found, labeller.warnings()
 

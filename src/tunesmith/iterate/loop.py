@@ -13,7 +13,15 @@ from tunesmith.errors import DataError, Fix, Interrupted, Preempted, TunesmithEr
 from tunesmith.evaluate.labelling import check_choice
 from tunesmith.faults import fault
 from tunesmith.iterate.phases import Around, mark, sample, timed, train
-from tunesmith.iterate.record import OnlineResult, describe, keep_weights, summarise, tell_round, told_rounds
+from tunesmith.iterate.record import (
+    OnlineResult,
+    describe,
+    keep_weights,
+    summarise,
+    tell_evaluation,
+    tell_round,
+    told_rounds,
+)
 from tunesmith.iterate.rounds import Round, all_prompts, prompts_of, settings_of, target_of
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.prompts import Prompt
@@ -97,7 +105,9 @@ class Whole:
                 break
             done.append(found)
         if self.mesh.is_first:
-            keep_weights(Round(len(done) - 1, self.run))
+            last = Round(len(done) - 1, self.run)
+            keep_weights(last)
+            tell_evaluation(self.tracker, last)
         self.mesh.barrier()
         result = summarise(self.run, done, rounds)
         self.tracker.event(FINISH, result.to_json())

@@ -20,7 +20,7 @@ from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.identity import FREE_TO_CHANGE, HASHED, flatten
 from tunesmith.track.files import disk_error
 from tunesmith.track.hardware import describe_machine
-from tunesmith.track.reader import read_metrics
+from tunesmith.track.reader import read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
 from tunesmith.train.loop import check_same, without
@@ -129,6 +129,13 @@ def tell_round(tracker: Tracking, found: dict[str, Any], tokens: int) -> None:
     }
     known = {name: float(value) for name, value in values.items() if value is not None}
     tracker.metrics(found["round"] + 1, tokens, known)
+
+
+def tell_evaluation(tracker: Tracking, last: Round) -> None:
+    """What the last round measured of its model holds for the run."""
+    found = [row["scores"] for row in read_lines(last.run.events_file) if isinstance(row.get("scores"), dict)]
+    if found:
+        tracker.event("evaluation", {"scores": found[-1]})
 
 
 def keep_weights(last: Round) -> None:

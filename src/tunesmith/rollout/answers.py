@@ -120,7 +120,6 @@ def read_answers(path: str, tally: Tally | None = None) -> list[Answered]:
             found.append(to_answered(record, source))
         except DataError as error:
             tally.refuse(error.diagnostic, alike(error))
-    tally.end_file(path)
     return found
 
 

@@ -79,10 +79,12 @@ def complete(
     requests: Sequence[Request],
     sampling: Sampling,
     batch_size: int = 32,
+    on_token: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Generated]]:
     """The place of each request and its answer, as answers end; the longest prompts come first.
 
-    A prompt that several requests of a batch continue is computed once for all of them.
+    A prompt that several requests of a batch continue is computed once for all of them. `on_token` is called at every
+    token, so that long answers are no reason for silence.
     """
     check_prompts(model, prompts)
 
@@ -97,6 +99,8 @@ def complete(
             tokens: list[list[int]] = [[] for _ in places]
             for row, token, ends in steps(view, prompts, [requests[place] for place in places], sampling, stops):
                 tokens[row].append(token)
+                if on_token is not None:
+                    on_token()
                 if ends:
                     yield places[row], finish(tokenizer, tokens[row], stops)
 

@@ -16,7 +16,7 @@ from tunesmith.rollout.generator import Generated, Progress, Request, Sampling, 
 from tunesmith.rollout.prompts import Prompt
 
 Load = Callable[[], tuple[nn.Module, Tokenizer]]
-Stop = Callable[[], None]  # called between answers; raises when the work is to end here
+Stop = Callable[[], None]  # called at every token; raises when the work is to end here
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +78,22 @@ def fill(
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, drawing.seed)
     held: dict[int, dict[int, Generated]] = {index: {} for index in fitting}
     texts = [tokens[index] for index in fitting]
-    drawn, started = 0, time.monotonic()
-    answers = complete(model, tokenizer, texts, requests, sampling, settings.batch_size)
-    for done, (place, made) in enumerate(answers, start=1):
-        index, k = requests[place].name
-        held[index][k] = made
-        drawn += len(made.tokens)
-        if len(held[index]) == settings.answers:
-            group = held.pop(index)
-            file.write(index, answer_row(prompts[index], [group[at] for at in range(settings.answers)]))
+    done, drawn, started = 0, 0, time.monotonic()
+
+    def on_token() -> None:
         if drawing.on_progress is not None:
             drawing.on_progress(done, len(requests))
         if drawing.check_stop is not None:
             drawing.check_stop()
+
+    for place, made in complete(model, tokenizer, texts, requests, sampling, settings.batch_size, on_token):
+        index, k = requests[place].name
+        held[index][k] = made
+        done, drawn = done + 1, drawn + len(made.tokens)
+        if len(held[index]) == settings.answers:
+            group = held.pop(index)
+            file.write(index, answer_row(prompts[index], [group[at] for at in range(settings.answers)]))
+            on_token()
     seconds = time.monotonic() - started
     return len(requests), drawn / seconds if requests else 0.0, len(missing) - len(fitting)
 

@@ -50,6 +50,17 @@ def test_a_rule_makes_pairs(capsys):
     assert "3 records from 3 prompts" in capsys.readouterr().out
 
 
+def test_only_what_labelling_wrote_is_replaced(answers, capsys):
+    before = answers.read_bytes()
+    assert call("label", "answers.jsonl", "-o", "answers.jsonl", "--rule", "shorter") == 2
+    assert "E272" in capsys.readouterr().err
+    assert answers.read_bytes() == before
+    for rule in ("shorter", "longer"):
+        assert call("label", "answers.jsonl", "-o", "pairs.jsonl", "--rule", rule) == 0
+    about = json.loads(Path("pairs.jsonl.label.json").read_text("utf-8"))
+    assert (about["labeller"]["rule"], about["choice"]["to"], about["found"]["records"]) == ("longer", "pairs", 3)
+
+
 def test_wrong_options_are_told(capsys):
     assert call("label", "answers.jsonl", "-o", "p.jsonl") == 2
     assert "E270" in capsys.readouterr().err
