@@ -17,7 +17,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.evaluate.harness import evaluate, write_rows
 from tunesmith.evaluate.scoring import centre
 from tunesmith.evaluate.values import evaluate_values
-from tunesmith.models.headers import base_hash
+from tunesmith.models.content import content_hash
 from tunesmith.models.meaning import meaning_of
 from tunesmith.models.save import save_weights
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
@@ -169,7 +169,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "method": recipe.model.adapter.method,
             "task": asdict(inputs.task),
             "objective": " + ".join(objective.title for objective in recipe.objectives),
-            "model": {"path": recipe.model.path, "folder": str(inputs.base), "hash": base_hash(inputs.base)},
+            "model": {"path": recipe.model.path, "folder": str(inputs.base), "hash": content_hash(inputs.base)},
             "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
             "ranks": mesh.world,
             "threads": torch.get_num_threads(),

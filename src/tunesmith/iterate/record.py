@@ -14,7 +14,7 @@ from tunesmith.data.sources import fingerprint_source
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.export.identity import weights_identity
 from tunesmith.iterate.rounds import Round, settings_of, start_source
-from tunesmith.models.headers import base_hash
+from tunesmith.models.content import content_hash
 from tunesmith.models.save import swap
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.identity import FREE_TO_CHANGE, HASHED, flatten
@@ -86,7 +86,7 @@ def describe(run: RunDir, recipe: Recipe, mesh: Mesh, plan: dict[str, Any] | Non
             "seed": recipe.train.seed,
             "method": recipe.model.adapter.method,
             "objective": "online " + " + ".join(objective.title for objective in recipe.objectives),
-            "model": {"path": recipe.model.path, "folder": str(source.base), "hash": base_hash(source.base)},
+            "model": {"path": recipe.model.path, "folder": str(source.base), "hash": content_hash(source.base)},
             "rounds": settings_of(recipe).rounds,
             "ranks": mesh.world,
             "identity": found,

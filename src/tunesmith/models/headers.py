@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -172,11 +171,3 @@ def _damaged(path: Path, reason: str, tensor: str | None = None) -> ModelError:
         where=Where(str(path), field=tensor and tensor[:120]),
         fixes=["download or copy the file again; compare its size and sha256 with the source"],
     )
-
-
-def base_hash(folder: Path) -> str:
-    """Hash of the config and of every tensor's name, type and shape, and of the files' sizes."""
-    total = hashlib.sha256((folder / "config.json").read_bytes())
-    for name, about in sorted(read_headers(folder).items()):
-        total.update(f"{name} {about}\n".encode())
-    return total.hexdigest()

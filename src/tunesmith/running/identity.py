@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunesmith.models.headers import base_hash
+from tunesmith.models.content import content_hash
 from tunesmith.recipe import Recipe
 from tunesmith.running.inputs import Inputs
 from tunesmith.track.run_dir import RunDir
@@ -27,7 +27,7 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         DATA_HASH: inputs.train.key,
         "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
         "source weights": [source.weight for source in recipe.data.train],
-        "base hash": base_hash(inputs.base),
+        "base hash": content_hash(inputs.base),
     }
 
 

@@ -20,8 +20,8 @@ from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import ModelError, Where
 from tunesmith.models.config import LoraConfig, ModelConfig
-from tunesmith.models.headers import base_hash
-from tunesmith.models.load import load_model
+from tunesmith.models.content import content_hash
+from tunesmith.models.load import load_base
 from tunesmith.models.locate import locate
 from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Reference, StartWeights
 from tunesmith.paths import home
@@ -51,12 +51,12 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
     if settings.source == "path" or settings.path is not None:
         assert settings.path is not None, "the checks of the recipe let a reference without a path pass"
         folder = locate(settings.path)
-        return Referee(other_model(folder, recipe, tokenizer, mesh), f"{base_hash(folder)}", False, True)
+        return Referee(other_model(folder, recipe, tokenizer, mesh), content_hash(folder), False, True)
     new_adapter = isinstance(model, PeftModel) and recipe.model.adapter_path is None
     if isinstance(model, PeftModel) and (
         settings.source == "adapter_off" or (new_adapter and not settings.update_every)
     ):
-        return Referee(AdapterOff(model), f"base {base_hash(base)}", new_adapter, False)
+        return Referee(AdapterOff(model), f"base {content_hash(base)}", new_adapter, False)
     if isinstance(recipe.model.adapter, LoraConfig) or settings.update_every:
         return Referee(StartWeights(model), key, True, False)
     return Referee(OtherModel(model), key, True, True)
@@ -64,14 +64,7 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
 
 def start_key(recipe: Recipe, base: Path) -> str:
     adapter = recipe.model.adapter_path
-    return f"start {base_hash(base)} {'' if adapter is None else adapter_hash(locate(adapter))}"
-
-
-def adapter_hash(folder: Path) -> str:
-    total = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        total.update((folder / name).read_bytes())
-    return total.hexdigest()
+    return f"start {content_hash(base)} {'' if adapter is None else content_hash(locate(adapter))}"
 
 
 def other_model(folder: Path, recipe: Recipe, tokenizer: Tokenizer, mesh: Mesh) -> OtherModel:
@@ -85,7 +78,7 @@ def other_model(folder: Path, recipe: Recipe, tokenizer: Tokenizer, mesh: Mesh) 
             fixes=["name a reference of the same family", "leave model.reference out: the model as loaded is compared"],
         )
     settings = ModelConfig(path=str(folder), dtype=recipe.model.dtype, attention=recipe.model.attention)
-    return OtherModel(load_model(folder, settings, mesh.device()).requires_grad_(False).eval())
+    return OtherModel(load_base(folder, settings, mesh.device()).eval())
 
 
 def build_streams(
