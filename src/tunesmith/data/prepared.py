@@ -18,6 +18,7 @@ import numpy as np
 
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import read_entries
+from tunesmith.data.hub import PREFIX
 from tunesmith.data.judgements import Judgements, JudgementWriter
 from tunesmith.data.outcome import IMITATION
 from tunesmith.data.sources import fingerprint_source
@@ -120,7 +121,7 @@ def prepare(
 ) -> Prepared:
     """The examples of `sources`, from the cache when the same bytes were prepared with the same settings before."""
     key = prepare_key(sources, settings, tokenizer, task)
-    folder = home() / "prepared" / key
+    folder = prepared_folder(sources, key)
     if not is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
         write_prepared(folder, key, Wanted(tuple(sources), settings, tokenizer, task, progress))
@@ -155,12 +156,22 @@ def is_whole(folder: Path) -> bool:
 def prepare_key(
     sources: Sequence[SourceConfig], settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATION
 ) -> str:
-    """sha256 over file bytes, shapes, template, tokenizer, task and every setting that changes tokens or weights."""
+    """sha256 over file bytes, shapes, template, tokenizer, task and every setting that changes tokens or weights.
+
+    Where the files lie is no part of it: a run goes on when its data was named by another path.
+    """
     shaping = settings.model_dump(mode="json", exclude={"train", "eval", "shuffle"})
     parts = [VERSION, code_hash(), tokenizer.fingerprint(), shaping, asdict(task)]
     for source in sources:
-        parts.append([source.model_dump(mode="json", exclude={"weight"}), fingerprint_source(source)])
+        parts.append([source.model_dump(mode="json", exclude={"weight", "path"}), fingerprint_source(source)])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def prepared_folder(sources: Sequence[SourceConfig], key: str) -> Path:
+    """Where prepared data is kept: one folder for each place of the files, whose names the examples hold."""
+    local = (source.path for source in sources if not source.path.startswith(PREFIX))
+    paths = [str(Path(path).expanduser().absolute()) for path in local]
+    return home() / "prepared" / hashlib.sha256(json.dumps([key, paths]).encode()).hexdigest()
 
 
 @functools.cache

@@ -16,14 +16,13 @@ from tunesmith.data.content import is_packed, kind_of
 from tunesmith.data.entries import Entry, read_entries
 from tunesmith.data.hub import PREFIX
 from tunesmith.data.outcome import IMITATION
-from tunesmith.data.prepared import Prepared, prepare_key
+from tunesmith.data.prepared import Prepared, prepare_key, prepared_folder
 from tunesmith.data.sources import find_files
 from tunesmith.data.survey import DROPPED
 from tunesmith.data.tables import row_group_ends
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, UsageError, Where
-from tunesmith.paths import home
 from tunesmith.types import Document, Kind, Task
 
 CHOSEN = 300  # records that are tokenised
@@ -124,7 +123,7 @@ def find_prepared(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITA
         return None
     if sum(path.stat().st_size for source in sources for path in find_files(source.path)) > HASHED:
         return None
-    folder = home() / "prepared" / prepare_key(sources, settings, tokenizer, task)
+    folder = prepared_folder(sources, prepare_key(sources, settings, tokenizer, task))
     return Prepared(folder) if (folder / "about.json").is_file() else None
 
 

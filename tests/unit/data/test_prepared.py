@@ -90,6 +90,19 @@ def test_the_task_is_part_of_the_key(tmp_path, tokenizer):
     assert len({prepare_key(sources, DataConfig(), tokenizer, task) for task in tasks}) == 4
 
 
+def test_the_same_bytes_have_one_key_wherever_they_lie_and_name_the_file_that_was_read(
+    tmp_path, tokenizer, monkeypatch
+):
+    (tmp_path / "other").mkdir()
+    absolute, copied = (written(folder / "a.jsonl", ROWS["pair"]) for folder in (tmp_path, tmp_path / "other"))
+    monkeypatch.chdir(tmp_path)
+    relative = (SourceConfig(path="a.jsonl"),)
+    stored = [prepare(sources, DataConfig(), tokenizer, None, Task("pair")) for sources in (relative, absolute, copied)]
+    assert len({each.key for each in stored}) == 1
+    assert stored[0].folder == stored[1].folder
+    assert stored[2][0].file == copied[0].path
+
+
 def test_the_report_counts_what_is_shared_and_saved(tmp_path, tokenizer):
     stored = prepare(written(tmp_path / "a.jsonl", ROWS["ranking"]), DataConfig(), tokenizer, None, Task("ranking"))
     prompts = [example.cuts[0] for example in map(stored.__getitem__, range(len(stored)))]
