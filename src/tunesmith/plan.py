@@ -39,6 +39,7 @@ from tunesmith.planning.memory import (
     layers_to_checkpoint,
 )
 from tunesmith.planning.problems import Facts, find_problems, peak_off
+from tunesmith.planning.reference import find_reference
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
 
@@ -162,7 +163,9 @@ def make_plan(
     folder = locate(recipe.model.path, recipe.model.revision, progress)
     task = resolve_task(recipe)
     inventory = take_inventory(folder, task.outputs)
-    counted = counted or count_data(recipe.data, load_tokenizer(folder), task)
+    tokenizer = load_tokenizer(folder)
+    find_reference(recipe, tokenizer)
+    counted = counted or count_data(recipe.data, tokenizer, task)
     trained = trainable_of(recipe, inventory)
     steps = count_steps(recipe, counted, ranks, machine.device)
     dtype = planned_type(recipe, inventory, machine)

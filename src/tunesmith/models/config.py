@@ -58,8 +58,8 @@ class ReferenceConfig(Config):
     update_every: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Steps after which the reference moves towards the policy (arXiv:2404.09656); 0: never."
     )
-    update_mix: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.6, description="Share of the policy in the moved reference; 1 replaces it."
+    update_mix: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="Share of the policy in the moved reference; empty: 0.6, or 1 (replaced) with LoRA."
     )
 
 

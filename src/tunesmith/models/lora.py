@@ -58,5 +58,6 @@ class FastLoraLinear(PeftLinear):
         (name,) = adapters
         if name not in self.lora_A or self.lora_variant or self.lora_bias[name]:
             return False
-        dropped = self.training and not isinstance(self.lora_dropout[name], torch.nn.Identity)
+        dropout = self.lora_dropout[name]
+        dropped = self.training and isinstance(dropout, torch.nn.Dropout) and dropout.p > 0
         return not dropped and not any(parameter.requires_grad for parameter in self.get_base_layer().parameters())

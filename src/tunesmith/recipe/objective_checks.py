@@ -73,7 +73,7 @@ def _moving(recipe: Recipe) -> Iterator[Clash]:
     if settings.source in ("adapter_off", "path") or settings.path is not None:
         message = "only the model as loaded can move towards the policy"
         yield Clash(message, (every, "model.reference.source"), {"model.reference.source": "start"})
-    if isinstance(recipe.model.adapter, LoraConfig) and settings.update_mix < 1:
+    if isinstance(recipe.model.adapter, LoraConfig) and settings.update_mix is not None and settings.update_mix < 1:
         message = (
             f"a mixture of two LoRA adapters is no LoRA adapter of the same rank: update_mix {settings.update_mix:g}"
         )

@@ -25,6 +25,7 @@ from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import base_model
 from tunesmith.models.heads import head_modules
 from tunesmith.models.load import PROVEN, load_model
+from tunesmith.models.noise import silence
 from tunesmith.models.verify import verify_scores
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
@@ -60,6 +61,10 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     settings, mesh, tracker = recipe.train, around.mesh, around.tracker
     seed_everything(settings.seed)
     model = build_model(recipe, inputs, mesh, around.plan)
+    if compares(recipe) and (silenced := silence(model)):
+        told = f"dropout in {silenced} layers is switched off: {recipe.objective.title} compares log-probabilities"
+        around.display.message(told)
+        tracker.text(told)
     source = build_source(recipe, inputs, mesh)
     streams, held_out = attach_streams(recipe, inputs, model, source, around)
     seed_everything(settings.seed + 1 + mesh.rank)
@@ -76,11 +81,16 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         mesh=mesh,
         settings=settings,
         total=settings.steps or source.steps_for(settings.epochs),
-        evaluate=None if held_out is None else lambda: evaluation_loss(model, held_out, objectives),
+        evaluate=None if held_out is None else lambda memory: evaluation_loss(model, held_out, objectives, memory),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
         about=identity(recipe, inputs),
     )
     return Loop(parts)
+
+
+def compares(recipe: Recipe) -> bool:
+    """Whether the losses compare log-probabilities of answers, so that chance must not change them."""
+    return recipe.task.reads == "logprobs" and recipe.task.kind not in ("sequence", "label")
 
 
 def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> nn.Module:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.models.content import content_hash
-from tunesmith.recipe import Recipe
+from tunesmith.models.locate import locate
+from tunesmith.recipe import Recipe, with_absolute_paths
 from tunesmith.running.inputs import Inputs
 from tunesmith.track.run_dir import RunDir
 from tunesmith.train.loop import check_same, without
 
 DATA_HASH = "data hash"
-HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path")  # compared by content, not by name
+HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path", "model.reference.path")  # by content
 FREE_TO_CHANGE = ("run.", "evaluate.", "train.checkpoint.", "train.evaluate_every", "train.sample_", "train.threads")
 
 
@@ -19,7 +20,7 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """The flat settings that a resume must find unchanged, with hashes of the data and the base weights."""
     flat = {
         key: value
-        for key, value in flatten(recipe.model_dump(mode="json")).items()
+        for key, value in flatten(with_absolute_paths(recipe).model_dump(mode="json")).items()
         if not key.startswith(FREE_TO_CHANGE) and key not in HASHED
     }
     return {
@@ -28,7 +29,13 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
         "source weights": [source.weight for source in recipe.data.train],
         "base hash": content_hash(inputs.base),
+        "adapter hash": hash_of(recipe.model.adapter_path),
+        "reference hash": hash_of(recipe.model.reference.path),
     }
+
+
+def hash_of(path: str | None) -> str | None:
+    return None if path is None else content_hash(locate(path))
 
 
 def check_identity(run: RunDir, recipe: Recipe, inputs: Inputs, ignore: tuple[str, ...]) -> None:

@@ -16,15 +16,15 @@ from torch import nn
 from tunesmith import models
 from tunesmith.data.loader import Builder, Microbatches, OfflineSource
 from tunesmith.data.prepared import Prepared
-from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.errors import ModelError, Where
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.content import content_hash
 from tunesmith.models.load import load_base
 from tunesmith.models.locate import locate
 from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Reference, StartWeights
 from tunesmith.paths import home
+from tunesmith.planning.reference import find_reference
 from tunesmith.recipe import Recipe
 from tunesmith.train.stream_cache import StreamCache
 from tunesmith.train.streams import Streams
@@ -48,10 +48,9 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
     Raises ModelError E282 when a reference of its own has another vocabulary.
     """
     settings, key = recipe.model.reference, start_key(recipe, base)
-    if settings.source == "path" or settings.path is not None:
-        assert settings.path is not None, "the checks of the recipe let a reference without a path pass"
-        folder = locate(settings.path)
-        return Referee(other_model(folder, recipe, tokenizer, mesh), content_hash(folder), False, True)
+    folder = find_reference(recipe, tokenizer)
+    if folder is not None:
+        return Referee(other_model(folder, recipe, mesh), content_hash(folder), False, True)
     new_adapter = isinstance(model, PeftModel) and recipe.model.adapter_path is None
     if isinstance(model, PeftModel) and (
         settings.source == "adapter_off" or (new_adapter and not settings.update_every)
@@ -67,16 +66,7 @@ def start_key(recipe: Recipe, base: Path) -> str:
     return f"start {content_hash(base)} {'' if adapter is None else content_hash(locate(adapter))}"
 
 
-def other_model(folder: Path, recipe: Recipe, tokenizer: Tokenizer, mesh: Mesh) -> OtherModel:
-    theirs = load_tokenizer(folder)
-    if theirs.vocabulary() != tokenizer.vocabulary():
-        raise ModelError(
-            "E282",
-            "the reference has another vocabulary than the model: their log-probabilities cannot be compared",
-            where=Where(field="model.reference.path"),
-            evidence=[f"model {recipe.model.path}", f"reference {folder}"],
-            fixes=["name a reference of the same family", "leave model.reference out: the model as loaded is compared"],
-        )
+def other_model(folder: Path, recipe: Recipe, mesh: Mesh) -> OtherModel:
     settings = ModelConfig(path=str(folder), dtype=recipe.model.dtype, attention=recipe.model.attention)
     return OtherModel(load_base(folder, settings, mesh.device()).eval())
 
@@ -90,7 +80,7 @@ def build_streams(
         reference=referee.reference,
         equals_start=referee.equals_start,
         update_every=settings.update_every,
-        update_mix=settings.update_mix,
+        update_mix=mixture(recipe),
     )
     if settings.update_every:
         return streams
@@ -106,6 +96,14 @@ def build_streams(
         fill(streams, Microbatches(build, recipe.train.microbatch_limit(mesh.device().type)), mesh, progress)
         streams = replace(streams, reference=Computed())
     return streams
+
+
+def mixture(recipe: Recipe) -> float:
+    """Share of the policy in a moved reference: adapters cannot be mixed in parts, so theirs is replaced."""
+    given = recipe.model.reference.update_mix
+    if given is not None:
+        return given
+    return 1.0 if isinstance(recipe.model.adapter, LoraConfig) else 0.6
 
 
 def fill(streams: Streams, microbatches: Microbatches, mesh: Mesh, progress: Progress | None) -> None:

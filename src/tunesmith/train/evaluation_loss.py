@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -23,11 +23,16 @@ class HeldOut:
         self.mesh = mesh
 
     def __iter__(self) -> Iterator[Batch]:
-        for index in range(self.mesh.rank, len(self.microbatches), self.mesh.world):
-            yield self.streams.attach(self.microbatches[index].to(self.mesh.device()))
+        return (self.streams.attach(batch.to(self.mesh.device())) for batch in self.bare())
+
+    def bare(self) -> Iterator[Batch]:
+        """The same microbatches without streams, where they were built."""
+        return (self.microbatches[index] for index in range(self.mesh.rank, len(self.microbatches), self.mesh.world))
 
 
-def evaluation_loss(model: nn.Module, held_out: HeldOut, objectives: Sequence[Objective]) -> dict[str, float]:
+def evaluation_loss(
+    model: nn.Module, held_out: HeldOut, objectives: Sequence[Objective], memory: Mapping[str, float]
+) -> dict[str, float]:
     """`loss` and the metrics of every objective: sums over the set / counts over the set, never a mean of means."""
-    result = measure(model, held_out, objectives, held_out.mesh)
+    result = measure(model, held_out, objectives, held_out.mesh, memory, held_out.bare())
     return {"loss": result.loss, **result.metrics}

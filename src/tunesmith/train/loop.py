@@ -64,7 +64,7 @@ class Parts:
     mesh: Mesh
     settings: TrainConfig
     total: int
-    evaluate: Callable[[], dict[str, float]] | None = None  # "loss" and metrics of held-out data
+    evaluate: Callable[[dict[str, float]], dict[str, float]] | None = None  # "loss" and metrics of held-out data
     show_samples: Callable[[int], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
@@ -101,17 +101,18 @@ class Loop:
     def step(self) -> None:
         parts, position = self.parts, self.position
         started = time.monotonic()
-        microbatches = [batch.to(parts.mesh.device()) for batch in parts.source.next_step()]
+        microbatches = parts.source.next_step()
         waited = time.monotonic() - started
         fault("train.step", position.step + 1)
         result = compute_step(
             parts.model,
-            parts.streams.attach_all(microbatches),
+            microbatches,
             parts.objectives,
             parts.optimizer,
             parts.mesh,
             memory=position.memory,
             neftune_alpha=parts.settings.neftune_alpha,
+            attach=parts.streams.attach,
         )
         if position.step == 0:
             self.check_start(result)
@@ -137,9 +138,9 @@ class Loop:
             raise verdict.error(self.last_checkpoint())
 
     def check_start(self, result: StepResult) -> None:
-        """The first loss is known where the policy equals the reference; where it need not, say which one it would be.
+        """Policy and reference agree where the reference is the model as loaded; say so, or that it is another one.
 
-        Raises NumericalError E281 when policy and reference should be equal and the loss says that they are not.
+        Raises NumericalError E281 when they should agree and do not.
         """
         told = judge_start(self.parts.objectives, self.parts.streams, result, self.parts.model)
         if told is not None:
@@ -183,7 +184,7 @@ class Loop:
         assert parts.evaluate is not None
         if position.evaluated == position.step:
             return
-        found = parts.evaluate()
+        found = parts.evaluate(position.memory)
         loss = found["loss"]
         position.evaluated = position.step
         values = {f"eval/{name}": value for name, value in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.forward import base_model, read, read_only
 from tunesmith.objectives import Objective
+from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.train.optimizer import Optimizer, gradient_norm
 from tunesmith.types import Batch, Context, Scores
 
@@ -21,7 +22,8 @@ class StepResult:
     """Global figures of one step, before the update.
 
     `loss` is the sum over objectives of coefficient * sum / count, `counts` are their units, `scored` is the weight of
-    all scored tokens. `metrics` hold each objective's loss as well when there are several.
+    all scored tokens. `metrics` hold each objective's loss as well when there are several. `drift` is the mean absolute
+    difference between policy and reference in a token's log-probability, None without a reference.
     """
 
     loss: float
@@ -30,6 +32,7 @@ class StepResult:
     grad_norm: float
     metrics: dict[str, float]
     records: tuple[str, ...] = ()
+    drift: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -43,7 +46,8 @@ class Tally:
         self.objectives = tuple(objectives)
         self.counts = tuple(counts)
         self.names = [("loss", *objective.metric_names) for objective in objectives]
-        self.sums: Tensor | None = None  # fp64, every objective's loss and metrics end to end
+        self.sums: Tensor | None = None  # fp64, every objective's loss and metrics end to end, then the drift
+        self.has_reference = any(REFERENCE in objective.needs for objective in objectives)
 
     def add(self, scores: Scores, batch: Batch, contexts: Sequence[Context]) -> Tensor:
         """The microbatch's share of the loss, with its graph."""
@@ -52,13 +56,15 @@ class Tally:
             loss = objective(scores, batch, context)
             found += [loss.sum, *(loss.metrics[name] for name in names[1:])]
             shares.append(objective.coefficient * loss.sum / count if count > 0 else 0.0 * loss.sum)
+        if self.has_reference:
+            found.append((scores.logprobs.detach() - batch.streams[REFERENCE]).abs().sum())
         sums = torch.stack([value.detach().double() for value in found])
         self.sums = sums if self.sums is None else self.sums + sums
         return torch.stack(shares).sum()
 
-    def totals(self, mesh: Mesh) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by name."""
-        width = sum(map(len, self.names))
+    def totals(self, mesh: Mesh) -> tuple[float, dict[str, float], float]:
+        """The loss, every metric by name, and the summed drift."""
+        width = sum(map(len, self.names)) + self.has_reference
         flat = iter(mesh.sum([0.0] * width if self.sums is None else self.sums.tolist()))
         loss, metrics = 0.0, {}
         several = len(self.objectives) > 1
@@ -69,7 +75,7 @@ class Tally:
             metrics = {**objective.report(means), **metrics}
             if several:
                 metrics[f"loss/{objective.title}"] = own
-        return loss, metrics
+        return loss, metrics, next(flat, 0.0)
 
 
 def compute_step(
@@ -81,17 +87,19 @@ def compute_step(
     *,
     memory: Mapping[str, float] | None = None,
     neftune_alpha: float = 0.0,
+    attach: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> StepResult:
     """Leave the summed gradient of the loss in the optimizer and report it; nothing is updated.
 
-    An objective whose global count is 0 adds loss 0 and no gradient. `memory` is what `Objective.remember` kept.
+    An objective whose global count is 0 adds loss 0 and no gradient. `memory` is what `Objective.remember` kept, and
+    `attach` adds the streams to a microbatch that is on the device.
     """
     optimizer.clear()
     *counts, scored = global_counts(microbatches, objectives, mesh)
-    contexts = look_ahead(model, microbatches, objectives, mesh, memory or {})
+    ready = [attach(batch.to(mesh.device())) for batch in microbatches]
+    contexts = look_ahead(model, ready, objectives, mesh, memory or {})
     tally = Tally(objectives, counts)
-    for batch in microbatches:
-        batch = batch.to(mesh.device())
+    for batch in ready:
         embeddings = noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None
         scores = read(model, batch, objectives[0].reads, embeddings)
         share = tally.add(scores, batch, contexts)
@@ -99,9 +107,10 @@ def compute_step(
             share.backward()
     gradients = optimizer.gradients()
     mesh.sum_gradients(gradients)
-    loss, metrics = tally.totals(mesh)
+    loss, metrics, drift = tally.totals(mesh)
     records = tuple(record for batch in microbatches for record in batch.records)
-    return StepResult(loss, tuple(counts), scored, gradient_norm(gradients), metrics, records)
+    drift = drift / scored if tally.has_reference and scored > 0 else None
+    return StepResult(loss, tuple(counts), scored, gradient_norm(gradients), metrics, records, drift)
 
 
 def measure(
@@ -110,15 +119,19 @@ def measure(
     objectives: Sequence[Objective],
     mesh: Mesh,
     memory: Mapping[str, float] | None = None,
+    counted: Iterable[Batch] | None = None,
 ) -> StepResult:
-    """The same figures without gradients or update, such as of held-out data; `microbatches` is read several times."""
-    *counts, scored = global_counts(microbatches, objectives, mesh)
+    """The same figures without gradients or update, such as of held-out data; `microbatches` is read several times.
+
+    `counted` are the same ones, cheaper to come by, for counting units.
+    """
+    *counts, scored = global_counts(microbatches if counted is None else counted, objectives, mesh)
     contexts = look_ahead(model, microbatches, objectives, mesh, memory or {})
     tally = Tally(objectives, counts)
     for batch in microbatches:
         batch = batch.to(mesh.device())
         tally.add(read_only(model, batch, objectives[0].reads), batch, contexts)
-    loss, metrics = tally.totals(mesh)
+    loss, metrics, _ = tally.totals(mesh)
     return StepResult(loss, tuple(counts), scored, 0.0, metrics)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ class StreamCache:
 
     def __init__(self, folder: Path, counts: np.ndarray) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         self.offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.values = open_array(folder / "values.bin", np.dtype(np.float32), int(self.offsets[-1]))
         self.checks = open_array(folder / "checks.bin", np.dtype(np.uint32), len(counts))
@@ -61,9 +63,12 @@ def checksum(values: np.ndarray) -> int:
 
 
 def open_array(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    """A file of `count` numbers, zero where nothing was written; a file of another size is begun anew."""
+    """A file of `count` numbers, zero where nothing was written; processes that open it together lose nothing."""
     size = max(1, count) * dtype.itemsize
-    if not path.exists() or path.stat().st_size != size:
-        with path.open("wb") as file:
-            file.truncate(size)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if os.fstat(descriptor).st_size != size:
+            os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
     return np.memmap(path, dtype=dtype, mode="r+", shape=(max(1, count),))[:count]

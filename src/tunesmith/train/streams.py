@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -33,13 +33,15 @@ class Streams:
             other = with_reference(other, self.reference, self.mismatched)
         return replace(with_reference(batch, self.reference, self.cache), mismatched=other)
 
-    def attach_all(self, batches: Iterable[Batch]) -> list[Batch]:
-        return [self.attach(batch) for batch in batches]
-
     def after_step(self, step: int) -> None:
         """Let a moving reference follow the policy; nothing of it is ever cached."""
         if self.update_every and step % self.update_every == 0:
             self.moving().follow(self.update_mix)
+
+    @property
+    def place(self) -> str:
+        """Where cached figures lie."""
+        return "nowhere" if self.cache is None else str(self.cache.folder)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the weights of a moving reference."""

@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.records import write_records
 from tests.tiny import tiny_model_folder, tiny_tokenizer
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.errors import ModelError
+from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.models import reference
 from tunesmith.recipe import load_recipe
 from tunesmith.run import execute
@@ -74,7 +75,7 @@ def test_the_first_loss_is_ln_2_whatever_is_trained(model, tmp_path, method):
     extra = ["model.adapter.last=1"] if method == "freeze" else []
     run, first = train(tmp_path, model, f"model.adapter.method={method}", *extra)
     assert first == pytest.approx(math.log(2), abs=1e-6)
-    assert "as it must be" in told(run)
+    assert "policy and reference agree at the start" in told(run)
 
 
 def test_from_an_adapter_the_reference_is_the_model_as_loaded(model, tmp_path):
@@ -84,7 +85,39 @@ def test_from_an_adapter_the_reference_is_the_model_as_loaded(model, tmp_path):
     assert first == pytest.approx(math.log(2), abs=1e-6)
     run, first = train(tmp_path, model, adapter, "model.reference.source=adapter_off")
     assert abs(first - math.log(2)) > 1e-4
-    assert "names another model" in told(run)
+    assert "another model" in told(run)
+
+
+def test_dropout_of_the_adapter_one_starts_from_is_switched_off(model, tmp_path):
+    chats = write_records(tmp_path / "chats.jsonl", "sequence", 8)
+    noisy = ["objective=sft", f"data.train={chats}", "model.adapter.dropout=0.3"]
+    began, _ = train(tmp_path, model, *noisy)
+    for objective in ("dpo", "rpo", "orpo"):
+        run, _ = train(tmp_path, model, f"model.adapter_path={began.path / 'adapter'}", f"objective={objective}")
+        assert "dropout in 14 layers is switched off" in run.log_file.read_text()
+        if objective != "orpo":
+            assert "agree at the start" in told(run)
+
+
+def test_another_adapter_or_reference_is_no_resume(model, other, tmp_path):
+    began, _ = train(tmp_path, model)
+    path = began.path / "adapter"
+    run, _ = train(tmp_path, model, f"model.adapter_path={path}", f"model.reference.path={other}")
+    tensors = load_file(path / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, path / "adapter_model.safetensors")
+    recipe = load_recipe(str(run.config_file), [], {}).recipe
+    with pytest.raises(CheckpointError) as caught, make_progress(quiet=True) as progress:
+        execute(recipe, run, Mesh(), progress)
+    assert caught.value.diagnostic.code == "E116"
+    assert any("adapter hash" in line for line in caught.value.diagnostic.evidence)
+
+
+def test_held_out_data_is_measured_with_what_the_objective_remembers(model, tmp_path):
+    held_out = write_records(tmp_path / "held_out.jsonl", "pair", 4, seed=1)
+    run, _ = train(tmp_path, model, "objective=bco", "objective.decay=0.5", f"data.eval={held_out}", "train.epochs=3")
+    rows = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    shifts = [row["eval/bco/shift"] for row in rows if "eval/bco/shift" in row]
+    assert shifts[-1] != 0.0
 
 
 def test_models_of_one_shape_never_share_figures(model, other, tmp_path):
@@ -116,12 +149,8 @@ def scored_tokens(run: RunDir) -> list[float]:
 
 
 def test_a_moving_reference_follows_the_policy(model, tmp_path):
-    settings = [
-        "model.adapter=full",
-        "train.epochs=2",
-        "model.reference.update_every=2",
-        "model.reference.update_mix=1",
-    ]
+    settings = ["model.adapter=full", "train.epochs=2", "model.reference.update_every=2"]
+    settings.append("model.reference.update_mix=1")
     moving, _ = train(tmp_path, model, *settings)
     still, _ = train(tmp_path, model, *settings[:2])
     assert losses(moving)[:2] == pytest.approx(losses(still)[:2], abs=1e-6)

@@ -1,5 +1,7 @@
 """Figures kept per example: exact, shared, and never trusted half written."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -36,9 +38,22 @@ def test_half_written_figures_count_as_missing(tmp_path):
     assert 0 in cache.missing()
 
 
-def test_files_of_another_size_are_begun_anew(tmp_path):
-    StreamCache(tmp_path, COUNTS).keep([1], torch.tensor([1.0]))
-    assert StreamCache(tmp_path, np.array([3, 1])).missing() == [0, 1]
+def write_all(folder, start: int) -> None:
+    cache = StreamCache(folder, np.ones(200, dtype=np.int64))
+    for index in range(start, 200, 4):
+        cache.keep([index], torch.tensor([float(index)]))
+
+
+def test_processes_that_begin_together_lose_nothing(tmp_path):
+    for round in range(5):
+        folder = tmp_path / str(round)
+        context = multiprocessing.get_context("fork")
+        writers = [context.Process(target=write_all, args=(folder, start)) for start in range(4)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        assert StreamCache(folder, np.ones(200, dtype=np.int64)).missing() == []
 
 
 def test_figures_that_do_not_fit_are_our_fault(tmp_path):
