@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.harness import Evaluation
     from tunesmith.evaluate.values import Measured
     from tunesmith.export.opening import Opened, Wants, Which
+    from tunesmith.models.reference import Reference
     from tunesmith.rollout.generator import Sampling
     from tunesmith.types import Message
 
@@ -95,7 +96,7 @@ def evaluate_model(
     judge_model: JudgeModel = None,
     json: AsJson = False,
 ) -> None:
-    """Measure a model on held-out records: losses, its own answers, how often they are better than another's."""
+    """Measure a model on held-out records: losses, its answers, pairs, how often it answers better than another."""
     from tunesmith.cli.output import console
 
     sources = [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data]
@@ -122,18 +123,16 @@ def evaluate_model(
 
 def tell_answers(found: Evaluation, rows: Path | None, examples: int, *, as_json: bool) -> None:
     """Print the scores of answers, and write a row per answer when a file is named."""
-    from tunesmith.cli.output import answer, console, emit_json
+    from tunesmith.cli.output import answer, emit_json
     from tunesmith.evaluate.harness import write_rows
     from tunesmith.track.files import disk_error, finite
 
     if rows is not None:
         try:
-            write_rows(found.rows, rows)
+            write_rows(found.rows, rows, found.pairs)
         except OSError as error:
             raise disk_error(error, rows) from error
-    for task, reasons in found.unused.items():
-        for reason, count in reasons.items():
-            console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)
+    tell_unused(found.unused)
     if as_json:
         emit_json(cast("dict[str, Any]", finite(found.to_json())))
         return
@@ -141,22 +140,47 @@ def tell_answers(found: Evaluation, rows: Path | None, examples: int, *, as_json
         answer(part)
 
 
+def tell_unused(unused: Mapping[str, Mapping[str, int]]) -> None:
+    """What was left out of each task, by reason."""
+    from tunesmith.cli.output import console
+
+    for task, reasons in unused.items():
+        for reason, count in reasons.items():
+            console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)
+
+
 def measure(opened: Opened, settings: dict[str, Any], max_length: int) -> Evaluation:
     from tunesmith.cli.output import console
     from tunesmith.data.config import DataConfig
     from tunesmith.evaluate.config import EvaluateConfig
-    from tunesmith.evaluate.harness import evaluate
+    from tunesmith.evaluate.harness import evaluate, holds_pairs
     from tunesmith.track.progress import make_progress
 
     reading = DataConfig(max_length=max_length, overlong="split")
+    asked = EvaluateConfig.model_validate(settings)
+    reference = wanted_reference(opened) if any(map(holds_pairs, asked.data)) else None
     with make_progress(console()) as progress:
         return evaluate(
             opened.model,
             opened.tokenizer,
-            EvaluateConfig.model_validate(settings),
+            asked,
             reading,
-            on_progress=lambda task, done, total: progress.phase(f"answering {task}", done, total),
+            reference=reference,
+            on_progress=lambda task, done, total: progress.phase(f"measuring {task}", done, total),
         )
+
+
+def wanted_reference(opened: Opened) -> Reference | None:
+    """What an adapter changes, or what a run with a reference was compared with; nothing for any other model."""
+    from tunesmith.export.opening import reference_of
+    from tunesmith.recipe import load_recipe
+
+    source = opened.source
+    if source.run is None or source.settings.reference.source == "none":
+        return reference_of(opened) if source.run is None else None
+    recipe = load_recipe(source.run.config_file, (), {}).recipe
+    lora = recipe.model.adapter.method == "lora" and recipe.model.adapter_path is None
+    return reference_of(opened) if lora or recipe.has_reference else None
 
 
 def measure_values(opened: Opened, sources: list[dict[str, str]], limit: int | None, max_length: int) -> Measured:
@@ -179,15 +203,13 @@ def measure_values(opened: Opened, sources: list[dict[str, str]], limit: int | N
 
 def tell_values(found: Measured, rows: Path | None, *, as_json: bool) -> None:
     """Print the worth of values, and write a row per record when a file is named."""
-    from tunesmith.cli.output import answer, console, emit_json
+    from tunesmith.cli.output import answer, emit_json
     from tunesmith.cli.values_view import values_view, write_rows
     from tunesmith.track.files import finite
 
     if rows is not None:
         write_rows(found.rows, rows)
-    for task, reasons in found.unused.items():
-        for reason, count in reasons.items():
-            console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)
+    tell_unused(found.unused)
     if as_json:
         emit_json(cast("dict[str, Any]", finite(found.to_json())))
         return
@@ -336,9 +358,11 @@ def check_words(words: list[str], known: tuple[str, ...], option: str) -> list[s
 
 
 def evaluation_view(found: Evaluation, examples: int) -> list[RenderableType]:
-    """The scores as a table, and the first answers beside their references, wrong ones first."""
+    """The scores as a table, groups of pairs, and the first answers beside their references, wrong ones first."""
     from rich.table import Table
     from rich.text import Text
+
+    from tunesmith.cli.values_view import breakdown_view
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("task", "metric", "value", "95 % interval", "n"):
@@ -348,6 +372,8 @@ def evaluation_view(found: Evaluation, examples: int) -> list[RenderableType]:
             interval = f"{score.low:.4g} to {score.high:.4g}"
             table.add_row(Text(task), name, f"{score.value:.4g}", interval, f"{score.n:,}")
     parts: list[RenderableType] = [table]
+    for detail in found.detail.values():
+        parts.append(breakdown_view(detail.get("reward_breakdown") or detail["breakdown"]))
     rows = sorted(found.rows, key=lambda row: row.ok)[:examples]
     if rows:
         beside = Table(show_lines=True)

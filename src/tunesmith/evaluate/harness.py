@@ -21,7 +21,10 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, Where
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.evaluate.metrics import ANSWER_METRICS, LOSS_METRICS, Score, exact_match
+from tunesmith.evaluate.pairs import measure_pairs
+from tunesmith.evaluate.scored import kind_of
 from tunesmith.models.forward import base_model, score_only
+from tunesmith.models.reference import Reference
 from tunesmith.rollout.generator import Sampling, context_length, generate
 from tunesmith.types import Completion, Conversation, Example
 
@@ -55,14 +58,23 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Scores by task and metric, every generated answer, and how many records could not be used, by reason."""
+    """Scores by task and metric, every generated answer, and how many records could not be used, by reason.
+
+    A task of pairs has no answers but a row in `pairs` for each, and groups of them in `detail`.
+    """
 
     scores: dict[str, dict[str, Score]]
     rows: list[Row]
     unused: dict[str, dict[str, int]] = field(default_factory=dict)
+    detail: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return {task: {name: score.to_json() for name, score in found.items()} for task, found in self.scores.items()}
+        """Every task's metrics, and what lies behind them beside them."""
+        return {
+            task: {name: score.to_json() for name, score in found.items()} | self.detail.get(task, {})
+            for task, found in self.scores.items()
+        }
 
 
 def evaluate(
@@ -71,19 +83,24 @@ def evaluate(
     settings: EvaluateConfig,
     data: DataConfig | None = None,
     *,
+    reference: Reference | None = None,
     on_progress: Progress | None = None,
 ) -> Evaluation:
     """Every source of `settings.data` is a task; greedy answers, so that the result repeats.
 
-    `data` says which tokens the loss sees and how long records may be. `on_progress` hears (task, done, all) answers.
+    A source of pairs is measured by which answer the model finds likelier, and has no answers of its own; `reference`
+    is what its rewards are measured against. `data` says which tokens the loss sees and how long records may be.
+    `on_progress` hears (task, done, all) answers or pairs.
     """
     data = data or DataConfig()
-    scores: dict[str, dict[str, Score]] = {}
-    unused: dict[str, dict[str, int]] = {}
-    rows: list[Row] = []
+    result = Evaluation({}, [])
+    scores, unused, rows = result.scores, result.unused, result.rows
     for task, source in name_tasks(settings.data):
-        entries = list(read_entries(source, Tally(data.on_bad), settings.limit))
         left_out: Counter[str] = Counter()
+        if holds_pairs(source):
+            add_pairs(result, task, source, PairReading(model, tokenizer, data, settings.limit, reference, on_progress))
+            continue
+        entries = list(read_entries(source, Tally(data.on_bad), settings.limit))
         found: dict[str, Score] = {}
         if any(name in LOSS_METRICS for name in settings.metrics):
             found |= measure_loss(model, tokenizer, entries, settings, data, left_out)
@@ -95,7 +112,42 @@ def evaluate(
             raise nothing_to_measure(source, left_out)
         scores[task] = {name: found[name] for name in settings.metrics if name in found}
         unused[task] = dict(left_out)
-    return Evaluation(scores, rows, unused)
+    return result
+
+
+def holds_pairs(source: SourceConfig) -> bool:
+    return source.shape == "transcript" or kind_of(source, ("pair",), otherwise="sequence") == "pair"
+
+
+@dataclass(frozen=True, slots=True)
+class PairReading:
+    """With what, and how, pairs are measured."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    data: DataConfig
+    limit: int | None
+    reference: Reference | None
+    on_progress: Progress | None
+
+
+def add_pairs(result: Evaluation, task: str, source: SourceConfig, how: PairReading) -> None:
+    """Measure a source of pairs."""
+    left_out: Counter[str] = Counter()
+    hear = how.on_progress
+    found = measure_pairs(
+        how.model,
+        how.tokenizer,
+        read_entries(source, Tally(how.data.on_bad), how.limit, "pair"),
+        how.data,
+        left_out,
+        reference=how.reference,
+        on_progress=None if hear is None else lambda done, total: hear(task, done, total),
+    )
+    if found is None:
+        raise nothing_to_measure(source, left_out)
+    result.scores[task], result.detail[task], result.unused[task] = found.scores, found.detail, dict(left_out)
+    result.pairs.extend({"task": task, **row} for row in found.rows)
 
 
 def name_tasks(sources: Sequence[SourceConfig]) -> list[tuple[str, SourceConfig]]:
@@ -209,9 +261,10 @@ def judge(rows: Sequence[Row], settings: EvaluateConfig) -> dict[str, Score]:
     return {name: ANSWER_METRICS[name](answers, references) for name in settings.metrics if name in ANSWER_METRICS}
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """One JSON object per answer and line."""
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+def write_rows(rows: Sequence[Row], path: Path, pairs: Sequence[Mapping[str, Any]] = ()) -> None:
+    """One JSON object per answer and line, then one per pair."""
+    listed = [*map(asdict, rows), *pairs]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listed)
     path.write_text(text, encoding="utf-8")
 
 

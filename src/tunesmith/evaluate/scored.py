@@ -60,16 +60,17 @@ def kinds_for(meaning: Meaning) -> tuple[Kind, ...]:
     return ("pair", "ranking", "feedback") if meaning.is_reward else (meaning.kind,)
 
 
-def kind_of(source: SourceConfig, kinds: Sequence[Kind]) -> Kind:
-    """What the first record of a source is; the first of `kinds` when it is none of them."""
+def kind_of(source: SourceConfig, kinds: Sequence[Kind], otherwise: Kind | None = None) -> Kind:
+    """What the first record of a source is; `otherwise`, or the first of `kinds`, when it is none of them."""
+    unknown = otherwise or kinds[0]
     for records in open_source(source, Tally("skip")):
         for record in records:
             fields = Fields(record, source.columns)
             for kind in kinds:
                 if form_of(fields, kind, source.shape) is not None:
                     return kind
-            return kinds[0]
-    return kinds[0]
+            return unknown
+    return unknown
 
 
 def read_scored(

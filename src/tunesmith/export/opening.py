@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from peft import PeftModel
 from pydantic import ValidationError
 from torch import nn
 
@@ -21,6 +22,7 @@ from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.load import load_base, load_model
 from tunesmith.models.locate import locate
 from tunesmith.models.meaning import Meaning, from_json, read_meaning
+from tunesmith.models.reference import AdapterOff, OtherModel, Reference
 from tunesmith.models.safety import read_config
 from tunesmith.track.index import find_run
 from tunesmith.track.run_dir import RunDir, is_run
@@ -111,6 +113,32 @@ def gives_no_values(source: ModelSource) -> ModelError:
             "name a reward model or a classifier",
         ],
     )
+
+
+def reference_of(opened: Opened) -> Reference | None:
+    """What the training of this model was compared with: the base below its adapter, or the model it began as.
+
+    None for a model that is no run's and has no adapter: nothing says what it was.
+    """
+    source, settings = opened.source, opened.source.settings
+    named, start = settings.reference.path, settings.adapter_path
+    base_alone = start is None or settings.reference.source == "adapter_off"
+    if isinstance(opened.model, PeftModel) and named is None and base_alone:
+        return AdapterOff(opened.model)
+    if source.run is None:
+        return None
+    device = next(opened.model.parameters()).device
+    return OtherModel(load_start(source.run, settings).to(device))
+
+
+def load_start(run: RunDir, settings: ModelConfig) -> nn.Module:
+    """The reference that the recipe names, or the model that the run began as."""
+    named, start = settings.reference.path, settings.adapter_path
+    folder = base_folder(run, settings) if named is None else locate(named)
+    plain = ModelConfig(path=str(folder), dtype=settings.dtype, attention=settings.attention)
+    base = load_base(folder, plain)
+    model = base if named is not None or start is None else load_adapter(base, locate(start))
+    return model.requires_grad_(False).eval()
 
 
 def named_run(name: str) -> RunDir | None:

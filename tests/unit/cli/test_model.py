@@ -124,3 +124,43 @@ def test_help_of_the_commands_does_not_load_torch(capsys) -> None:
     for command in ("chat", "eval", "merge"):
         assert call(command, "--help") == 0
         assert "Usage" in capsys.readouterr().out
+
+
+def test_eval_measures_pairs_before_and_after(folder: Path, finished: Path, tmp_path: Path, capsys) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "Hello", "chosen": "Hi.", "rejected": "Go away."}) + "\n")
+    rows = tmp_path / "rows.jsonl"
+    assert call("eval", str(folder), "--data", str(data), "--json") == 0
+    before = json.loads(capsys.readouterr().out)["pairs"]
+    assert "reward_accuracy" not in before
+    assert call("eval", str(finished), "--data", str(data), "--answers", str(rows), "--json") == 0
+    after = json.loads(capsys.readouterr().out)["pairs"]
+    assert after["reward_margin"]["value"] == pytest.approx(
+        after["margin"]["value"] - before["margin"]["value"], abs=1e-4
+    )
+    assert after["accuracy"].keys() == {"value", "low", "high", "n"}
+    assert json.loads(rows.read_text())["reward_margin"] == pytest.approx(after["reward_margin"]["value"])
+    assert call("eval", str(finished), "--data", str(data)) == 0
+    out = capsys.readouterr().out
+    assert "accuracy_per_token" in out
+    assert "chosen shorter" in out
+
+
+def test_a_full_run_is_compared_with_the_model_it_began_as(folder: Path, tmp_path: Path, capsys) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "Hello", "chosen": "Hi.", "rejected": "Go away."}) + "\n")
+    made = RunDir.create(tmp_path / "runs", "full")
+    model = load_base(folder, ModelConfig(path=str(folder)))
+    for parameter in model.parameters():
+        parameter.data *= 1.05
+    settings = {"objective": {"name": "dpo"}, "model": {"path": str(folder), "adapter": {"method": "full"}}}
+    made.write_config(yaml.safe_dump(settings))
+    made.write_run({"model": {"path": str(folder), "folder": str(folder)}})
+    save_weights(model, made.path, folder)
+    assert call("eval", str(folder), "--data", str(data), "--json") == 0
+    before = json.loads(capsys.readouterr().out)["pairs"]
+    assert call("eval", str(made.path), "--data", str(data), "--json") == 0
+    after = json.loads(capsys.readouterr().out)["pairs"]
+    difference = after["margin"]["value"] - before["margin"]["value"]
+    assert after["reward_margin"]["value"] == pytest.approx(difference, abs=1e-3)
+    assert difference != 0
