@@ -132,6 +132,7 @@ class Task:
     kind: Kind = "sequence"
     reads: Reads = "logprobs"
     classes: tuple[str, ...] = ()  # names of the classes, of kind `label`; empty: the label is a number
+    mismatches: bool = False  # whether prompts are joined with answers to other prompts
 
     @property
     def outputs(self) -> int:

@@ -30,6 +30,11 @@ class Judgements:
         return self._labels[self._label_bounds[:-1]]
 
     @property
+    def first_cuts(self) -> np.ndarray:
+        """Where the first answer of every example begins, int32 (N,); for examples that all have answers."""
+        return self._cuts[self._cut_bounds[:-1]]
+
+    @property
     def answers(self) -> np.ndarray:
         """How many answers every example has, int64 (N,)."""
         return np.diff(self._cut_bounds)

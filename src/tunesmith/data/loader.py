@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.mismatch import Mismatch, spread
+from tunesmith.data.mismatch import Mismatch, belongs_to_the_step_before, spread
 from tunesmith.data.packing import batch_of, pack
 from tunesmith.data.prepared import Prepared
 from tunesmith.types import Batch, Task
@@ -26,6 +26,8 @@ class Builder:
         self.prepared = prepared
         self.task = task
         self.mismatch = mismatch
+        own = prepared.lengths
+        self.room = own if mismatch is None else np.maximum(own, mismatch.lengths)  # tokens to leave for each example
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         batch = batch_of([self.prepared[index] for index in indices], self.task.reads, indices)
@@ -40,7 +42,7 @@ class Microbatches:
 
     def __init__(self, build: Builder, microbatch_tokens: int) -> None:
         self.build = build
-        self.groups = pack(build.prepared.lengths.tolist(), microbatch_tokens)
+        self.groups = pack(build.room.tolist(), microbatch_tokens)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -53,7 +55,8 @@ class OfflineSource:
     """Steps over prepared examples; the same seed, data and position give the same batches on every machine.
 
     A step never crosses an epoch: the last one of an epoch is smaller and has its own denominator. Without a seed the
-    examples keep the order of the files. With one, feedback is spread so that every step has its share of good and bad.
+    examples keep the order of the files. With one, feedback is spread so that every step has its share of good and bad;
+    what would be left for the last step belongs to the one before when it is a single answer, or all good or all bad.
     """
 
     supplies: frozenset[str] = frozenset()
@@ -99,7 +102,14 @@ class OfflineSource:
         return order
 
     def step_end(self, order: np.ndarray, cursor: int) -> int:
-        """Where the step from `cursor` ends: after a number of examples, or as many tokens as fit (at least one)."""
+        """Where the step from `cursor` ends; feedback leaves nothing behind that is no step of its own."""
+        end = self.full_step_end(order, cursor)
+        if self.build.task.kind != "feedback" or end >= len(order) or self.full_step_end(order, end) < len(order):
+            return end
+        return len(order) if belongs_to_the_step_before(self.prepared.first_labels[order[end:]]) else end
+
+    def full_step_end(self, order: np.ndarray, cursor: int) -> int:
+        """After a number of examples, or as many tokens as fit (at least one)."""
         if self.tokens_per_step is None:
             assert self.sequences_per_step is not None
             return min(cursor + self.sequences_per_step, len(order))
@@ -111,9 +121,6 @@ class OfflineSource:
 
     def steps_in(self, epoch: int) -> int:
         order = self.epoch_order(epoch)
-        if self.tokens_per_step is None:
-            assert self.sequences_per_step is not None
-            return math.ceil(len(order) / self.sequences_per_step)
         steps, cursor = 0, 0
         while cursor < len(order):
             cursor = self.step_end(order, cursor)
@@ -142,7 +149,7 @@ class OfflineSource:
         self.cursor = end
         self.step_tokens = int(self.lengths[chosen].sum())
         mine = deal([int(self.lengths[index]) for index in chosen], self.world)[self.rank]
-        lengths = [int(self.lengths[chosen[place]]) for place in mine]
+        lengths = [int(self.build.room[chosen[place]]) for place in mine]
         return [[chosen[mine[place]] for place in group] for group in pack(lengths, self.microbatch_tokens)]
 
     def epoch(self) -> float:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from tunesmith.data.prepared import Prepared
-from tunesmith.errors import DataError, Fix
 from tunesmith.types import Example
+
+TURNS = 64  # of the circle, before partners are looked for one by one
 
 
 def spread(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -17,48 +18,62 @@ def spread(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         places[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return order[np.argsort(places, kind="stable")]
+    return order[np.lexsort((labels, places))]
 
 
-def partners(prompts: np.ndarray, seed: int) -> np.ndarray:
+def belongs_to_the_step_before(labels: np.ndarray) -> bool:
+    """Whether these examples, the last of an epoch, are no step of their own: they are one, or all good or all bad."""
+    return len(labels) == 1 or bool((labels == labels[0]).all())
+
+
+def partners(prompts: np.ndarray, prompt_lengths: np.ndarray, answer_lengths: np.ndarray, seed: int) -> np.ndarray:
     """For every example one with another prompt, fixed by the seed (arXiv:2402.01306 section 4.1).
 
-    Raises DataError E280 when all prompts are the same.
+    A prompt and its partner's answer are no longer than the longest example. A prompt for which all answers are too
+    long gets the shortest one, of which the beginning will fit. Preparing made sure that prompts differ.
     """
     count = len(prompts)
+    room = int((prompt_lengths + answer_lengths).max()) - prompt_lengths
     circle = np.random.default_rng((seed, 3)).permutation(count)
     found = np.full(count, -1)
-    shift = 1
     open_places = np.arange(count)  # places of the circle that still lack a partner
-    while len(open_places) and shift < count:
+    for shift in range(1, min(count, TURNS + 1)):
         here, there = circle[open_places], circle[(open_places + shift) % count]
-        differs = prompts[here] != prompts[there]
-        found[here[differs]] = there[differs]
-        open_places = open_places[~differs]
-        shift += 1
-    if len(open_places):
-        raise DataError(
-            "E280",
-            "every record has the same prompt: KTO compares prompts with answers to other prompts",
-            fixes=[Fix("use pairs of answers to the one prompt", {"objective": "dpo"})],
-        )
+        fits = (prompts[here] != prompts[there]) & (answer_lengths[there] <= room[here])
+        found[here[fits]] = there[fits]
+        open_places = open_places[~fits]
+        if not len(open_places):
+            return found
+    chances = np.random.default_rng((seed, 4)).random(count)
+    rest = circle[open_places]
+    ascending = np.argsort(answer_lengths, kind="stable")
+    for prompt in np.unique(prompts[rest]):
+        others = ascending[prompts[ascending] != prompt]
+        assert len(others), "preparing refuses feedback of a single prompt (E280)"
+        mine = rest[prompts[rest] == prompt]
+        fitting = np.searchsorted(answer_lengths[others], room[mine], side="right")
+        found[mine] = others[(chances[mine] * np.maximum(1, fitting)).astype(int)]
     return found
 
 
-def mismatched(prompt: Example, other: Example) -> Example:
-    """The prompt of one example with the answer of another, token for token."""
+def mismatched(prompt: Example, other: Example, longest: int) -> Example:
+    """The prompt of one example with the answer of another, token for token, up to the longest that may be."""
     cut, begin = prompt.cuts[0], other.cuts[0]
-    tokens = np.concatenate([prompt.tokens[:cut], other.tokens[begin:]])
-    weights = np.concatenate([prompt.weights[:cut], other.weights[begin:]])
+    end = begin + longest - cut
+    tokens = np.concatenate([prompt.tokens[:cut], other.tokens[begin:end]])
+    weights = np.concatenate([prompt.weights[:cut], other.weights[begin:end]])
     return replace(prompt, tokens=tokens, weights=weights, labels=())
 
 
 class Mismatch:
-    """Prompts of examples with the answers of their partners."""
+    """Prompts of examples with the answers of their partners; `lengths` are those of the joined examples."""
 
     def __init__(self, prepared: Prepared, seed: int) -> None:
+        prompts, lengths = prepared.prompt_lengths, prepared.lengths
         self.prepared = prepared
-        self.partners = partners(prepared.prompt_hashes, seed)
+        self.longest = int(lengths.max())
+        self.partners = partners(prepared.prompt_hashes, prompts, lengths - prompts, seed)
+        self.lengths = np.minimum(prompts + (lengths - prompts)[self.partners], self.longest)
 
     def example(self, index: int) -> Example:
-        return mismatched(self.prepared[index], self.prepared[int(self.partners[index])])
+        return mismatched(self.prepared[index], self.prepared[int(self.partners[index])], self.longest)

@@ -39,7 +39,8 @@ class PrepareReport:
     """What became of the records; `dropped` counts by reason, `notes` what was cut, split, shielded or identical.
 
     `prompt_tokens` are those of the prompts that answers hang from, `saved_tokens` those that a computation of every
-    answer with its own prompt would add; `labels` counts good and bad, or the classes.
+    answer with its own prompt would add; `labels` counts good and bad, or the classes; `rated` the examples of pairs
+    that say by how much the chosen answer is better. `warnings` are lines to show before the training begins.
     """
 
     records: int
@@ -53,16 +54,12 @@ class PrepareReport:
     prompt_tokens: int = 0
     saved_tokens: int = 0
     labels: dict[str, int] = field(default_factory=dict)
+    rated: int = 0
 
     @property
     def identical(self) -> int:
         """Records whose answers do not differ, kept or left out."""
         return self.notes.get("identical", 0)
-
-    @property
-    def mean_prompt(self) -> float:
-        """Tokens of a prompt that answers share, on average."""
-        return self.prompt_tokens / max(1, self.examples)
 
 
 class Prepared:
@@ -104,6 +101,12 @@ class Prepared:
         """The first label of every example, float64 (N,): good or bad, a class, a rating."""
         assert self.judgements is not None, "plain sequences have no labels"
         return self.judgements.first_labels
+
+    @property
+    def prompt_lengths(self) -> np.ndarray:
+        """Tokens of the prompt of every example, int32 (N,)."""
+        assert self.judgements is not None, "plain sequences have no prompts of their own"
+        return self.judgements.first_cuts
 
     @property
     def prompt_hashes(self) -> np.ndarray:
@@ -244,12 +247,21 @@ def report_of(survey: Survey, wanted: Wanted) -> PrepareReport:
         trained_tokens=survey.trained_tokens,
         dropped=dropped,
         notes=dict(survey.notes),
-        warnings=tuple(map(str, found)),
+        warnings=(*map(str, found), *_balance(survey, wanted)),
         answers=survey.answers,
         prompt_tokens=survey.shared,
         saved_tokens=survey.saved,
         labels=dict(survey.judged),
+        rated=survey.rated,
     )
+
+
+def _balance(survey: Survey, wanted: Wanted) -> list[str]:
+    """How many answers are good and bad, as a line."""
+    if wanted.task.kind != "feedback":
+        return []
+    files = ", ".join(source.path for source in wanted.sources)
+    return [f"good {survey.judged['good']:,}, bad {survey.judged['bad']:,} in {files}"]
 
 
 class ExampleWriter:

@@ -13,11 +13,12 @@ from tunesmith.data.chat import Entry, encode_record
 from tunesmith.data.config import DataConfig
 from tunesmith.data.content import kind_of
 from tunesmith.data.encoding import quoted
+from tunesmith.data.judgements import prompt_hash
 from tunesmith.data.outcome import IMITATION
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Diagnostic, Fix, Where
-from tunesmith.types import Example, Task
+from tunesmith.types import Example, Pair, Task
 
 SHOWN_PLACES = 5
 COVERED = 0.995  # share of records that a proposed max_length must cover
@@ -35,7 +36,8 @@ class Survey:
 
     `dropped` counts records by reason, `notes` what `Outcome` notes, `lengths` holds each record's tokens before the
     over-length policy, `shared` the tokens of prompts that several answers hang from, `saved` those that are therefore
-    not computed again, `judged` how often feedback says good and bad, or each class stands.
+    not computed again, `judged` how often feedback says good and bad, or each class stands, `rated` how many examples
+    are of pairs that say by how much the chosen answer is better.
     """
 
     def __init__(
@@ -58,6 +60,9 @@ class Survey:
         self.judged: Counter[str] = Counter()
         self._places: dict[str, list[Where]] = {}
         self._first: Where | None = None
+        self._prompt: int | None = None  # of the first example
+        self._prompts_differ = False
+        self.rated = 0
 
     def examples(self, entry: Entry) -> list[Example]:
         """The examples of one record; a record that cannot be encoded goes to the tally."""
@@ -81,6 +86,7 @@ class Survey:
         self.examples_kept += len(outcome.examples)
         for example in outcome.examples:
             self._count_answers(example)
+        self.rated += len(outcome.examples) if isinstance(entry, Pair) and entry.margin is not None else 0
         return outcome.examples
 
     def _count_answers(self, example: Example) -> None:
@@ -93,6 +99,10 @@ class Survey:
         self.saved += 0 if example.chained else (len(example.cuts) - 1) * example.cuts[0]
         if self.task.kind == "feedback":
             self.judged["good" if example.labels[0] else "bad"] += 1
+            if self.task.mismatches and not self._prompts_differ:
+                prompt = prompt_hash(example)
+                self._prompt = prompt if self._prompt is None else self._prompt
+                self._prompts_differ = prompt != self._prompt
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """What the user should know of the records that were kept, cut or dropped."""
@@ -106,6 +116,8 @@ class Survey:
             found.append(self._identical(self.notes["identical"]))
         if self.task.kind == "feedback" and len(self.judged) == 1:
             found.append(self._one_class(self.judged.total(), next(iter(self.judged))))
+        if self._prompt is not None and not self._prompts_differ:
+            found.append(self._one_prompt(self.judged.total()))
         found += [self._noted(*row) for row in _NOTES if self.notes[row[0]]]
         return tuple(found)
 
@@ -154,6 +166,19 @@ class Survey:
                 Fix(f"add answers that are {other}"),
                 Fix("learn to say the answers instead", {"objective": "sft"}),
                 Fix("check which values label holds: true (good) and false (bad)"),
+            ),
+        )
+
+    def _one_prompt(self, count: int) -> Diagnostic:
+        path = Path((self._first or Where()).file or "FILE")
+        return Diagnostic(
+            "E280",
+            f"all {count:,} answers are to one prompt: KTO compares prompts with answers to other prompts",
+            where=self._first,
+            fixes=(
+                Fix("make pairs of good and bad answers", command=f"tunesmith data convert {quoted(path)} --to pairs"),
+                Fix("add records with other prompts"),
+                Fix("learn without other prompts", {"objective": "apo_zero_unpaired"}),
             ),
         )
 

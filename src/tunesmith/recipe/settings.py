@@ -82,7 +82,9 @@ class Recipe(Config):
     @property
     def task(self) -> Task:
         """What the records are to the objectives; the names of classes come from the data."""
-        return Task(self.objective.kind, self.objective.reads)
+        kind = self.objective.kind
+        ahead = any(objective.looks_ahead for objective in self.objectives)
+        return Task(kind, self.objective.reads, mismatches=kind == "feedback" and ahead)
 
     @property
     def has_reference(self) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from tests.tiny import tiny_tokenizer
 
 from tunesmith.data.chat import encode
+from tunesmith.data.check import check_data
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.prepared import Prepared, is_whole, prepare, prepare_key
@@ -108,10 +109,10 @@ def test_the_report_counts_what_is_shared_and_saved(tmp_path, tokenizer):
     prompts = [example.cuts[0] for example in map(stored.__getitem__, range(len(stored)))]
     report = Prepared(stored.folder).report
     assert (report.answers, report.prompt_tokens, report.saved_tokens) == (12, sum(prompts), 2 * sum(prompts))
-    assert report.mean_prompt == sum(prompts) / 4
     assert report.tokens == int(stored.lengths.sum())
     feedback = prepare(written(tmp_path / "b.jsonl", ROWS["feedback"]), DataConfig(), tokenizer, None, Task("feedback"))
     assert (feedback.report.labels, feedback.report.saved_tokens) == ({"good": 3, "bad": 3}, 0)
+    assert feedback.report.warnings == [f"good 3, bad 3 in {tmp_path / 'b.jsonl'}"]
     classes = prepare(written(tmp_path / "c.jsonl", ROWS["label"]), DataConfig(), tokenizer, None, task_for("label"))
     assert classes.report.labels == {"a": 2, "b": 2}
 
@@ -141,6 +142,27 @@ def test_feedback_of_one_class_is_an_error(tmp_path, tokenizer, label):
     with pytest.raises(DataError, match=f"E216.*all 3 answers are {'good' if label else 'bad'}") as caught:
         prepare(written(tmp_path / "a.jsonl", rows), DataConfig(), tokenizer, None, Task("feedback"))
     assert caught.value.diagnostic.where.line == 1
+
+
+def test_feedback_on_one_prompt_is_an_error_where_prompts_are_mismatched(tmp_path, tokenizer):
+    rows = [{"prompt": "a", "completion": f"b{index}", "label": index % 2 == 0} for index in range(4)]
+    sources = written(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"E280.*all 4 answers are to one prompt") as caught:
+        prepare(sources, DataConfig(), tokenizer, None, Task("feedback", mismatches=True))
+    found = caught.value.diagnostic
+    assert (found.where.file, found.where.line) == (sources[0].path, 1)
+    assert found.fixes[0].command == f"tunesmith data convert {sources[0].path} --to pairs"
+    checked = check_data(DataConfig(train=sources), tokenizer, None, Task("feedback", mismatches=True))
+    (finding,) = [one for one in checked.findings if one.code == "E280"]
+    assert (finding.level, finding.where.line) == ("error", 1)
+    assert len(prepare(sources, DataConfig(), tokenizer, None, Task("feedback"))) == 4
+
+
+@pytest.mark.parametrize("rated", [0, 2, 4])
+def test_rated_pairs_are_counted(tmp_path, tokenizer, rated):
+    rows = [{**pair, "margin": 0 if index < rated else None} for index, pair in enumerate(pairs(4))]
+    stored = prepare(written(tmp_path / "a.jsonl", rows), DataConfig(), tokenizer, None, Task("pair"))
+    assert stored.report.rated == rated
 
 
 def test_answers_without_a_trained_token_are_an_error_or_counted(tmp_path, tokenizer):
