@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from tunesmith.errors import Fix, MachineError, ModelError, Where
@@ -12,16 +13,18 @@ from tunesmith.models.gguf_header import is_gguf
 from tunesmith.models.headers import refuse_pickles
 from tunesmith.models.safety import CONVERT, refuse_pickle
 from tunesmith.models.starter import ensure_starter
+from tunesmith.track.run_dir import is_run
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,120}\Z")
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 UNWANTED = ["*/*", "*.index.json.lock"]
 FIELD = "model.path"
+FINAL = ("adapter", "model")  # where a finished run keeps its weights
 
 
 def locate(path: str, revision: str | None = None, progress: Progress | None = None) -> Path:
-    """The local folder that holds config.json (or adapter_config.json) and safetensors weights.
+    """The local folder that holds config.json (or adapter_config.json) and safetensors weights; a run's final ones.
 
     Raises ModelError E086 when there is no such model, Unsafe E085 when it has only pickles, MachineError E087 when
     the hub cannot be reached.
@@ -30,8 +33,7 @@ def locate(path: str, revision: str | None = None, progress: Progress | None = N
         return ensure_starter(progress)
     local = Path(path).expanduser()
     if local.is_dir():
-        check_folder(local)
-        return local
+        return in_run(local) if is_run(local) else checked(local)
     if local.is_file():
         if is_gguf(local):
             return locate_gguf(local, progress)
@@ -44,6 +46,27 @@ def locate(path: str, revision: str | None = None, progress: Progress | None = N
         )
     check_hub_id(path, revision)
     return fetch_from_hub(path, revision)
+
+
+def in_run(run: Path) -> Path:
+    """The adapter or the model that a finished run wrote."""
+    found = next((run / name for name in FINAL if (run / name).is_dir()), None)
+    if found is not None:
+        return checked(found)
+    raise ModelError(
+        "E086",
+        f"{run} is a run that has written no final weights yet",
+        where=Where(str(run), field=FIELD),
+        fixes=[
+            Fix("let it train to its end", command=f"tunesmith runs resume {shlex.quote(str(run))}"),
+            Fix("merge its newest checkpoint", command=f"tunesmith merge {shlex.quote(str(run))} OUT --weights newest"),
+        ],
+    )
+
+
+def checked(folder: Path) -> Path:
+    check_folder(folder)
+    return folder
 
 
 def check_folder(folder: Path) -> None:
@@ -63,11 +86,14 @@ def check_hub_id(path: str, revision: str | None) -> None:
         what = (
             "there is no such file or folder" if looks_local else "it is no folder here, and not a hub id (owner/name)"
         )
+        run = Path("runs", path)
+        named = HUB_ID.match(f"runs/{path}") is not None and is_run(run)
+        meant = [Fix(f"name the run by its folder: {run}", {FIELD: str(run)})] if named else []
         raise ModelError(
             "E086",
             f"no model {path[:120]!r}: {what}",
             where=Where(field=FIELD),
-            fixes=[Fix("use the small model that comes with Tunesmith", {FIELD: "starter"}), "check the path"],
+            fixes=[*meant, Fix("use the small model that comes with Tunesmith", {FIELD: "starter"}), "check the path"],
         )
     if revision is not None and (not REVISION.match(revision) or ".." in revision):
         message = f"not a commit, branch or tag: {revision[:120]!r}"

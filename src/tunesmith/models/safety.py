@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import Fix, ModelError, Unsafe, Where
 
+ADAPTER_CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 4_000_000
 MAX_CONFIG_DEPTH = 32
 MODEL_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
@@ -76,6 +78,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
             raise ModelError("E084", f"{path.name} is larger than {MAX_CONFIG_BYTES // 1_000_000} MB", where=where)
         value = json.loads(raw)
     except FileNotFoundError as error:
+        if path.name == "config.json" and (path.parent / ADAPTER_CONFIG).is_file():
+            raise is_adapter(path.parent) from error
         message = f"{path.parent} holds no {path.name}"
         raise ModelError("E084", message, where=where, fixes=["give the folder of a Hugging Face model"]) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
@@ -83,6 +87,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError("E084", f"{path.name} holds no JSON object", where=where)
     return value
+
+
+def is_adapter(folder: Path) -> ModelError:
+    """E086: the folder of an adapter stands where a whole model is wanted."""
+    base = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+    return ModelError(
+        "E086",
+        f"{folder} is an adapter, not a whole model",
+        where=Where(str(folder), field="model.path"),
+        fixes=[
+            Fix(
+                f"go on from it: model.path={base} model.adapter_path={folder}",
+                {"model.path": base, "model.adapter_path": str(folder)},
+            ),
+            Fix("merge it into a model", command=f"tunesmith merge {shlex.quote(str(folder))} OUT"),
+        ],
+    )
 
 
 def _strip(value: Any, at: tuple[str, ...], stripped: list[str]) -> Any:

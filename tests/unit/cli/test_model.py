@@ -164,3 +164,17 @@ def test_a_full_run_is_compared_with_the_model_it_began_as(folder: Path, tmp_pat
     difference = after["margin"]["value"] - before["margin"]["value"]
     assert after["reward_margin"]["value"] == pytest.approx(difference, abs=1e-3)
     assert difference != 0
+
+
+def test_a_run_is_a_start_and_an_adapter_is_no_whole_model(
+    folder: Path, finished: Path, tmp_path: Path, capsys
+) -> None:
+    data = tmp_path / "chats.jsonl"
+    data.write_text(json.dumps({"prompt": "Hello", "completion": "Hi."}) + "\n")
+    words = ["plan", "sft", f"data.train={data}"]
+    assert call(*words, f"model.path={folder}", f"model.adapter_path={finished}") == 0
+    capsys.readouterr()
+    assert call(*words, f"model.path={finished}") == 4
+    err = capsys.readouterr().err
+    assert "is an adapter, not a whole model" in err
+    assert f"model.path={folder} model.adapter_path={finished / 'adapter'}" in err

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from tunesmith.errors import MachineError, ModelError, Unsafe
 from tunesmith.models.locate import locate
+from tunesmith.models.safety import read_config
 
 
 def folder_with(tmp_path, *names):
@@ -112,3 +113,46 @@ def test_f17_an_unreachable_hub_is_a_machine_error_with_offline_advice(tmp_path)
     assert done.stdout.startswith(f"{MachineError.exit_code} E087")
     assert "model.path=FOLDER" in done.stdout
     assert "hf_canary_secret" not in done.stdout + done.stderr
+
+
+def run_with(tmp_path, *folders):
+    run = tmp_path / "runs" / "x"
+    for folder, settings in folders:
+        (run / folder).mkdir(parents=True)
+        (run / folder / settings).write_text('{"base_model_name_or_path": "starter"}')
+        save_file({"a": np.zeros(2, np.float32)}, str(run / folder / "model.safetensors"))
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text("{}")
+    (run / "config.yaml").write_text("{}")
+    (run / "status.json").write_text("{}")
+    return run
+
+
+@pytest.mark.parametrize(("folder", "settings"), [("adapter", "adapter_config.json"), ("model", "config.json")])
+def test_a_run_is_its_final_weights(tmp_path, folder, settings):
+    run = run_with(tmp_path, (folder, settings))
+    assert locate(str(run)) == run / folder
+
+
+def test_a_run_without_final_weights_says_so(tmp_path):
+    run = run_with(tmp_path)
+    with pytest.raises(ModelError, match="no final weights yet") as caught:
+        locate(str(run))
+    assert "runs resume" in str(caught.value.diagnostic)
+
+
+def test_an_adapter_as_a_whole_model_names_its_base(tmp_path):
+    run = run_with(tmp_path, ("adapter", "adapter_config.json"))
+    with pytest.raises(ModelError, match="is an adapter") as caught:
+        read_config(locate(str(run)))
+    assert caught.value.diagnostic.fixes[0].set == {
+        "model.path": "starter", "model.adapter_path": str(run / "adapter"),
+    }  # fmt: skip
+
+
+def test_the_name_of_a_run_is_told_from_a_model(tmp_path, monkeypatch):
+    run_with(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        locate("x")
+    assert caught.value.diagnostic.fixes[0].set == {"model.path": "runs/x"}
