@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from tunesmith.data.chat import encode_record
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.content import is_packed, kind_of
 from tunesmith.data.entries import Entry, read_entries
@@ -18,11 +18,11 @@ from tunesmith.data.hub import PREFIX
 from tunesmith.data.outcome import IMITATION
 from tunesmith.data.prepared import Prepared, prepare_key, prepared_folder
 from tunesmith.data.sources import find_files
-from tunesmith.data.survey import DROPPED
+from tunesmith.data.survey import DROPPED, MOST_IDENTICAL, Survey, covering_length
 from tunesmith.data.tables import row_group_ends
-from tunesmith.data.tally import Tally
+from tunesmith.data.tally import Tally, data_error
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import DataError, Fix, UsageError, Where
+from tunesmith.errors import DataError, Diagnostic, Fix, UsageError, Where
 from tunesmith.types import Document, Kind, Task
 
 CHOSEN = 300  # records that are tokenised
@@ -30,6 +30,7 @@ SMALL = 16_000_000  # bytes of a source that is read to its end
 FIRST = 2000  # records read of a larger one
 HASHED = 1_000_000_000  # bytes that are hashed to find prepared data
 CHARACTERS = 500_000  # of a long document that are tokenised
+SOMEWHERE = 0  # the line of a record whose line is not known
 UNPACKED = 3.0  # usual ratio of a .gz file
 
 
@@ -41,6 +42,8 @@ class SourceCount:
     per_epoch: float
     lengths: np.ndarray  # tokens of each example looked at
     scored: np.ndarray  # tokens of each that the loss reads
+    labels: Counter[str] = field(default_factory=Counter)  # of the examples looked at: good and bad, or the classes
+    rated: int = 0  # of the examples looked at: pairs that say by how much the chosen answer is better
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Counted:
     sources: tuple[SourceCount, ...]
     looked_at: int | None
     overlong: float  # share of the records looked at that the over-length policy drops or cuts
+    doubts: tuple[Diagnostic, ...] = ()  # what would stop the training if all records were like those looked at
 
     @property
     def records(self) -> int:
@@ -59,6 +63,22 @@ class Counted:
     def examples(self) -> float:
         """Examples of one epoch."""
         return sum(source.per_epoch for source in self.sources)
+
+    @property
+    def labels(self) -> dict[str, float]:
+        """How often each label stands in one epoch."""
+        total: dict[str, float] = {}
+        for source in self.sources:
+            share = source.per_epoch / len(source.lengths)
+            for name, count in source.labels.items():
+                total[name] = total.get(name, 0.0) + count * share
+        return total
+
+    @property
+    def rated_share(self) -> float:
+        """Share of the pairs that say by how much the chosen answer is better."""
+        shares = [source.per_epoch * source.rated / len(source.lengths) for source in self.sources]
+        return sum(shares) / self.examples
 
     def draw(self, count: int, chance: np.random.Generator) -> np.ndarray:
         """Lengths of `count` examples as an epoch would mix them."""
@@ -89,24 +109,51 @@ def count_data(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATIO
     if prepared is not None:
         return count_prepared(prepared, [source.weight for source in settings.train])
     chosen = max(1, CHOSEN // len(settings.train))
-    counts, overlong, looked_at = [], 0, 0
+    survey = Survey(tokenizer, settings, task=task)
+    counts, looked_at = [], 0
     for source in settings.train:
         records, entries = spread_entries(source, chosen, settings, task.kind)
-        count, long = _tokenise(records, entries, source.weight, settings, tokenizer, task)
-        counts.append(count)
-        overlong += long
+        counts.append(_tokenise(records, entries, source.weight, survey))
         looked_at += len(entries)
-    kept = tuple(count for count in counts if len(count.lengths))
-    if not kept:
-        raise nothing_left(settings, looked_at, overlong)
     total = sum(count.records for count in counts)
-    return Counted(kept, looked_at if looked_at < total else None, overlong / max(1, looked_at))
+    doubts = _doubts(survey, None if looked_at >= total else total)
+    kept = tuple(count for count in counts if len(count.lengths))
+    overlong = survey.notes["too_long"]
+    if not kept:
+        raise nothing_left(settings, looked_at, survey)
+    return Counted(kept, looked_at if looked_at < total else None, overlong / max(1, looked_at), doubts)
 
 
-def nothing_left(settings: DataConfig, looked_at: int, overlong: int) -> DataError:
+def _doubts(survey: Survey, total: int | None) -> tuple[Diagnostic, ...]:
+    """Raise what is sure to stop the training; what only the records looked at say (of `total`) is a warning."""
+    doubts = []
+    for found in survey.diagnostics():
+        if found.level != "error":
+            continue
+        many = survey.notes["identical"] > 2 * MOST_IDENTICAL * survey.records
+        told = found if total is None else _told_of_some(found, survey.records, total)
+        if total is None or found.code == "E031" or (found.code == "E215" and many):
+            raise data_error(told)
+        doubts.append(replace(told, level="warning"))
+    return tuple(doubts)
+
+
+def _told_of_some(found: Diagnostic, looked_at: int, total: int) -> Diagnostic:
+    seen = f"seen in {looked_at:,} of about {total:,} records, taken from all over the data"
+    if found.where is not None and found.where.line == SOMEWHERE:
+        return replace(found, where=Where(found.where.file), evidence=(seen, *found.evidence[1:]))
+    return replace(found, evidence=(*found.evidence, seen))
+
+
+def nothing_left(settings: DataConfig, looked_at: int, survey: Survey) -> DataError:
     fixes = [Fix("look at the tokens", command="tunesmith data preview RECIPE")]
-    if overlong:
+    overlong = survey.notes["too_long"]
+    if overlong and survey.task.kind == "sequence":
         fixes.insert(0, Fix("data.overlong=split", {"data.overlong": "split"}, effect="long records become several"))
+    elif overlong:
+        longer, share = covering_length(survey.lengths, settings.max_length)
+        effect = f"covers {share:.1%} of records"
+        fixes.insert(0, Fix(f"data.max_length={longer}", {"data.max_length": longer}, effect=effect))
     return DataError(
         "E078",
         f"no example is left to train on: none of {looked_at:,} records looked at gives one",
@@ -135,9 +182,19 @@ def count_prepared(prepared: Prepared, weights: Sequence[float]) -> Counted:
         part = lengths[prepared.bounds[index] : prepared.bounds[index + 1]]
         if len(part):
             records = round(report.records * len(part) / max(1, len(lengths)))
-            counts.append(SourceCount(records, weight * len(part), part, part * share))
+            labels = _labels_of(prepared, slice(prepared.bounds[index], prepared.bounds[index + 1]))
+            rated = round(report.rated * len(part) / max(1, len(lengths)))
+            counts.append(SourceCount(records, weight * len(part), part, part * share, labels, rated))
     overlong = report.dropped.get(DROPPED["overlong"], 0) / max(1, report.records)
     return Counted(tuple(counts), None, overlong)
+
+
+def _labels_of(prepared: Prepared, part: slice) -> Counter[str]:
+    """How many of a part of the examples are good and bad."""
+    if not {"good", "bad"} >= prepared.report.labels.keys() or not prepared.report.labels:
+        return Counter()
+    good = int(np.count_nonzero(prepared.first_labels[part]))
+    return Counter({"good": good, "bad": part.stop - part.start - good})
 
 
 def spread_entries(
@@ -167,24 +224,29 @@ def _evenly(entries: list[Entry], chosen: int) -> list[Entry]:
 def _spread_lines(source: SourceConfig, files: list[Path], chosen: int, kind: Kind) -> tuple[int, list[Entry]]:
     """Lines from evenly spaced places of large files; bad ones are left to `data check`."""
     total = sum(path.stat().st_size for path in files)
-    lines: list[bytes] = []
+    taken, count = 0, 0
+    found: list[Entry] = []
     for path in files:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            for offset in np.linspace(0, size, max(2, chosen * size // total), endpoint=False).astype(int):
-                file.seek(int(offset))
-                if offset:
-                    file.readline()
-                lines.append(file.readline())
-    lines = [line for line in lines if line.strip()]
-    if not lines:
-        return 0, []
-    records = round(total / (sum(map(len, lines)) / len(lines)))
-    with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder) / "part.jsonl"
-        part.write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
-        found = list(read_entries(source.model_copy(update={"path": str(part)}), Tally("skip"), kind=kind))
-    return records, found
+        lines = [line for line in _lines_of(path, max(2, chosen * size // total)) if line.strip()]
+        taken, count = taken + sum(map(len, lines)), count + len(lines)
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / path.name
+            part.write_bytes(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))
+            if lines:
+                entries = read_entries(source.model_copy(update={"path": str(part)}), Tally("skip"), kind=kind)
+                found += [replace(entry, file=str(path), line=SOMEWHERE) for entry in entries]
+    return (round(total / (taken / count)) if count else 0), found
+
+
+def _lines_of(path: Path, count: int) -> Iterator[bytes]:
+    """The lines that follow `count` evenly spaced places of a file."""
+    with path.open("rb") as file:
+        for offset in np.linspace(0, path.stat().st_size, count, endpoint=False).astype(int):
+            file.seek(int(offset))
+            if offset:
+                file.readline()
+            yield file.readline()
 
 
 def _records_in(files: list[Path], entries: list[Entry], size: float) -> int:
@@ -196,24 +258,20 @@ def _records_in(files: list[Path], entries: list[Entry], size: float) -> int:
     return max(len(entries), round(size / (sum(len(str(entry)) for entry in entries) / len(entries))))
 
 
-def _tokenise(
-    records: int, entries: Sequence[Entry], weight: float, settings: DataConfig, tokenizer: Tokenizer, task: Task
-) -> tuple[SourceCount, int]:
-    """The count of one source, and how many entries were too long."""
-    lengths, scored, overlong, examples = [], [], 0, 0.0
+def _tokenise(records: int, entries: Sequence[Entry], weight: float, survey: Survey) -> SourceCount:
+    """The count of one source. Raises the bad records among its entries, unless they are skipped."""
+    lengths, scored, examples = [], [], 0.0
+    labels, rated = survey.judged.copy(), survey.rated
     for entry, share in _shortened(entries):
-        try:
-            outcome = encode_record(entry, tokenizer, settings, task)
-        except DataError:
-            if settings.on_bad == "error":
-                raise
-            continue
-        lengths += [len(example) for example in outcome.examples]
-        scored += [int(np.count_nonzero(example.weights)) for example in outcome.examples]
-        overlong += outcome.length > settings.max_length
-        examples += len(outcome.examples) * share
+        made = survey.examples(entry)
+        lengths += [len(example) for example in made]
+        scored += [int(np.count_nonzero(example.weights)) for example in made]
+        examples += len(made) * share
+    if survey.tally.failing:
+        survey.tally.end_file(entries[0].file)
     per_epoch = weight * records * examples / max(1, len(entries))
-    return SourceCount(records, per_epoch, np.array(lengths, dtype=np.int64), np.array(scored)), overlong
+    sizes = np.array(lengths, dtype=np.int64), np.array(scored)
+    return SourceCount(records, per_epoch, *sizes, survey.judged - labels, survey.rated - rated)
 
 
 def _shortened(entries: Sequence[Entry]) -> Iterator[tuple[Entry, float]]:

@@ -11,6 +11,7 @@ from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import DataError, UsageError
 from tunesmith.planning import counting
 from tunesmith.planning.counting import count_data
+from tunesmith.types import Task
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,90 @@ def test_a_long_document_is_estimated_from_its_beginning(tmp_path, tokenizer, mo
     whole = count_data(data, tokenizer)
     monkeypatch.setattr(counting, "CHARACTERS", 10_000)
     assert count_data(data, tokenizer).examples == pytest.approx(whole.examples, rel=0.05)
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def answers(count, rare=None, prompts=97):
+    """Feedback; every `rare`-th answer is bad."""
+    return [
+        {"prompt": f"Q {index % prompts}", "completion": f"yes {index}", "label": rare is None or index % rare != 0}
+        for index in range(count)
+    ]
+
+
+PAIRS = [{"prompt": f"Q {index}", "chosen": f"yes {index}", "rejected": f"yes {index}"} for index in range(400)]
+TIES = [{"prompt": f"Q {index}", "answers": ["a", "b"], "scores": [1, 1]} for index in range(400)]
+MISMATCHES = Task("feedback", mismatches=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "code"),
+    [
+        (PAIRS[:40], Task("pair"), "E215"),
+        (PAIRS, Task("pair"), "E215"),
+        (TIES[:40], Task("ranking"), "E215"),
+        (TIES, Task("ranking"), "E215"),
+        (answers(40), Task("feedback"), "E216"),
+        (answers(40, 2, prompts=1), MISMATCHES, "E280"),
+    ],
+)
+def test_data_that_cannot_train_is_refused(tmp_path, tokenizer, rows, task, code):
+    path = written(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        count_data(settings(path), tokenizer, task)
+    found = caught.value.diagnostic
+    assert (found.code, found.where.file, found.where.line) == (code, str(path), 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "task", "code"),
+    [(answers(400), Task("feedback"), "E216"), (answers(400, 2, prompts=1), MISMATCHES, "E280")],
+)
+def test_what_only_some_records_say_is_a_doubt(tmp_path, tokenizer, rows, task, code):
+    counted = count_data(settings(written(tmp_path / "a.jsonl", rows)), tokenizer, task)
+    (doubt,) = counted.doubts
+    assert (doubt.code, doubt.level) == (code, "warning")
+    assert "seen in 300 of about 400 records" in str(doubt)
+
+
+def test_records_of_a_large_file_are_told_by_the_file_alone(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(counting, "SMALL", 1000)
+    path = written(tmp_path / "a.jsonl", PAIRS)
+    with pytest.raises(DataError, match="E215") as caught:
+        count_data(settings(path), tokenizer, Task("pair"))
+    assert (caught.value.diagnostic.where.file, caught.value.diagnostic.where.line) == (str(path), None)
+    assert "lines" not in str(caught.value)
+    assert str(path) in caught.value.diagnostic.fixes[1].command
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_labels_and_ratings_are_counted_with_the_weights(tmp_path, tokenizer, first):
+    rows = answers(40, 4)
+    data = DataConfig(
+        train=(
+            SourceConfig(path=str(written(tmp_path / "a.jsonl", rows)), weight=2),
+            SourceConfig(path=str(written(tmp_path / "b.jsonl", rows[1:3]))),
+        )
+    )
+    if first:
+        prepare(data.train, data, tokenizer, None, Task("feedback"))
+    counted = count_data(data, tokenizer, Task("feedback"))
+    assert counted.labels == pytest.approx({"good": 62, "bad": 20})
+    pairs = [{**PAIRS[index], "rejected": "no"} | ({"margin": 1} if index % 4 == 0 else {}) for index in range(40)]
+    data = settings(written(tmp_path / "c.jsonl", pairs))
+    if first:
+        prepare(data.train, data, tokenizer, None, Task("pair"))
+    assert count_data(data, tokenizer, Task("pair")).rated_share == pytest.approx(0.25)
+
+
+def test_too_long_pairs_are_told_of_a_length_that_covers_them(tmp_path, tokenizer):
+    rows = [{**row, "prompt": "why " * 50, "rejected": "no"} for row in PAIRS[:20]]
+    data = settings(written(tmp_path / "a.jsonl", rows), max_length=16)
+    with pytest.raises(DataError, match="E078") as caught:
+        count_data(data, tokenizer, Task("pair"))
+    (changes, *_) = (fix.set for fix in caught.value.diagnostic.fixes)
+    assert count_data(data.model_copy(update={"max_length": changes["data.max_length"]}), tokenizer, Task("pair"))
