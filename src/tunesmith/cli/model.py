@@ -110,7 +110,7 @@ def evaluate_model(
     decider = Decider(reward, rule, judge, judge_model)
     if against is not None or decider != NOBODY:
         duellists = Duellists(model, against, choose_weights(weights), max_new_tokens, batch_size)
-        report(duellists, sources, limit, decider, answers, as_json=json)
+        report(duellists, sources, limit, decider, answers, examples=examples, as_json=json)
         return
     opened = open_for_use(model, weights, "any")
     if opened.source.outputs:

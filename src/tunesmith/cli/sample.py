@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tunesmith.data.tokenizer import Tokenizer
-    from tunesmith.export.opening import Which
+    from tunesmith.export.opening import ModelSource, Which
     from tunesmith.rollout.config import SamplingConfig
     from tunesmith.rollout.prompts import Prompt
     from tunesmith.rollout.sampling import Drawing, Sampled
@@ -65,9 +66,9 @@ def sample(
         batch_size=batch_size,
         texts=check_words([texts], ("auto", "chat", "plain"), "--texts")[0],  # pyright: ignore[reportArgumentType]
     )
-    target = out or Path(f"{Path(prompts).name.split('.')[0] or 'prompts'}.answers.jsonl")
-    asked = read_all(prompts, limit, settings)
-    made = draw(model, choose_weights(weights), asked, Drawing(settings, seed), target)
+    source = find_writer(model, choose_weights(weights))
+    target = out or Path(f"{Path(prompts).name.split('.')[0] or 'prompts'}.{title_of(source)}.answers.jsonl")
+    made = draw(source, read_all(prompts, limit, settings), Drawing(settings, seed), target)
     told: dict[str, Any] = {"out": str(target), **made.to_json()}
     if best_by is not None:
         told["best"] = str(keep_best(target, best_by))
@@ -86,18 +87,33 @@ def read_all(path: str, limit: int | None, settings: SamplingConfig) -> list[Pro
     return list(read_prompts(SourceConfig(path=path), limit=limit, texts=settings.texts))
 
 
-def draw(name: str, which: Which, prompts: Sequence[Prompt], drawing: Drawing, target: Path) -> Sampled:
+def find_writer(name: str, which: Which) -> ModelSource:
+    """The model of this name; ModelError E242 when it writes no text."""
+    from tunesmith.export.opening import check_gives, find_model
+
+    source = find_model(name, which)
+    check_gives(source, "text")
+    return source
+
+
+def title_of(source: ModelSource) -> str:
+    """The model in the name of a file: its run, or the folder of the adapter or model."""
+    name = source.run.id if source.run else (source.adapter or source.base).name
+    step = f"-step-{source.checkpoint.step}" if source.checkpoint else ""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{name}{step}").strip("-") or "model"
+
+
+def draw(source: ModelSource, prompts: Sequence[Prompt], drawing: Drawing, target: Path) -> Sampled:
     """The answers of a model to all prompts, in `target`; it is loaded only when one is missing."""
     from dataclasses import replace
 
     from tunesmith.cli.output import console
     from tunesmith.export.identity import weights_identity
-    from tunesmith.export.opening import find_model, open_source
+    from tunesmith.export.opening import open_source
     from tunesmith.rollout.answers import AnswerFile
     from tunesmith.rollout.sampling import draw_answers, drawing_identity
     from tunesmith.track.progress import make_progress
 
-    source = find_model(name, which)
     identity = drawing_identity(drawing.settings, drawing.seed, weights_identity(source))
     with make_progress(console()) as progress, AnswerFile(target, identity) as file:
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunesmith.data.config import SourceConfig
     from tunesmith.errors import Diagnostic
     from tunesmith.evaluate.label_config import LabelConfig
-    from tunesmith.evaluate.win_rate import WinRate
+    from tunesmith.evaluate.win_rate import Duel, WinRate
     from tunesmith.export.opening import Which
     from tunesmith.rollout.generator import Generated
     from tunesmith.rollout.prompts import Prompt
@@ -36,6 +36,10 @@ class Decider:
     judge_model: str | None
 
 
+WIDTHS = {"prompt": 2, "model": 3, "against": 3}  # shares of the table
+TIE = 0.5
+SHOWN = 300  # characters of an answer
+BREAK = " \N{RETURN SYMBOL} "
 NOBODY = Decider(None, None, None, None)
 
 
@@ -140,15 +144,28 @@ def view(found: WinRate, duellists: Duellists, left_out: int, examples: int) -> 
     if left_out:
         lines.append(f"{left_out} prompts were left out: they fill the context of a model")
     parts: list[RenderableType] = [Text("\n".join(lines))]
-    if examples and found.duels:
-        table = Table(show_lines=True)
-        for title in ("prompt", "model", "against", "better"):
-            table.add_column(title, ratio=None if title == "better" else 1, overflow="fold")
-        for each in found.duels[:examples]:
+    shown = chosen_duels(found.duels, examples)
+    if shown:
+        table = Table(expand=True)
+        for title, share in WIDTHS.items():
+            table.add_column(title, ratio=share, no_wrap=True, overflow="ellipsis")
+        table.add_column("better", width=len("against"), no_wrap=True)
+        for each in shown:
             word = {1.0: "model", 0.0: "against"}.get(each.hit, "tie")
-            table.add_row(*(Text(text[-300:]) for text in (each.prompt, each.answer, each.against)), word)
+            table.add_row(*(Text(one_line(text)) for text in (each.prompt, each.answer, each.against)), word)
         parts.append(table)
     return parts
+
+
+def chosen_duels(duels: Sequence[Duel], count: int) -> list[Duel]:
+    """The first `count` of them, decided ones before ties."""
+    return sorted(duels, key=lambda duel: duel.hit == TIE)[:count]
+
+
+def one_line(text: str) -> str:
+    """The beginning of a text on one line, line breaks as a mark."""
+    lines = text.strip()[:SHOWN].splitlines()
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in BREAK.join(lines))
 
 
 def report(
@@ -158,9 +175,10 @@ def report(
     decider: Decider,
     rows: Path | None,
     *,
+    examples: int,
     as_json: bool,
 ) -> None:
-    """Compare and print; `rows` takes every duel, and beside it a judge's verdicts are kept."""
+    """Compare and print, with some `examples`; `rows` takes every duel, and beside it a judge's verdicts are kept."""
     from tunesmith.cli.deciders import judge_settings, label_settings
     from tunesmith.cli.output import answer, emit_json, show
     from tunesmith.data.config import SourceConfig
@@ -178,5 +196,5 @@ def report(
     if as_json:
         emit_json(told(found, duellists, left_out, warnings))
         return
-    for part in view(found, duellists, left_out, 3):
+    for part in view(found, duellists, left_out, examples):
         answer(part)

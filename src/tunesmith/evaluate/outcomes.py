@@ -17,6 +17,7 @@ from tunesmith.track.files import disk_error, replace_text, to_json
 from tunesmith.types import Turns
 
 To = Literal["pairs", "rankings", "feedback", "sft"]
+UNFINISHED = "too few finished answers"
 Unfinished = Literal["worst", "drop", "keep"]
 
 
@@ -65,8 +66,10 @@ def label(
     threshold = labeller.pass_mark if choice.threshold is None else choice.threshold
     choice = replace(choice, threshold=threshold)
     usable = [part_answers(row, choice.unfinished, dropped) for row in rows]
-    compared = [each for each in usable if each.judged.answers and each.count >= fewest(choice)]
-    left_out = Counter({"too few answers": len(usable) - len(compared)})
+    compared = [each for each in usable if is_compared(each, choice)]
+    left_out = Counter(
+        reason_of(row, choice) for row, each in zip(rows, usable, strict=True) if not is_compared(each, choice)
+    )
     found: list[tuple[Usable, Marks]] = []
     marks_of = labeller.mark([each.judged for each in compared], on_progress)
     for each, marks in zip(compared, marks_of, strict=True):
@@ -131,6 +134,16 @@ def part_answers(row: Answered, unfinished: Unfinished, dropped: Counter[str]) -
             dropped["unfinished"] += 1
     kept = Answered(row.prompt, tuple(row.answers[at] for at in judged), tuple(row.finished[at] for at in judged))
     return Usable(kept, tuple(cut))
+
+
+def is_compared(each: Usable, choice: Choice) -> bool:
+    return bool(each.judged.answers) and each.count >= fewest(choice)
+
+
+def reason_of(row: Answered, choice: Choice) -> str:
+    """Why a prompt is not compared: unfinished answers alone, or others that are missing or empty too."""
+    said = sum(bool(text.strip()) for text in row.answers)
+    return UNFINISHED if said >= fewest(choice) and not all(row.finished) else "too few answers"
 
 
 def fewest(choice: Choice) -> int:
@@ -201,13 +214,16 @@ def average(values: Sequence[float]) -> float | None:
 def write_records(found: Labelled, out: Path, source: str) -> None:
     """Write the records as jsonl, all at once; DataError E264 when there are none."""
     if not found.records:
+        fixes = ["sample more answers per prompt, or at a higher temperature", "look at the reasons above"]
+        if found.left_out.get(UNFINISHED):
+            fixes = ["raise max_new_tokens (sample: --max-new-tokens): answers were cut before their end", *fixes]
         reasons = {"a tie": found.ties, **found.left_out, **{f"{why} answers": n for why, n in found.dropped.items()}}
         raise DataError(
             "E264",
             f"no record came out of {found.prompts} prompts",
             where=Where(source),
             evidence=[f"{count}: {reason}" for reason, count in reasons.items() if count],
-            fixes=["sample more answers per prompt, or at a higher temperature", "look at the reasons above"],
+            fixes=fixes,
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -91,13 +91,18 @@ def open_source(source: ModelSource, dtype: Dtype = "auto", wants: Wants = "text
 
     ModelError E242 for a reward model or classifier where text is wanted, E245 for a language model where values are.
     """
+    check_gives(source, wants)
+    model = load_source(source, dtype)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Opened(model.to(device), load_tokenizer(source.base), source)
+
+
+def check_gives(source: ModelSource, wants: Wants) -> None:
+    """E242 or E245 when the model gives something else than what is wanted; nothing is loaded."""
     if wants == "text" and source.outputs:
         raise writes_no_text(str(source.run.path if source.run else source.adapter or source.base))
     if wants == "values" and not source.outputs:
         raise gives_no_values(source)
-    model = load_source(source, dtype)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Opened(model.to(device), load_tokenizer(source.base), source)
 
 
 def gives_no_values(source: ModelSource) -> ModelError:

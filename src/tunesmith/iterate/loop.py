@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import DataError, Fix, Interrupted, Preempted, TunesmithError
 from tunesmith.evaluate.labelling import check_choice
+from tunesmith.evaluate.outcomes import UNFINISHED
 from tunesmith.faults import fault
 from tunesmith.iterate.phases import Around, mark, sample, timed, train
 from tunesmith.iterate.record import (
@@ -34,6 +35,7 @@ from tunesmith.track.status import State
 from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
 from tunesmith.train.signals import Request, Signals
 
+LIMIT = "online.sampling.max_new_tokens"
 NOTHING = "E264"  # no record came out of a round
 
 
@@ -184,5 +186,15 @@ def round_line(found: dict[str, Any]) -> str:
     mark_text = "" if labelled["mean_mark"] is None else f", marks {labelled['mean_mark']:.4g}"
     loss = "" if trained["last_loss"] is None else f", loss {trained['first_loss']:.4f} -> {trained['last_loss']:.4f}"
     answers = f"{sampled['completions']} answers of {sampled['mean_length']:.0f} tokens"
-    records = f"{labelled['records']} records, {labelled['ties']} ties"
+    records = f"{labelled['records']} records, {labelled['ties']} ties{left_out_text(labelled)}"
     return f"round {found['round'] + 1}: {answers}{mark_text}, {records}{loss}"
+
+
+def left_out_text(labelled: dict[str, Any]) -> str:
+    """How many prompts gave no record besides ties, and why."""
+    reasons = {reason: count for reason, count in labelled["left_out"].items() if count}
+    if not reasons:
+        return ""
+    hints = {UNFINISHED: f" (raise {LIMIT})"}
+    told = [f"{count} {reason}{hints.get(reason, '')}" for reason, count in reasons.items()]
+    return f", {sum(reasons.values())} of {labelled['prompts']} prompts left out: {'; '.join(told)}"

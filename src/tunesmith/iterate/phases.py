@@ -12,6 +12,7 @@ from torch import nn
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import Diagnostic, Fix
 from tunesmith.evaluate.labelling import open_labeller
 from tunesmith.evaluate.outcomes import label, write_records
 from tunesmith.export.identity import weights_identity
@@ -35,6 +36,8 @@ from tunesmith.run import execute
 from tunesmith.track.files import read_object, replace_text, to_json
 from tunesmith.track.outcome import outcome
 from tunesmith.track.progress import Progress
+
+FEW_FINISHED = 0.2  # share of finished answers below which a round is hardly worth its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,22 @@ def sample(this: Round, prompts: Sequence[Prompt], around: Around) -> dict[str, 
     drawing = Drawing(settings, seed, told, around.check_stop)
     with AnswerFile(this.sampled, identity) as file:
         made = draw_answers(load, prompts, file, drawing).to_json()
+    if made["completions"] and made["finished"] < FEW_FINISHED:
+        warning = few_finished(made["finished"], settings.max_new_tokens)
+        around.display.message(str(warning))
+        around.tell("warning", warning.to_json())
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     fault("online.after_sampling", number, this.sampled)
     return made
+
+
+def few_finished(share: float, limit: int) -> Diagnostic:
+    """W248: nearly all answers were cut, and what is cut is not judged."""
+    name = "online.sampling.max_new_tokens"
+    fix = Fix(f"{name}={2 * limit}", {name: 2 * limit}, effect="sampling takes longer")
+    message = f"only {share:.0%} of the answers came to their end within {limit} tokens; cut ones are not judged"
+    return Diagnostic("W248", message, "warning", fixes=(fix,))
 
 
 def mark(this: Round, around: Around) -> dict[str, Any]:

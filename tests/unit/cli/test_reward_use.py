@@ -86,3 +86,10 @@ def test_a_round_learns_from_a_reward_model(models, capsys):
     assert found["labelled"]["records"] > 0
     assert found["labelled"]["best_mark"] > found["labelled"]["mean_mark"]
     assert f"reward: {models[1]}" in Path("runs/r/config.yaml").read_text("utf-8")
+
+
+def test_a_model_that_writes_no_text_is_refused_before_anything_else(models, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    assert call("sample", models[1], "--prompts", "nowhere.jsonl", "-o", "out.jsonl") == 4
+    assert "E242" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before

@@ -31,12 +31,12 @@ def test_sample_writes_answers_and_their_settings_and_continues(folder, asked, c
     assert call("sample", str(folder), *asked, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {key: told[key] for key in ("out", "prompts", "completions", "new")} == {
-        "out": "prompts.answers.jsonl", "prompts": 2, "completions": 6, "new": 6,
+        "out": f"prompts.{folder.name}.answers.jsonl", "prompts": 2, "completions": 6, "new": 6,
     }  # fmt: skip
     assert told.keys() >= {"tokens_per_second", "finished", "mean_length", "distinct"}
-    rows = [json.loads(line) for line in Path("prompts.answers.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in Path(told["out"]).read_text("utf-8").splitlines()]
     assert [row["prompt"][0]["content"] for row in rows] == ["Hello", "Name a sea."]
-    side = json.loads(Path("prompts.answers.jsonl.settings.json").read_text("utf-8"))
+    side = json.loads(Path(told["out"] + ".settings.json").read_text("utf-8"))
     assert (side["temperature"], side["answers"], side["seed"]) == (1.0, 3, 0)
     assert side["weights"].keys() == {"base"}
     assert call("sample", str(folder), *asked, "--json") == 0
@@ -56,3 +56,10 @@ def test_sample_refuses_to_mix_settings(folder, asked, capsys):
 def test_sample_names_a_missing_file(folder, capsys):
     assert call("sample", str(folder), "--prompts", "nowhere.jsonl") == 4
     assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_answers_of_two_models_do_not_share_a_file(folder, asked, tmp_path, capsys):
+    other = tiny_model_folder(tmp_path / "other model", seed=1)
+    assert call("sample", str(folder), *asked) == 0
+    assert call("sample", str(other), *asked) == 0
+    assert Path("prompts.other-model.answers.jsonl").exists()

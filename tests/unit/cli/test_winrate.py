@@ -1,13 +1,17 @@
 """`eval --against` as a user meets it."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.tiny import tiny_model_folder
 
 from tunesmith.cli.main import run
+from tunesmith.cli.winrate import Duellists, view
 from tunesmith.data.tokenizer import load_tokenizer
+from tunesmith.evaluate.win_rate import Duel, summarise
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
 from tunesmith.rollout.generator import Sampling, generate
@@ -61,3 +65,24 @@ def test_two_models_and_one_decider_are_needed(models, prompts, capsys):
     assert "--against" in capsys.readouterr().err
     assert call("eval", models[0], "--against", models[1], "--data", str(prompts)) == 2
     assert "E270" in capsys.readouterr().err
+
+
+def test_duels_stand_on_one_line_each_decided_ones_first():
+    def duel(hit: float, answer: str) -> Duel:
+        return Duel("f:1", "Say more. " * 50, answer, "no\x1b[31m", hit)
+
+    duels = [duel(0.5, "tie"), duel(1.0, "first line\n\nand a very long second one " * 20), duel(0.0, "b\nc")]
+    found = summarise(duels, 0)
+    out = io.StringIO()
+    terminal = Console(file=out, width=80)
+    for part in view(found, Duellists("one", "two", "auto"), 0, 2):
+        terminal.print(part)
+    lines = out.getvalue().splitlines()
+    table = [line for line in lines if line.startswith(("│", "┃"))]
+    assert len(table) == 3, out.getvalue()
+    assert "tie" not in "".join(table)
+    assert "b ⏎ c" in table[2]
+    cells = [len(cell) for cell in table[1].strip("│").split("│")]
+    assert abs(cells[1] - cells[2]) <= 1
+    assert cells[2] > cells[0] > 10
+    assert "\x1b" not in out.getvalue()

@@ -124,7 +124,7 @@ def test_empty_answers_are_not_used_and_unfinished_ones_are_the_worst_or_left_ou
     worst = made([*rows, row("a", "b", finished=(False, False))], "longer", to="rankings")
     assert [record["scores"] for record in worst.records] == [[1.0, 0.0], [2.0, 1.0, 0.0]]
     assert [turns[0]["content"] for turns in worst.records[1]["answers"]] == ["aa", "a", "aaaa"]
-    assert (worst.unfinished, worst.dropped, worst.left_out) == (2, {"empty": 1}, {"too few answers": 1})
+    assert (worst.unfinished, worst.dropped, worst.left_out) == (2, {"empty": 1}, {"too few finished answers": 1})
     assert (worst.mean_mark, worst.best_mark) == (1.25, 1.5)
     cut = made(rows, "longer", to="sft")
     assert [record["completion"][0]["content"] for record in cut.records] == ["a", "aa"]
@@ -132,7 +132,7 @@ def test_empty_answers_are_not_used_and_unfinished_ones_are_the_worst_or_left_ou
     assert [record["label"] for record in judged.records] == [True, False, True, True, False]
     found = made(rows, "shorter", unfinished="drop")
     assert found.dropped == {"empty": 1, "unfinished": 2}
-    assert found.left_out == {"too few answers": 1}
+    assert found.left_out == {"too few finished answers": 1}
     assert found.records[0]["rejected"][0]["content"] == "aa"
     kept = made(rows, "shorter", unfinished="keep")
     assert [record["rejected"][0]["content"] for record in kept.records] == ["aaa", "aaaa"]
@@ -192,7 +192,9 @@ def test_nothing_is_an_error_with_reasons_and_writes_no_file(tmp_path):
     found = made([row("a", "b"), row("c", "d", finished=(False, True))], "shorter", unfinished="drop")
     with pytest.raises(DataError, match="E264") as caught:
         write_records(found, tmp_path / "pairs.jsonl", "a.jsonl")
-    assert caught.value.diagnostic.evidence == ("1: a tie", "1: too few answers", "1: unfinished answers")
+    assert caught.value.diagnostic.evidence == ("1: a tie", "1: too few finished answers", "1: unfinished answers")
+    assert "max_new_tokens" in str(caught.value.diagnostic)
+    assert made([row("a", "")], "shorter").left_out == {"too few answers": 1}
     assert not (tmp_path / "pairs.jsonl").exists()
 
 

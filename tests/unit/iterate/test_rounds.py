@@ -16,7 +16,7 @@ from tests.tiny import tiny_model_folder
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import CheckpointError, DataError, TunesmithError, UsageError
 from tunesmith.export.opening import find_weights
-from tunesmith.iterate.loop import iterate
+from tunesmith.iterate.loop import iterate, round_line
 from tunesmith.iterate.planning import plan_any
 from tunesmith.iterate.rounds import Round, all_prompts, prompts_of, round_recipe
 from tunesmith.recipe import Recipe, load_recipe
@@ -259,3 +259,27 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_weights(taught, prompts,
     for name in ("sampled.jsonl", "records.jsonl"):
         assert (killed / "rounds/1" / name).read_bytes() == (whole / "rounds/1" / name).read_bytes()
     assert [row["step"] for row in rows(killed / "metrics.jsonl") if "online/records" in row] == [1, 2]
+
+
+def test_a_round_says_which_prompts_it_left_out_and_that_answers_are_cut(taught, prompts, tmp_path):
+    run = RunDir.create(tmp_path / "runs", "r")
+    made = recipe(
+        taught, prompts, "online.rounds=1", "online.sampling.max_new_tokens=2", "online.label.unfinished=drop"
+    )
+    with pytest.raises(DataError) as caught:
+        play(made, run)
+    assert "12: too few finished answers" in caught.value.diagnostic.evidence
+    warned = [row["code"] for row in rows(run.events_file) if row["event"] == "warning"]
+    assert warned == ["W248"]
+
+
+def test_a_round_tells_in_its_line_what_was_left_out():
+    sampled = {"completions": 48, "mean_length": 30.0}
+    labelled = {"mean_mark": None, "records": 1, "ties": 2, "prompts": 12}
+    trained = {"first_loss": None, "last_loss": None}
+    found = {"round": 0, "sampled": sampled, "trained": trained}
+    line = round_line({**found, "labelled": {**labelled, "left_out": {"too few finished answers": 9}}})
+    assert line.endswith(
+        "1 records, 2 ties, 9 of 12 prompts left out: 9 too few finished answers (raise online.sampling.max_new_tokens)"
+    )
+    assert round_line({**found, "labelled": {**labelled, "left_out": {}}}).endswith("1 records, 2 ties")
