@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.loader import deal
+from tunesmith.data.mismatch import spread
 from tunesmith.data.packing import pack
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
@@ -172,7 +173,7 @@ def make_plan(
     memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
     flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
     flops += further_passes(recipe) * forward_flops(inventory, counted.scored_share, counted.mean_length)
-    facts = Facts(recipe, inventory, counted, steps.total, steps.longest, memory, machine, file)
+    facts = Facts(recipe, inventory, counted, steps.total, steps.sequences, steps.longest, memory, machine, file)
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks)
     return Plan(
         recipe=recipe,
@@ -249,7 +250,7 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = 
     sequences = float(np.mean([len(lengths) for lengths in drawn]))
     if train.tokens_per_step is None and train.sequences_per_step is not None:
         sequences = float(min(train.sequences_per_step, math.ceil(counted.examples)))
-    per_epoch = max(1, math.ceil(counted.examples / sequences))
+    per_epoch = max(1, math.ceil(counted.examples / sequences) - _folded(recipe, counted))
     whole, part = int(train.epochs), train.epochs - int(train.epochs)
     total = train.steps or max(1, whole * per_epoch + math.ceil(part * per_epoch))
     epochs = train.steps / per_epoch if train.steps else train.epochs
@@ -266,6 +267,19 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = 
         longest=max(max(lengths) for lengths in drawn),
         all_tokens=epochs * counted.examples * counted.mean_length,
     )
+
+
+def _folded(recipe: Recipe, counted: Counted) -> bool:
+    """Whether the last step of an epoch of feedback belongs to the one before, as the loader decides it."""
+    size, total = recipe.train.sequences_per_step, round(counted.examples)
+    if recipe.task.kind != "feedback" or recipe.train.tokens_per_step is not None or size is None or total <= size:
+        return False
+    rest = total % size
+    if rest < 2 or not recipe.data.shuffle:
+        return rest == 1
+    labels = np.arange(total) < round(counted.labels.get("good", 0.0))
+    last = labels[spread(np.arange(total), labels)[-rest:]]
+    return bool((last == last[0]).all())
 
 
 def _draw_steps(recipe: Recipe, counted: Counted, chance: np.random.Generator) -> list[list[int]]:

@@ -14,7 +14,7 @@ from tunesmith.data.overlong import cut_turns
 from tunesmith.data.prefix import View, whole_view
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import DataError, Where
+from tunesmith.errors import DataError, Fix, Where
 from tunesmith.types import Conversation, Example, Labelled, Task
 
 MOST_CLASSES = 10_000
@@ -95,7 +95,7 @@ def label_value(entry: Labelled, task: Task) -> float:
             "E213",
             f"label is {str(entry.label)[:40]!r}; this objective learns numbers",
             where=where,
-            fixes=["use an objective that learns classes (classification)", "write numbers as labels"],
+            fixes=[Fix("learn classes: objective=classify", {"objective": "classify"}), "write numbers as labels"],
         )
     return value
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.mismatch import Mismatch, belongs_to_the_step_before, spread
+from tunesmith.data.mismatch import Mismatch, spread
 from tunesmith.data.packing import batch_of, pack
 from tunesmith.data.prepared import Prepared
 from tunesmith.types import Batch, Task
@@ -56,7 +56,7 @@ class OfflineSource:
 
     A step never crosses an epoch: the last one of an epoch is smaller and has its own denominator. Without a seed the
     examples keep the order of the files. With one, feedback is spread so that every step has its share of good and bad;
-    what would be left for the last step belongs to the one before when it is a single answer, or all good or all bad.
+    an epoch's rest that is all good or all bad belongs to the step before, as does a rest of one answer in any order.
     """
 
     supplies: frozenset[str] = frozenset()
@@ -106,7 +106,9 @@ class OfflineSource:
         end = self.full_step_end(order, cursor)
         if self.build.task.kind != "feedback" or end >= len(order) or self.full_step_end(order, end) < len(order):
             return end
-        return len(order) if belongs_to_the_step_before(self.prepared.first_labels[order[end:]]) else end
+        rest = self.prepared.first_labels[order[end:]]
+        alone = len(rest) == 1 or (self.shuffle and bool((rest == rest[0]).all()))
+        return len(order) if alone else end
 
     def full_step_end(self, order: np.ndarray, cursor: int) -> int:
         """After a number of examples, or as many tokens as fit (at least one)."""

@@ -21,11 +21,6 @@ def spread(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return order[np.lexsort((labels, places))]
 
 
-def belongs_to_the_step_before(labels: np.ndarray) -> bool:
-    """Whether these examples, the last of an epoch, are no step of their own: they are one, or all good or all bad."""
-    return len(labels) == 1 or bool((labels == labels[0]).all())
-
-
 def partners(prompts: np.ndarray, prompt_lengths: np.ndarray, answer_lengths: np.ndarray, seed: int) -> np.ndarray:
     """For every example one with another prompt, fixed by the seed (arXiv:2402.01306 section 4.1).
 

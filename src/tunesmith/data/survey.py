@@ -253,6 +253,11 @@ def covering_length(lengths: Sequence[int], limit: int) -> tuple[int, float]:
     """A round max_length above `limit` that covers 99.5 % of records or more, and the share it covers."""
     values = np.asarray(lengths)
     wanted = max(int(np.quantile(values, COVERED, method="higher")), int(values[values > limit].min()))
-    step = 256 if wanted > 512 else 16
-    rounded = -(-wanted // step) * step
+    rounded = rounded_up(wanted)
     return rounded, float(np.mean(values <= rounded))
+
+
+def rounded_up(tokens: int) -> int:
+    """The next number that reads well in a recipe."""
+    step = 256 if tokens > 512 else 16
+    return -(-tokens // step) * step

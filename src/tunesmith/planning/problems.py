@@ -14,6 +14,7 @@ from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.inventory import Inventory, trainable
 from tunesmith.planning.counting import Counted
+from tunesmith.planning.judged import label_problems, rating_problems
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.memory import USABLE, Memory
 from tunesmith.recipe import Recipe
@@ -35,6 +36,7 @@ class Facts:
     inventory: Inventory
     counted: Counted
     steps: int
+    sequences: float  # of a step
     longest: int
     memory: Memory
     machine: Machine
@@ -43,8 +45,8 @@ class Facts:
 
 def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
-    rules = (_length, _few_steps, _rate, _overlong, _threads, _disk, _stripped)
-    return (*_memory(facts, peak_of), *(problem for rule in rules for problem in rule(facts)))
+    rules = (_length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
+    return (*facts.counted.doubts, *_memory(facts, peak_of), *(problem for rule in rules for problem in rule(facts)))
 
 
 def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnostic]:
@@ -204,6 +206,17 @@ def _disk(facts: Facts) -> Iterator[Diagnostic]:
             Where(field="run.folder"),
             fixes=(Fix("run.folder=FOLDER on a larger disk"),),
         )
+
+
+def _judged(facts: Facts) -> Iterator[Diagnostic]:
+    """Of records as they are; a loop that samples its own is judged by what it makes of them."""
+    counted = facts.counted
+    if facts.recipe.online is not None:
+        return
+    yield from label_problems(facts.recipe, counted.labels, facts.sequences, counted.mean_length)
+    if facts.recipe.task.kind == "pair":
+        whole = counted.looked_at is None
+        yield from rating_problems(facts.recipe, counted.rated_share, counted.examples, whole=whole)
 
 
 def _stripped(facts: Facts) -> Iterator[Diagnostic]:

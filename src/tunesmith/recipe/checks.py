@@ -13,6 +13,7 @@ from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.settings import Recipe
+from tunesmith.recipe.step_checks import company
 
 
 def contradictions(recipe: Recipe, origins: Mapping[str, Origin], path: str) -> list[Diagnostic]:
@@ -114,5 +115,5 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, *OBJECTIVE_RULES,
+    _step_size, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, company, *OBJECTIVE_RULES,
 )  # fmt: skip

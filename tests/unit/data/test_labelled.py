@@ -74,6 +74,8 @@ def test_labels_that_do_not_fit_name_the_record(tokenizer, label, task, code, wo
         encode_record(Labelled("a", label, "f", 3), tokenizer, DataConfig(), task)
     assert words in caught.value.diagnostic.message
     assert caught.value.diagnostic.where.line == 3
+    if code == "E213":
+        assert caught.value.diagnostic.fixes[0].set == {"objective": "classify"}
 
 
 def test_classes_are_found_in_the_data(tmp_path):
