@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ SCHEMA_FILE = Path(__file__).parent.parent / "schema.json"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One leaf; in a key `N` is a position in a list and `NAME` a free name; `variant` is the method it belongs to."""
+    """One leaf; in a key `N` is a position in a list and `NAME` a free name; `variant` is the method it belongs to.
+
+    A key of several methods has the setting of each of them in `parts`.
+    """
 
     key: str
     type: str
@@ -23,6 +26,13 @@ class Setting:
     allowed: str
     text: str
     variant: str = ""
+    parts: tuple[Setting, ...] = field(default=(), repr=False)
+
+    def of(self, variant: str) -> Setting | None:
+        """The setting as one method has it; None when that method has none."""
+        if not self.variant:
+            return self
+        return next((part for part in self.parts or (self,) if part.variant == variant), None)
 
 
 def catalogue(schema: Schema) -> dict[str, Setting]:
@@ -56,7 +66,8 @@ def _joined(one: Setting, other: Setting) -> Setting:
     if other.default != one.default.partition("; ")[0]:
         default += f"; {other.variant} {other.default}"
     text = one.text if other.text in one.text else f"{one.text} {other.variant}: {other.text}"
-    return Setting(one.key, one.type, default, allowed, text, f"{one.variant}, {other.variant}")
+    parts = (*(one.parts or (one,)), other)
+    return Setting(one.key, one.type, default, allowed, text, f"{one.variant}, {other.variant}", parts)
 
 
 def _follow(part: Schema, schema: Schema) -> dict[str, Any]:

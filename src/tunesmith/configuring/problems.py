@@ -76,7 +76,7 @@ def _fault(detail: ErrorDetails, layers: Layers, settings: Mapping[str, Setting]
         return _wrong((*key, tag), _inner(detail["input"], tag), layers, settings)
     if detail["type"] == "missing":
         message = f"{dotted(key)} is required"
-        return Diagnostic("E013", message, where=place(layers, key[:-1]), evidence=_meaning(key, settings))
+        return Diagnostic("E013", message, where=place(layers, key[:-1]), evidence=_meaning(key, layers, settings))
     if key == ("version",):
         return _version(detail["input"], layers)
     return _wrong(key, detail["input"], layers, settings)
@@ -86,8 +86,23 @@ def _inner(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, dict) else value
 
 
-def _meaning(key: Key, settings: Mapping[str, Setting]) -> tuple[str, ...]:
-    setting = settings.get(general_key(key, settings))
+def _chosen(key: Key, layers: Layers) -> str:
+    """The variant that the group of this key is of, or nothing."""
+    group: Any = layers.value
+    for part in key[:-1]:
+        group = group[part] if _holds(group, part) else None
+    tag = layers.unions.get(key[:-1], "name")
+    return str(group.get(tag, "")) if isinstance(group, dict) else ""
+
+
+def _setting(key: Key, layers: Layers, settings: Mapping[str, Setting]) -> Setting | None:
+    """What the catalogue says of a key, as the chosen variant has it."""
+    found = settings.get(general_key(key, settings))
+    return found and (found.of(_chosen(key, layers)) or found)
+
+
+def _meaning(key: Key, layers: Layers, settings: Mapping[str, Setting]) -> tuple[str, ...]:
+    setting = _setting(key, layers, settings)
     return (setting.text,) if setting and setting.text else ()
 
 
@@ -99,7 +114,7 @@ def _version(value: Any, layers: Layers) -> Diagnostic:
 
 def _wrong(key: Key, value: Any, layers: Layers, settings: Mapping[str, Setting]) -> Diagnostic:
     name = dotted(key)
-    setting = settings.get(general_key(key, settings))
+    setting = _setting(key, layers, settings)
     where = place(layers, key)
     if setting is None:
         inside = _children(general_key(key, settings), settings)
@@ -134,6 +149,9 @@ def _unknown(key: Key, value: Any, layers: Layers, settings: Mapping[str, Settin
     group = dotted(key[:-1])
     inside = f"in {group}" if group else "at the top of a recipe"
     message = f"unknown key {word} {inside}"
+    there = settings.get(general_key(key, settings))
+    if there is not None and there.variant:
+        return _of_another(key, there, layers, settings)
     alias = ALIASES.get(normal(word))
     if alias is not None and alias.key not in (None, dotted(key)):
         fix = Fix(
@@ -150,6 +168,24 @@ def _unknown(key: Key, value: Any, layers: Layers, settings: Mapping[str, Settin
         return Diagnostic("E010", message, where=where, fixes=(fix,))
     evidence = (f"known keys here: {', '.join(known)}",) if known else ()
     return Diagnostic("E010", message, where=where, evidence=evidence)
+
+
+def _of_another(key: Key, there: Setting, layers: Layers, settings: Mapping[str, Setting]) -> Diagnostic:
+    """E010: the key exists, but not in the chosen variant of its group."""
+    chosen, group, owners = _chosen(key, layers), dotted(key[:-1]), there.variant.split(", ")
+    inside = general_key(key[:-1], settings)
+    listed = {name: settings.get(f"{inside}.{name}") for name in _children(inside, settings)}
+    known = [name for name, setting in listed.items() if setting is not None and setting.of(chosen)]
+    tag = f"{group}.{layers.unions.get(key[:-1], 'name')}"
+    like = nearest(str(key[-1]), [name for name in known if name != key[-1]])
+    near = [f"did you mean {group}.{like}?"] if like else []
+    return Diagnostic(
+        "E010",
+        f"{group}={chosen} has no key {key[-1]}; {', '.join(owners[:6])} {'has' if len(owners) == 1 else 'have'} it",
+        where=place(layers, key),
+        evidence=(f"keys of {chosen}: {', '.join(known)}",),
+        fixes=(*map(Fix, near), Fix(f"{tag}={owners[0]}", {tag: owners[0]})),
+    )
 
 
 def _suggestion(key: Key, known: list[str], settings: Mapping[str, Setting]) -> str | None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tunesmith.configuring.output_folder import check_output_folder
+from tunesmith.configuring.shipped import shipped
 from tunesmith.errors import TunesmithError, Unsafe, UsageError
 from tunesmith.models.config import FullConfig, LoraConfig
+from tunesmith.objectives import OBJECTIVES
 from tunesmith.recipe import Loaded, Recipe, load_recipe, to_yaml
 
 
@@ -310,3 +312,38 @@ def test_a_recipe_written_and_read_is_the_same(tmp_path, name):
     recipe = load(tmp_path, "", *overrides, "train.optimizer.lr=1e-5").recipe
     assert recipe.model.path == name
     assert load(tmp_path, to_yaml(recipe)).recipe == recipe
+
+
+def test_k01_a_key_of_another_objective_names_the_objectives_that_have_it(tmp_path):
+    error = refused(tmp_path, "objective:\n  name: ranking_reward\n  center: 0.1\n")
+    assert error.diagnostic.code == "E010"
+    assert error.diagnostic.message == "objective=ranking_reward has no key center; reward has it"
+    assert error.diagnostic.fixes[-1].set == {"objective.name": "reward"}
+    assert "did you mean objective.center" not in str(error.diagnostic)
+    assert "rank has it" not in str(error.diagnostic)
+    error = refused(tmp_path, "model: {adapter: {method: full, rank: 4}}\n")
+    assert "model.adapter=full has no key rank; lora has it" in error.diagnostic.message
+
+
+def test_k03_range_and_meaning_are_those_of_the_chosen_objective(tmp_path):
+    error = refused(tmp_path, "", "objective.name=cdpo", "objective.epsilon=0.6")
+    assert error.diagnostic.message == "objective.epsilon: got 0.6, want a number from 0 to 0.5"
+    assert ":" not in error.diagnostic.evidence[0].partition(" ")[0]
+    error = refused(tmp_path, "", "objective.name=robust_dpo", "objective.epsilon=0.6")
+    assert error.diagnostic.message.endswith("at least 0, below 0.5")
+
+
+@pytest.mark.parametrize("objective", [kind.model_fields["name"].default for kind in OBJECTIVES])
+def test_k06_every_objective_is_trained_by_its_name_or_by_the_recipe_that_is_offered(objective):
+    if objective in shipped():
+        assert load_recipe(objective, [], {}).recipe.objective.title == objective
+        return
+    with pytest.raises(UsageError, match=f"{objective} is an objective") as caught:
+        load_recipe(objective, [], {})
+    command = caught.value.diagnostic.fixes[0].command.split()
+    assert command[:2] == ["tunesmith", "train"]
+    offered, changed = load_recipe(command[2], [], {}).recipe, load_recipe(command[2], command[3:], {}).recipe
+    assert changed.objective.title == objective
+    assert changed.objective.reads == offered.objective.reads
+    if offered.objective.reads == "logprobs":
+        assert changed.objective.kind == offered.objective.kind
