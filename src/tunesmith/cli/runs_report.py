@@ -9,7 +9,7 @@ from tunesmith.configuring.reader import read_yaml
 from tunesmith.errors import BadInput
 from tunesmith.track.index import RunSummary, summarise
 from tunesmith.track.outcome import compare_with_plan, outcome
-from tunesmith.track.preferences import courses, worries
+from tunesmith.track.preferences import FIGURES, LEARNED, courses, rounds, worries
 from tunesmith.track.reader import Row, read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.status import ACTIVE
@@ -25,7 +25,8 @@ def report_of(run: RunDir) -> dict[str, Any]:
         summary = replace(summary, state="damaged", reason=error.diagnostic.message)
     events = list(read_lines(run.events_file))
     actual = outcome(run)
-    found = courses(read_metrics(run.metrics_file))
+    rows = read_metrics(run.metrics_file)
+    found = courses(rows)
     return {
         "run": summary.to_json(),
         "about": about,
@@ -33,6 +34,8 @@ def report_of(run: RunDir) -> dict[str, Any]:
         "plan": [line.to_json() for line in compare_with_plan(plan, actual)],
         "preferences": [course.to_json() for course in found],
         "worries": worries(found),
+        "accuracy": [course.to_json() for course in courses(rows, LEARNED)],
+        "rounds": rounds(rows),
         "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],
         "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
         "checkpoints": _checkpoints(run),
@@ -42,12 +45,26 @@ def report_of(run: RunDir) -> dict[str, Any]:
 
 
 def comparison(left: RunDir, right: RunDir) -> dict[str, Any]:
-    """The settings in which two runs differ and both outcomes; a key that one lacks has None."""
+    """The settings in which two runs differ and both outcomes; what one lacks is None.
+
+    Losses of different objectives have no scale in common: `same_loss` is False.
+    """
     ours, theirs = _settings(left), _settings(right)
     missing = object()
     keys = [key for key in {**ours, **theirs} if ours.get(key, missing) != theirs.get(key, missing)]
     before, after = outcome(left).to_json(), outcome(right).to_json()
+    figures = [{course.name: course for course in courses(read_metrics(run.metrics_file))} for run in (left, right)]
     return {
+        "same_loss": _objectives(ours) == _objectives(theirs),
+        "preferences": [
+            {
+                "name": name,
+                "values": [found[name].last if name in found else None for found in figures],
+                "held_out": [found[name].held_out if name in found else None for found in figures],
+            }
+            for name in FIGURES
+            if any(name in found for found in figures)
+        ],
         "runs": [left.id, right.id],
         "changed": [{"key": key, "values": [ours.get(key), theirs.get(key)]} for key in keys],
         "outcome": [{"name": name, "values": [before[name], after[name]]} for name in before],
@@ -60,6 +77,12 @@ def _settings(run: RunDir) -> dict[str, Any]:
     _flatten(read_yaml(run.read_config(), str(run.config_file)).value, "", found)
     found.pop("run.name", None)
     return found
+
+
+def _objectives(settings: dict[str, Any]) -> list[str]:
+    """The names of all objectives of a run."""
+    also = settings.get("also") or []
+    return [str(settings.get("objective.name", "sft")), *(str(each.get("name")) for each in also)]
 
 
 def _flatten(value: Any, prefix: str, found: dict[str, Any]) -> None:

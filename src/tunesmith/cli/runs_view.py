@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.track.index import RunSummary
-from tunesmith.track.preferences import FIGURES
+from tunesmith.track.preferences import FIGURES, LEARNED, ROUNDS
 from tunesmith.track.progress import duration
 from tunesmith.track.reader import Row, number
 
@@ -41,6 +41,7 @@ NAMES = {
     "last_loss": "last loss",
     "eval_loss": "evaluation loss",
 }
+SHARES = ("rewards/accuracy", "accuracy", "displacement", "online/finished", "online/distinct")
 LABELS = {
     "train/loss": "loss",
     "eval/loss": "evaluation loss",
@@ -71,8 +72,12 @@ def show_view(report: dict[str, Any]) -> list[RenderableType]:
     if report["preferences"]:
         parts += [_title("preferences"), _preferences(report["preferences"])]
         parts += [_line(text, "yellow") for text in report["worries"]]
+    if report["accuracy"]:
+        parts += [_title("accuracy"), _preferences(report["accuracy"])]
+    if report["rounds"]:
+        parts += [_title("rounds"), _rounds(report["rounds"])]
     if report["evaluations"]:
-        parts += [_title("evaluations"), *(_line(_fields(row)) for row in report["evaluations"])]
+        parts += [_title("evaluations"), *(part for row in report["evaluations"] for part in _evaluation(row))]
     if report["checkpoints"]:
         steps = ", ".join(f"{step:,}" for step in report["checkpoints"])
         parts += [_title("checkpoints"), _line(f"step {steps}")]
@@ -97,10 +102,26 @@ def compare_view(result: dict[str, Any]) -> RenderableType:
         before, after = row["values"]
         if before is None and after is None:
             continue
-        change = f"{after / before - 1:+.1%}" if before and after is not None else ""
+        alike = result["same_loss"] or not row["name"].endswith("loss")
+        change = f"{after / before - 1:+.1%}" if before and after is not None and alike else ""
         results.add_row(NAMES[row["name"]], figure(row["name"], before), figure(row["name"], after), change)
     same = Text("every setting is the same", style="dim")
-    return Group(settings if result["changed"] else same, Text(), results)
+    parts: list[RenderableType] = [settings if result["changed"] else same, Text(), results]
+    if not result["same_loss"]:
+        parts.append(Text("losses of different objectives have no scale in common", style="dim"))
+    if result["preferences"]:
+        parts += [Text(), _compared(result["preferences"], one, other)]
+    return Group(*parts)
+
+
+def _compared(rows: list[dict[str, Any]], one: str, other: str) -> Table:
+    """Preference figures at the end of both runs, in training and held out."""
+    table = _table("at the end", f">{one}", f">{other}", f">{one} held out", f">{other} held out")
+    for row in rows:
+        table.add_row(
+            FIGURES[row["name"]], *(_preference(row["name"], each) for each in row["values"] + row["held_out"])
+        )
+    return table
 
 
 def row_line(row: Row) -> str:
@@ -147,11 +168,40 @@ def _plan_table(lines: list[dict[str, Any]]) -> RenderableType:
 def _preferences(rows: list[dict[str, Any]]) -> RenderableType:
     table = _table("", ">first tenth", ">last tenth", ">held out")
     for row in rows:
-        shares = row["name"] in ("rewards/accuracy", "displacement")
-        values = (row["first"], row["last"], row["held_out"])
-        shown = ("" if each is None else f"{each:.1%}" if shares else f"{each:.4g}" for each in values)
-        table.add_row(FIGURES[row["name"]], *shown)
+        shown = (_preference(row["name"], each) for each in (row["first"], row["last"], row["held_out"]))
+        table.add_row((FIGURES | LEARNED)[row["name"]], *shown)
     return table
+
+
+def _preference(name: str, value: float | None) -> str:
+    """A figure, or its share where it is one."""
+    if value is None:
+        return ""
+    return f"{value:.1%}" if name in SHARES else f"{value:.4g}"
+
+
+def _rounds(rows: list[dict[str, Any]]) -> RenderableType:
+    table = _table(">round", *(f">{title}" for title in ROUNDS.values()))
+    for row in rows:
+        table.add_row(str(row["round"]), *(_preference(name, row[name]) for name in ROUNDS))
+    return table
+
+
+def _evaluation(row: Row) -> list[str]:
+    """The scores of each task on a line of their own, with their intervals."""
+    scores = row.get("scores")
+    if not isinstance(scores, dict):
+        return [_line(_fields(row))]
+    lines = []
+    for task, found in scores.items():
+        told = [
+            f"{name} {each['value']:.4g} ({each['low']:.4g} to {each['high']:.4g})"
+            for name, each in found.items()
+            if isinstance(each, dict)
+            and all(isinstance(each.get(key), float | int) for key in ("value", "low", "high"))
+        ]
+        lines.append(_line(f"step {row.get('step', '?')}  {task}  " + "  ".join(told)))
+    return lines
 
 
 def _table(*columns: str) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.track.reader import Row, series
+from tunesmith.track.reader import Row, number, series
 
 MARGIN = "train/rewards/margin"
 FIGURES = {  # metric: how it is called
@@ -22,6 +22,20 @@ FIGURES = {  # metric: how it is called
     "displacement": "displaced pairs",
     "length/chosen": "length of chosen",
     "length/rejected": "length of rejected",
+}
+LEARNED = {  # what is told of other objectives
+    "accuracy": "accuracy",
+    "absolute_error": "mean absolute error",
+}
+ROUNDS = {  # metric of a round of an online run: its column
+    "online/mean_mark": "marks",
+    "online/best_mark": "best",
+    "online/records": "records",
+    "online/ties": "ties",
+    "online/finished": "finished",
+    "online/distinct": "distinct",
+    "length/mean": "tokens",
+    "train/loss": "loss",
 }
 SHARE = 10  # the first and the last tenth of the steps are compared
 DISPLACED = 0.5  # share of pairs whose answers both became less likely that is worth a warning
@@ -42,11 +56,20 @@ class Course:
         return {"name": self.name, "first": self.first, "last": self.last, "held_out": self.held_out}
 
 
-def courses(rows: Iterable[Row]) -> list[Course]:
-    """Every preference figure that the run recorded."""
+def rounds(rows: Iterable[Row]) -> list[dict[str, float | None]]:
+    """A row for each round of an online run, counted from 1; none for another run."""
+    return [
+        {"round": row["step"], **{name: number(row.get(name)) for name in ROUNDS}}
+        for row in rows
+        if "online/records" in row
+    ]
+
+
+def courses(rows: Iterable[Row], figures: Mapping[str, str] = FIGURES) -> list[Course]:
+    """Every one of the figures that the run recorded; those of preferences unless told otherwise."""
     rows = list(rows)
     found = []
-    for name, title in FIGURES.items():
+    for name, title in figures.items():
         _, values = series(rows, f"train/{name}")
         if not values:
             continue

@@ -172,3 +172,60 @@ def test_long_lines_are_never_broken(folder, capsys, monkeypatch):
         tracker.event("warning", {"code": "W191", "message": "wandb: [bold]" + "x" * 100})
     assert call("runs", "show", "one") == 0
     assert "W191 at step 0: wandb: [bold]" + "x" * 100 in capsys.readouterr().out.splitlines()
+
+
+def written(folder, name: str, objective: str, rows: list[dict[str, float]], event: dict | None = None) -> None:
+    run = RunDir.create(folder, name)
+    run.write_config(f"objective:\n  name: {objective}\nrun:\n  name: {name}\n")
+    run.write_run({"created": 3000.0})
+    with Tracker(run) as tracker:
+        tracker.status("running", total=len(rows))
+        for step, row in enumerate(rows, 1):
+            tracker.metrics(step, step * 10, row)
+        if event:
+            tracker.event("evaluation", event)
+
+
+def test_losses_of_different_objectives_are_not_compared_but_preferences_are(folder, capsys):
+    for name, loss in (("dpo", 0.69), ("ipo", 24.97)):
+        row = {"train/loss": loss, "train/rewards/accuracy": 0.75, "eval/rewards/accuracy": 0.5}
+        written(folder, name, name, [row, row])
+    assert call("runs", "compare", "dpo", "ipo") == 0
+    text = capsys.readouterr().out
+    assert "%" not in next(line for line in text.splitlines() if line.startswith("last loss"))
+    accuracy = next(line for line in text.splitlines() if line.startswith("accuracy"))
+    assert accuracy.split() == ["accuracy", "75.0%", "75.0%", "50.0%", "50.0%"]
+    assert call("runs", "compare", "dpo", "ipo", "--json") == 0
+    result = answer_of(capsys)
+    assert result["same_loss"] is False
+    assert result["preferences"][0] == {"name": "rewards/accuracy", "values": [0.75, 0.75], "held_out": [0.5, 0.5]}
+
+
+def test_a_classifier_shows_its_accuracy_and_scores_on_lines_of_their_own(folder, capsys):
+    score = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 40}
+    scores = {"held-out": {"accuracy": score, "confusion": {"classes": ["a"], "counts": [[1]]}}}
+    rows = [
+        {"train/loss": 1.0, "train/accuracy": 0.5},
+        {"train/loss": 0.5, "train/accuracy": 0.9, "eval/accuracy": 0.8},
+    ]
+    written(folder, "classes", "classify", rows, {"scores": scores})
+    assert call("runs", "show", "classes") == 0
+    text = capsys.readouterr().out
+    assert next(line for line in text.splitlines() if line.startswith("accuracy ")).split()[1:] == [
+        "50.0%",
+        "90.0%",
+        "80.0%",
+    ]
+    assert "held-out  accuracy 0.9 (0.8 to 0.95)" in text
+    assert "confusion" not in text
+
+
+def test_an_online_run_shows_a_row_per_round(folder, capsys):
+    row = {"online/mean_mark": 1.5, "online/best_mark": 2.0, "online/records": 9.0, "online/ties": 2.0}
+    rows = [{**row, "online/finished": share, "online/distinct": 0.5, "length/mean": 31.0} for share in (0.25, 0.75)]
+    written(folder, "online", "dpo", rows)
+    assert call("runs", "show", "online") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["1", "1.5", "2", "9", "2", "25.0%", "50.0%", "31"] in lines
+    assert call("runs", "show", "online", "--json") == 0
+    assert [row["round"] for row in answer_of(capsys)["rounds"]] == [1, 2]
