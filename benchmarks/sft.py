@@ -8,17 +8,15 @@ import os
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import environments, machine
 from common.process import environment, run_side
+from common.sides import TORCH, Side, alternate, starter
 
 HERE = Path(__file__).parent
-TORCH = "2.13.0"
 WORK = {"rank": 8, "alpha": 16, "lr": 2e-4, "max_length": 1024, "seed": 0, "sequences": 16}
 TOLERANCE = 1e-3  # largest difference of the first loss between two sides in fp32; bf16 rounding alone makes more
-BUSY = 0.3  # cores that other processes may take
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "numpy")
 FIGURES = (
     "tokens_per_second",
@@ -27,17 +25,6 @@ FIGURES = (
     "peak_bytes",
     "peak_less_import_bytes",
 )
-
-
-@dataclass
-class Side:
-    """One row of the table: a program, its environment and its settings."""
-
-    name: str
-    python: Path | str
-    script: str
-    settings: dict = field(default_factory=dict)
-    runs: list[dict] = field(default_factory=list)
 
 
 def main() -> None:
@@ -95,12 +82,6 @@ def parse() -> argparse.Namespace:
     return choices
 
 
-def starter() -> Path:
-    from tunesmith.models.starter import ensure_starter
-
-    return ensure_starter()
-
-
 def make_sides(trl: Path) -> list[Side]:
     default = {"batch": 4, "accumulation": 4, "checkpointing": True, "sort_within_step": False}
     best = {**default, "checkpointing": False, "sort_within_step": True}
@@ -123,31 +104,14 @@ def count_tokens(path: Path) -> list[tuple[int, int]]:
 
 
 def measure(sides: list[Side], shared: dict, steps: list[tuple[int, int]], choices: argparse.Namespace) -> list[float]:
-    """Run the sides in turn, `repeats` times; returns how busy the machine was before each run."""
-    busy = []
-    for repeat in range(choices.repeats):
-        for side in sides:
-            if choices.only and side.name not in choices.only:
-                continue
-            busy.append(check_load(choices.allow_load))
-            result = run_side(side.python, side.script, {**shared, **side.settings, "task": "train"})
-            run = figures(result, steps, choices.warmup)
-            side.runs.append(run)
-            print(
-                f"{repeat + 1}/{choices.repeats} {side.name}: {run['tokens_per_second']:.0f} tok/s, "
-                f"{run['tokens_per_cpu_second']:.0f} tok/CPU-s, {run['peak_bytes'] / 2**30:.2f} GiB",
-                file=sys.stderr,
-            )
-    return busy
+    """Run the sides in turn; returns how busy the machine was before each run."""
 
+    def run(side: Side) -> dict:
+        result = run_side(side.python, side.script, {**shared, **side.settings, "task": "train"})
+        return figures(result, steps, choices.warmup)
 
-def check_load(allow: bool) -> float:
-    busy = round(machine.busy_cores(), 2)
-    if busy > BUSY and not allow:
-        raise SystemExit(
-            f"{busy} cores are busy before the run; wait, or pass --allow-load and say so with the figures"
-        )
-    return busy
+    wanted = [side for side in sides if not choices.only or side.name in choices.only]
+    return list(alternate(wanted, choices.repeats, choices.allow_load, run))
 
 
 def figures(result: dict, steps: list[tuple[int, int]], warmup: int) -> dict:

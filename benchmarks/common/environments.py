@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ENVIRONMENTS = Path(__file__).parents[1] / "env"
 PEERS = Path(__file__).parents[1] / "peers"
+COMPLETE = frozenset({"llamafactory"})  # lists that name every package: nothing is resolved, nothing else installed
+# Left out of an environment after installation: libraries that only load beside CUDA and that nothing here calls.
+USELESS = {"llamafactory": ("torchaudio/lib",)}
 VERSIONS = (
     "import json, importlib.metadata as m; "
     "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
@@ -24,7 +28,9 @@ def python_of(peer: str, torch: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, f"torch=={torch}"], check=True)
-        subprocess.run([*install, "-r", pins], check=True)
+        subprocess.run([*install, *(["--no-deps"] if peer in COMPLETE else []), "-r", pins], check=True)
+        for name in USELESS.get(peer, ()):
+            shutil.rmtree(next(folder.glob("lib/python*/site-packages")) / name)
         marker.write_text(stamp)
     return python
 

@@ -35,7 +35,7 @@ def run_side(python: Path | str, script: str, settings: dict) -> dict:
         before, start = busy_seconds(), time.perf_counter()
         child = subprocess.Popen(
             [python, SIDES / script, given],
-            env={**os.environ, **environment(settings["threads"])},
+            env={**os.environ, **environment(settings["threads"]), "HF_DATASETS_CACHE": f"{folder}/cache"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

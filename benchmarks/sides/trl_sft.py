@@ -3,43 +3,15 @@
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from memory import memory_peak
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trainer_clock import Clock
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
-
-
-def memory_peak() -> int:
-    """Bytes: the largest resident size of this process so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-class Clock(TrainerCallback):
-    """Wall and processor time at the end of every step, and its loss."""
-
-    def __init__(self) -> None:
-        self.ends: list[tuple[float, float]] = []
-        self.losses: list[float] = []
-
-    def mark(self) -> None:
-        self.ends.append((time.perf_counter(), time.process_time()))
-
-    def on_train_begin(self, arguments, state, control, **rest):
-        self.mark()
-
-    def on_step_end(self, arguments, state, control, **rest):
-        self.mark()
-
-    def on_log(self, arguments, state, control, logs=None, **rest):
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
 
 
 def examples(settings: dict) -> Dataset:
@@ -87,18 +59,21 @@ def load_model(settings: dict):
     return PeftModel.from_pretrained(model, settings["adapter"], is_trainable=True)
 
 
-def write_adapter(settings: dict) -> dict:
-    """The untrained adapter that every side starts from."""
-    torch.manual_seed(settings["seed"])
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=settings["dtype"])
-    lora = LoraConfig(
+def lora(settings: dict) -> LoraConfig:
+    return LoraConfig(
         r=settings["rank"],
         lora_alpha=settings["alpha"],
         lora_dropout=0.0,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         task_type="CAUSAL_LM",
     )
-    get_peft_model(model, lora).save_pretrained(settings["adapter"])
+
+
+def write_adapter(settings: dict) -> dict:
+    """The untrained adapter that every side starts from."""
+    torch.manual_seed(settings["seed"])
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=settings["dtype"])
+    get_peft_model(model, lora(settings)).save_pretrained(settings["adapter"])
     return {}
 
 

@@ -6,13 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-
-def memory_peak() -> int:
-    """Bytes: the largest resident size of this process so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+from memory import memory_peak
 
 
 class Clock(threading.Thread):
