@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.caches import caches
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.cache import damaged_files
 from tunesmith.models.starter import starter_folder
@@ -61,6 +62,7 @@ def examine(runs: Path = Path("runs")) -> Iterator[Finding]:
     for look in looks[:2]:
         yield from look()
     yield _folder("home", home(), "TUNESMITH_HOME")
+    yield _caches()
     yield _folder("runs", runs.expanduser(), "run.folder")
     for look in looks[2:]:
         yield from look()
@@ -136,6 +138,12 @@ def _folder(name: str, path: Path, setting: str) -> Finding:
         fixes = (Fix(f"set {setting} to a folder on a larger disk"),)
         return Finding(name, text, Diagnostic("W172", message, "warning", fixes=fixes))
     return Finding(name, text)
+
+
+def _caches() -> Finding:
+    """How much is kept, and how to be rid of what is old."""
+    told = [f"{each.name} {each.bytes / 1e9:.2f} GB in {each.entries}" for each in caches()]
+    return Finding("caches", f"{', '.join(told)}; tunesmith doctor --prune-older-than DAYS removes old ones")
 
 
 def _hardware() -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pytest
 
@@ -75,3 +76,27 @@ def test_the_command_says_what_to_do_next(capsys):
     with pytest.raises(SystemExit):
         run(["doctor"])
     assert "tunesmith quickstart" in capsys.readouterr().out
+
+
+def test_caches_are_measured_and_old_ones_removed(tmp_path, capsys):
+    home = tmp_path / "home"
+    for kind, name, age in (
+        ("prepared", "old", 40),
+        ("reference", "old", 40),
+        ("reference", "new", 1),
+        ("models", "m", 99),
+    ):
+        folder = home / kind / name
+        (folder / "mismatched").mkdir(parents=True)
+        (folder / "mismatched" / "values.bin").write_bytes(b"x" * 5_000_000)
+        then = time.time() - age * 86_400
+        os.utime(folder / "mismatched" / "values.bin", (then, then))
+    text = finding("caches", tmp_path).text
+    assert "prepared 0.01 GB in 1, reference 0.01 GB in 2, models 0.01 GB in 1" in text
+    with pytest.raises(SystemExit):
+        run(["doctor", "--prune-older-than", "30", "--json"])
+    removed = json.loads(capsys.readouterr().out)["removed"]
+    assert {name: each["entries"] for name, each in removed.items()} == {"prepared": 1, "reference": 1}
+    assert removed["reference"]["bytes"] >= 5_000_000
+    left = sorted(str(path.relative_to(home)) for path in home.glob("*/*"))
+    assert left == ["models/m", "reference/new"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,8 +19,19 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Check this environment: packages, hardware, disk, the starter model."""
+def doctor(
+    prune_older_than: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS", min=1, help="Only remove prepared data and reference figures not written for DAYS."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this environment: packages, hardware, disk, caches, the starter model."""
+    if prune_older_than is not None:
+        tell_pruned(prune_older_than, as_json)
+        return
     from tunesmith.doctor import environment, examine
     from tunesmith.errors import MachineError
 
@@ -33,6 +44,18 @@ def doctor(as_json: AsJson = False) -> None:
         _print(findings)
     if blocked:
         raise typer.Exit(MachineError.exit_code)
+
+
+def tell_pruned(days: float, as_json: bool) -> None:
+    """Remove old caches and say what was freed; they are made again when a run needs them."""
+    from tunesmith.data.caches import prune
+
+    freed = prune(days)
+    if as_json:
+        emit_json({"removed": {each.name: {"entries": each.entries, "bytes": each.bytes} for each in freed}})
+        return
+    told = ", ".join(f"{each.entries} of {each.name} ({each.bytes / 1e9:.2f} GB)" for each in freed)
+    answer(f"removed what nothing has written for {days:g} days: {told}")
 
 
 def _print(findings: list[Finding]) -> None:
