@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,14 @@ class Fields:
     def first(self, names: Iterable[str]) -> str | None:
         """The first of several names of one thing that the record has."""
         return next((name for name in names if self.has(name)), None)
+
+    def listed(self, names: Sequence[str], want: str) -> tuple[str, list[Any]]:
+        """The list under the first of several names of one thing, with that name."""
+        name = self.first(names) or names[0]
+        value = self.value(name)
+        if not isinstance(value, list):
+            raise self.wrong(name, want)
+        return name, value
 
     def error(self, name: str, message: str, code: str = "E048", fixes: Iterable[Fix | str] = ()) -> DataError:
         fixes = list(fixes)

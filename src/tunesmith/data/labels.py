@@ -36,10 +36,8 @@ def read_labelled(fields: Fields, shape: Shape) -> Labelled:
 def read_process(fields: Fields) -> Process:
     """A prompt and the steps of its answer, each with a label from 0 (wrong) to 1 (right)."""
     record = fields.record
-    name = fields.first(STEPS) or "steps"
-    value, column = fields.value(name), fields.column(name)
-    if not isinstance(value, list):
-        raise fields.wrong(name, "a list of steps")
+    name, value = fields.listed(STEPS, "a list of steps")
+    column = fields.column(name)
     if not value:
         raise fields.error(name, f"{column} holds no step", "E050")
     steps: list[str] = []

@@ -49,10 +49,8 @@ def read_feedback(fields: Fields, shape: Shape) -> Feedback:
 def read_ranking(fields: Fields) -> Ranking:
     """Several answers to one prompt, best first; with scores they are put in the order of their scores."""
     record = fields.record
-    name = fields.first(ANSWERS) or "answers"
-    value, column = fields.value(name), fields.column(name)
-    if not isinstance(value, list):
-        raise fields.wrong(name, "a list of answers")
+    name, value = fields.listed(ANSWERS, "a list of answers")
+    column = fields.column(name)
     if len(value) < 2:
         raise fields.error(name, f"{column} holds {len(value)} answers; a ranking needs two or more", "E214")
     places = [f"{column}[{index}]" for index in range(len(value))]
