@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import TunesmithError
@@ -19,6 +18,7 @@ from tunesmith.evaluate.scoring import centre
 from tunesmith.evaluate.values import evaluate_values
 from tunesmith.models.content import content_hash
 from tunesmith.models.meaning import meaning_of
+from tunesmith.models.reference import Computed
 from tunesmith.models.save import save_weights
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.build import Context, build_loop, build_source
@@ -125,7 +125,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     tracker.event(FINISH, result.to_json())
     if recipe.evaluate.data and mesh.is_first:
         tracker.status("running", phase="evaluate")
-        measure(loop.parts.model, recipe, inputs, around)
+        measure(loop, recipe, inputs, around)
     return result
 
 
@@ -140,19 +140,21 @@ def tell_steps(around: Context) -> Callable[[int, int, dict[str, float]], None]:
     return tell
 
 
-def measure(model: nn.Module, recipe: Recipe, inputs: Inputs, around: Context) -> None:
+def measure(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     """Score the trained model on `evaluate.data`; the scores are an event, the answers stand in `answers.jsonl`."""
 
     def told(task: str, done: int, total: int) -> None:
         around.display.phase(f"answering {task}", done, total)
 
+    model, reference = loop.parts.model, loop.parts.streams.reference
     if inputs.task.reads == "values":
         settings = recipe.data.model_copy(update={"limit": recipe.evaluate.limit})
         meaning, sources = meaning_of(inputs.task), recipe.evaluate.data
         scores = evaluate_values(model, inputs.tokenizer, meaning, sources, settings, on_progress=told).to_json()
     else:
-        evaluation = evaluate(model, inputs.tokenizer, recipe.evaluate, recipe.data, on_progress=told)
-        write_rows(evaluation.rows, around.run.path / "answers.jsonl")
+        asked = None if isinstance(reference, Computed) else reference
+        evaluation = evaluate(model, inputs.tokenizer, recipe.evaluate, recipe.data, reference=asked, on_progress=told)
+        write_rows(evaluation.rows, around.run.path / "answers.jsonl", evaluation.pairs)
         scores = evaluation.to_json()
     around.tracker.event("evaluation", {"scores": scores})
 

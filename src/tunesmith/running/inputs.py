@@ -12,6 +12,7 @@ from tunesmith.data.probes import check_template
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.evaluate.harness import holds_pairs
 from tunesmith.models.locate import locate
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
@@ -44,9 +45,9 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
         task = resolve_task(recipe)
         train = prepare(recipe.data.train, recipe.data, tokenizer, told, task)
         held_out = prepare(recipe.data.eval, recipe.data, tokenizer, None, task) if recipe.data.eval else None
-        measured = task.kind if task.reads == "values" else "sequence"  # answers are generated, values are read
         for source in recipe.evaluate.data:  # faults are told before the training, not after it
-            deque(read_entries(source, Tally(recipe.data.on_bad), recipe.evaluate.limit, measured), maxlen=0)
+            kind = task.kind if task.reads == "values" else "pair" if holds_pairs(source) else "sequence"
+            deque(read_entries(source, Tally(recipe.data.on_bad), recipe.evaluate.limit, kind), maxlen=0)
         return Inputs(base, tokenizer, task, train, held_out)
 
     return mesh.first_then_others(gather)

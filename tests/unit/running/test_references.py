@@ -120,6 +120,15 @@ def test_held_out_data_is_measured_with_what_the_objective_remembers(model, tmp_
     assert shifts[-1] != 0.0
 
 
+def test_pairs_are_measured_after_training_against_the_reference(model, tmp_path):
+    held_out = write_records(tmp_path / "test.jsonl", "pair", 6, seed=1)
+    run, _ = train(tmp_path, model, f"evaluate.data={held_out}")
+    rows = [json.loads(line) for line in run.events_file.read_text().splitlines()]
+    scores = next(row["scores"]["test"] for row in rows if row["event"] == "evaluation")
+    assert scores["accuracy"]["n"] == scores["reward_accuracy"]["n"] == 6
+    assert len((run.path / "answers.jsonl").read_text().splitlines()) == 6
+
+
 def test_models_of_one_shape_never_share_figures(model, other, tmp_path):
     for one in (model, other, model):
         _, first = train(tmp_path, one, "model.adapter=full")
