@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from tests.unit.cli.test_model import call
-from tests.unit.evaluate.test_scoring import reward_model
 from tests.unit.evaluate.test_evaluate_values import PAIRS
+from tests.unit.evaluate.test_scoring import reward_model
 
 from tunesmith.evaluate.scoring import Scorer
 
