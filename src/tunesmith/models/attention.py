@@ -132,12 +132,10 @@ def probabilities_of(
     return scores.softmax(-1)
 
 
-def put_rows(target: Float[Tensor, "T H E"], rows: Float[Tensor, "HkvN GR E"], stack: Stack, kv_heads: int) -> None:
+def put_rows(target: Float[Tensor, "T *heads E"], rows: Float[Tensor, "N R *heads E"], stack: Stack) -> None:
     """Write each unit's rows to the places of its tokens."""
-    heads = unfold(rows, stack, kv_heads)
-    for number, unit in enumerate(stack.units):
-        found = heads[:, number, :, : unit.rows].flatten(0, 1)
-        target[unit.start : unit.stop] = found.transpose(0, 1)
+    for unit, found in zip(stack.units, rows, strict=True):
+        target[unit.start : unit.stop] = found[: unit.rows]
 
 
 def add_keys(target: Float[Tensor, "Hkv T E"], gradient: Float[Tensor, "HkvN L E"], stack: Stack) -> None:
@@ -151,10 +149,16 @@ def add_keys(target: Float[Tensor, "Hkv T E"], gradient: Float[Tensor, "HkvN L E
         target[:, unit.start : unit.stop] += parts[:, number, stack.above : stack.above + unit.rows]
 
 
-def mixed(query: Tensor, key: Tensor, value: Tensor, stack: Stack, scale: float) -> Float[Tensor, "HkvN GR E"]:
-    """The values that each row of the stack sees, weighed."""
-    rows, keys = fold(query, stack, len(key)), keys_of(key, stack)
-    return torch.bmm(probabilities_of(rows, keys, stack, len(key), scale), keys_of(value, stack))
+def mixed(query: Tensor, key: Tensor, value: Tensor, stack: Stack, scale: float) -> Float[Tensor, "N R H E"]:
+    """The values that each row of the stack sees, weighed; torch's own kernel never writes the probabilities down."""
+    rows, keys, values = (
+        states.transpose(0, 1).index_select(0, tokens).unflatten(0, (len(stack.units), -1)).transpose(1, 2)
+        for states, tokens in ((query, stack.rows), (key, stack.keys), (value, stack.keys))
+    )
+    mask = nn.functional.pad(stack.bias, (keys.shape[2] - stack.bias.shape[-1], 0))
+    return nn.functional.scaled_dot_product_attention(
+        rows, keys, values, attn_mask=mask, scale=scale, enable_gqa=len(key) < len(query)
+    ).transpose(1, 2)
 
 
 def gradients(
@@ -176,7 +180,7 @@ class ForestAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, forest, scale, window):  # pyright: ignore[reportIncompatibleMethodOverride]
         out = torch.empty_like(query.transpose(0, 1), memory_format=torch.contiguous_format)
         for stack in forest.stacks(window, query.dtype):
-            put_rows(out, mixed(query, key, value, stack, scale), stack, len(key))
+            put_rows(out, mixed(query, key, value, stack, scale), stack)
         ctx.save_for_backward(query, key, value)
         ctx.forest, ctx.scale, ctx.window = forest, scale, window
         return out
@@ -185,9 +189,10 @@ class ForestAttention(torch.autograd.Function):
     def backward(ctx, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value = ctx.saved_tensors
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_groups = grad_query.transpose(0, 1).unflatten(1, (len(key), -1))
         for stack in ctx.forest.stacks(ctx.window, query.dtype):
             rows, keys, values = gradients(query, key, value, grad_out.transpose(0, 1), stack, ctx.scale)
-            put_rows(grad_query.transpose(0, 1), rows, stack, len(key))
+            put_rows(grad_groups, unfold(rows, stack, len(key)).permute(1, 3, 0, 2, 4), stack)
             add_keys(grad_key, keys, stack)
             add_keys(grad_value, values, stack)
         return grad_query, grad_key, grad_value, None, None, None
