@@ -2,6 +2,7 @@
 
 import ast
 import re
+from itertools import pairwise
 
 from tests.house.source import ROOT, python_files, shown, tree
 
@@ -46,3 +47,8 @@ def test_the_project_speaks_only_of_itself():
     files = [*python_files("src", "tests", "benchmarks"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
     hits = [str(path.relative_to(ROOT)) for path in files if any(word in path.read_text("utf-8") for word in PRIVATE)]
     assert hits == []
+
+
+def test_test_files_have_names_of_their_own():
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, following in pairwise(names) if name == following] == []
