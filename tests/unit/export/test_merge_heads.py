@@ -102,9 +102,13 @@ def test_the_head_stays_in_fp32_below_rounded_weights(base: Path, tmp_path: Path
     head = next(parameter for name, parameter in trainable(model).items() if "score" in name)
     assert torch.equal(again.score.weight, head)
     assert again.model.embed_tokens.weight.dtype == torch.bfloat16
-    assert Scorer.open(str(tmp_path / "merged")).score(ITEMS) == pytest.approx(
-        Scorer.open(str(run.path)).score(ITEMS), rel=0.05, abs=0.05
-    )
+    assert computed_in_fp32(tmp_path / "merged") == pytest.approx(computed_in_fp32(run.path), abs=0.05)
+
+
+def computed_in_fp32(folder: Path) -> list[float]:
+    """Scores whose only rounding is that of the stored weights: products of bf16 differ from one CPU to the next."""
+    opened = open_model(str(folder), dtype="float32", wants="values")
+    return Scorer(opened.model, opened.tokenizer, opened.source.meaning).score(ITEMS)
 
 
 def test_an_unfinished_run_is_known_by_its_checkpoint(base: Path, tmp_path: Path) -> None:
