@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.errors import TunesmithError
 from tunesmith.evaluate.harness import evaluate, write_rows
 from tunesmith.evaluate.scoring import centre
 from tunesmith.evaluate.values import evaluate_values
@@ -21,6 +18,7 @@ from tunesmith.models.meaning import meaning_of
 from tunesmith.models.reference import Computed
 from tunesmith.models.save import save_weights
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
+from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
 from tunesmith.running.identity import DATA_HASH, check_identity, identity
 from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings
@@ -29,14 +27,12 @@ from tunesmith.track.hardware import describe_machine
 from tunesmith.track.outcome import FINISH
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
-from tunesmith.track.status import State
-from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
+from tunesmith.track.tracker import Tracking
 from tunesmith.train.loop import Loop, Position
 from tunesmith.train.measure import peak_memory_bytes
 from tunesmith.train.signals import Signals
 
 CENTRING = 256  # examples, at most, whose mean reward is told as 0
-STOPPED: dict[int, State] = {75: "preempted", 130: "stopped"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +69,11 @@ def execute(
     """
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
-    with run.lock() if mesh.is_first else nullcontext(), Signals() as signals:
-        tracker = begin_tracking(recipe, run) if mesh.is_first else NullTracker()
-        state: State = "failed"
-        code = 1
-        try:
-            around = Context(run, mesh, tracker, display, plan, accept_data_change)
-            result = train(recipe, around, signals)
-            state, code = "finished", 0
-        except SystemExit as error:
-            state, code = "stopped", int(error.code or 0)
-            raise
-        except Exception as error:
-            if not isinstance(error, TunesmithError):
-                trace = run.crash(traceback.format_exc())
-                tracker.event("crash", {"message": f"{type(error).__name__}: {error}", "traceback": str(trace)})
-                raise
-            state, code = STOPPED.get(error.exit_code, "failed"), error.exit_code
-            tracker.event("stopped", {"diagnostic": error.diagnostic.to_json()})
-            raise
-        finally:
-            tracker.finish(state, code)
-    return result
 
+    def work(tracker: Tracking, signals: Signals) -> RunResult:
+        return train(recipe, Context(run, mesh, tracker, display, plan, accept_data_change), signals)
 
-def begin_tracking(recipe: Recipe, run: RunDir) -> Tracking:
-    return open_tracker(run, recipe.run.report_to, run.next_attempt(), recipe.model_dump(mode="json"))
+    return attempt(recipe, run, mesh, work)
 
 
 def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:

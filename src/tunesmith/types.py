@@ -210,11 +210,6 @@ class Batch:
             mismatched=None if self.mismatched is None else self.mismatched.to(device),
         )
 
-    @property
-    def groups(self) -> int:
-        """How many examples the batch holds."""
-        return int(self.group[-1]) + 1 if len(self.group) else 0
-
 
 @dataclass(frozen=True, slots=True)
 class Scores:

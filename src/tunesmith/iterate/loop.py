@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +24,12 @@ from tunesmith.iterate.record import (
 from tunesmith.iterate.rounds import Round, all_prompts, prompts_of, settings_of, target_of
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.prompts import Prompt
-from tunesmith.run import STOPPED
+from tunesmith.running.attempt import attempt
 from tunesmith.track.files import replace_text, to_json
 from tunesmith.track.outcome import FINISH
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
-from tunesmith.track.status import State
-from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
+from tunesmith.track.tracker import Tracking
 from tunesmith.train.signals import Request, Signals
 
 LIMIT = "online.sampling.max_new_tokens"
@@ -55,29 +52,11 @@ def iterate(
     """
     check_choice(settings_of(recipe).label)
     target_of(recipe)
-    with run.lock() if mesh.is_first else nullcontext(), Signals() as signals:
-        report_to, config = recipe.run.report_to, recipe.model_dump(mode="json")
-        tracker: Tracking = open_tracker(run, report_to, run.next_attempt(), config) if mesh.is_first else NullTracker()
-        state: State = "failed"
-        code = 1
-        try:
-            whole = Whole(recipe, run, mesh, display, tracker, signals)
-            result = whole.play(plan, accept_data_change)
-            state, code = "finished", 0
-        except SystemExit as error:
-            state, code = "stopped", int(error.code or 0)
-            raise
-        except Exception as error:
-            if not isinstance(error, TunesmithError):
-                trace = run.crash(traceback.format_exc())
-                tracker.event("crash", {"message": f"{type(error).__name__}: {error}", "traceback": str(trace)})
-                raise
-            state, code = STOPPED.get(error.exit_code, "failed"), error.exit_code
-            tracker.event("stopped", {"diagnostic": error.diagnostic.to_json()})
-            raise
-        finally:
-            tracker.finish(state, code)
-    return result
+
+    def work(tracker: Tracking, signals: Signals) -> OnlineResult:
+        return Whole(recipe, run, mesh, display, tracker, signals).play(plan, accept_data_change)
+
+    return attempt(recipe, run, mesh, work)
 
 
 @dataclass(slots=True)

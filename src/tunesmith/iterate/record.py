@@ -7,7 +7,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.sources import fingerprint_source
@@ -17,6 +17,7 @@ from tunesmith.iterate.rounds import Round, settings_of, start_source
 from tunesmith.models.content import content_hash
 from tunesmith.models.save import swap
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
+from tunesmith.run import RunResult
 from tunesmith.running.identity import FREE_TO_CHANGE, HASHED, flatten
 from tunesmith.track.files import disk_error
 from tunesmith.track.hardware import describe_machine
@@ -31,23 +32,11 @@ FREE = ("online.rounds", "online.sampling.batch_size")  # more rounds may be ask
 
 
 @dataclass(frozen=True, slots=True)
-class OnlineResult:
+class OnlineResult(RunResult):
     """Sums over the rounds, of training alone; `rounds` tells of each. `stopped_early`: a round brought no record."""
 
-    run: str
-    steps: int
-    tokens: int
-    scored_tokens: int
-    seconds: float
-    tokens_per_second: float
-    peak_memory_bytes: int
-    first_loss: float | None
-    last_loss: float | None
     rounds: tuple[dict[str, Any], ...]
     stopped_early: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def summarise(run: RunDir, done: Sequence[dict[str, Any]], wanted: int) -> OnlineResult:

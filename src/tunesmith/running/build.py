@@ -127,8 +127,8 @@ def first_answer(example: Example) -> Example:
 
 def build_batches(recipe: Recipe, inputs: Inputs, prepared: Prepared) -> Builder:
     """How examples of a set become batches; KTO's come with mismatched prompts."""
-    wants_others = inputs.task.kind == "feedback" and any(each.looks_ahead for each in recipe.objectives)
-    return Builder(prepared, inputs.task, Mismatch(prepared, recipe.train.seed) if wants_others else None)
+    mismatch = Mismatch(prepared, recipe.train.seed) if inputs.task.mismatches else None
+    return Builder(prepared, inputs.task, mismatch)
 
 
 def build_source(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> OfflineSource:
