@@ -36,6 +36,11 @@ class Builder:
         others = [self.mismatch.example(index) for index in indices]
         return replace(batch, mismatched=batch_of(others, self.task.reads, indices))
 
+    def joint(self, indices: Sequence[int]) -> Batch:
+        """Every prompt with its own answer (sequences 0, 2, ...) and the mismatched one (1, 3, ...)."""
+        assert self.mismatch is not None
+        return batch_of([self.mismatch.joint(index) for index in indices], self.task.reads, indices)
+
 
 class Microbatches:
     """The whole set in microbatches, always the same ones, each built when it is asked for."""

@@ -68,7 +68,17 @@ class Mismatch:
         self.prepared = prepared
         self.longest = int(lengths.max())
         self.partners = partners(prepared.prompt_hashes, prompts, lengths - prompts, seed)
-        self.lengths = np.minimum(prompts + (lengths - prompts)[self.partners], self.longest)
+        whole = prompts + (lengths - prompts)[self.partners]
+        self.lengths = np.minimum(whole, self.longest)
+        self.cut: list[int] = np.flatnonzero(whole > self.longest).tolist()  # where the answer did not fit
 
     def example(self, index: int) -> Example:
         return mismatched(self.prepared[index], self.prepared[int(self.partners[index])], self.longest)
+
+    def joint(self, index: int) -> Example:
+        """A prompt with its own answer and, beside it, the partner's: the prompt is computed once."""
+        own, other = self.prepared[index], self.example(index)
+        (cut,) = own.cuts
+        tokens = np.concatenate([own.tokens, other.tokens[cut:]])
+        weights = np.concatenate([own.weights, other.weights[cut:]])
+        return replace(own, tokens=tokens, weights=weights, cuts=(cut, len(own)), labels=())

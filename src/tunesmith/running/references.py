@@ -15,6 +15,7 @@ from torch import nn
 
 from tunesmith import models
 from tunesmith.data.loader import Builder, Microbatches, OfflineSource
+from tunesmith.data.mismatch import Mismatch
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
@@ -81,6 +82,7 @@ def build_streams(
         equals_start=referee.equals_start,
         update_every=settings.update_every,
         update_mix=mixture(recipe),
+        joint=None if build.mismatch is None else build.joint,
     )
     if settings.update_every:
         return streams
@@ -90,7 +92,7 @@ def build_streams(
     cache = StreamCache(folder, counts)
     other = None
     if build.mismatch is not None:
-        other = StreamCache(folder / "mismatched", counts[build.mismatch.partners])
+        other = StreamCache(folder / "mismatched", mismatched_counts(build.mismatch))
     streams = replace(streams, cache=cache, mismatched=other)
     if referee.ahead:
         fill(streams, Microbatches(build, recipe.train.microbatch_limit(mesh.device().type)), mesh, progress)
@@ -145,6 +147,14 @@ def scored_counts(prepared: Prepared) -> np.ndarray:
     return np.diff(scored[np.asarray(prepared.offsets)])
 
 
+def mismatched_counts(mismatch: Mismatch) -> np.ndarray:
+    """Scored tokens of every prompt's answer to another prompt, of which a long prompt may leave only the beginning."""
+    counts = scored_counts(mismatch.prepared)[mismatch.partners]
+    for index in mismatch.cut:
+        counts[index] = np.count_nonzero(mismatch.example(index).weights)
+    return counts
+
+
 def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, mesh: Mesh) -> str:
     """sha256 over everything that decides a figure to its last bit."""
     device = mesh.device()
@@ -168,6 +178,6 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
 def code_hash() -> str:
     """Hash of the code that computes log-probabilities."""
     total = hashlib.sha256()
-    for path in sorted(Path(models.__file__).parent.glob("*.py")):
+    for path in sorted(Path(models.__file__).parent.rglob("*.py")):
         total.update(path.read_bytes())
     return total.hexdigest()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tunesmith.models.reference import Reference, StartWeights
@@ -20,6 +21,7 @@ class Streams:
     reference: Reference | None = None
     cache: StreamCache | None = None  # of the examples
     mismatched: StreamCache | None = None  # of the same prompts with answers to other prompts
+    joint: Callable[[Sequence[int]], Batch] | None = None  # examples as prompts with both of these answers, in turns
     equals_start: bool = False  # whether the reference is exactly the model as the run began
     update_every: int = 0  # steps after which a moving reference follows the policy; 0: never
     update_mix: float = 1.0
@@ -28,10 +30,26 @@ class Streams:
         """The batch and its mismatched prompts with `ref_logprobs`."""
         if self.reference is None:
             return batch
-        other = batch.mismatched
-        if other is not None:
-            other = with_reference(other, self.reference, self.mismatched)
-        return replace(with_reference(batch, self.reference, self.cache), mismatched=other)
+        if batch.mismatched is None:
+            found = collected(self.cache, batch)
+            return with_figures(
+                batch, kept(self.cache, batch, self.reference.logprobs(batch)) if found is None else found
+            )
+        return self.attach_both(batch, batch.mismatched)
+
+    def attach_both(self, batch: Batch, other: Batch) -> Batch:
+        """As `attach`, each prompt computed once for both answers.
+
+        Both are computed whichever is missing: a figure never depends, in its last bits, on what was cached before.
+        """
+        own, others = collected(self.cache, batch), collected(self.mismatched, other)
+        if own is None or others is None:
+            assert self.reference is not None
+            assert self.joint is not None, "mismatched prompts come with their joint batch"
+            joint = self.joint(batch.examples).to(batch.tokens.device)
+            values, first = self.reference.logprobs(joint), joint.sequence % 2 == 0
+            own, others = kept(self.cache, batch, values[first]), kept(self.mismatched, other, values[~first])
+        return replace(with_figures(batch, own), mismatched=with_figures(other, others))
 
     def after_step(self, step: int) -> None:
         """Let a moving reference follow the policy; nothing of it is ever cached."""
@@ -55,12 +73,20 @@ class Streams:
         return self.reference
 
 
-def with_reference(batch: Batch, reference: Reference, cache: StreamCache | None) -> Batch:
-    values = None if cache is None else cache.collect(batch.examples)
-    if values is None:
-        values = reference.logprobs(batch)
-        if cache is not None:
-            cache.keep(batch.examples, values)
-            values = cache.collect(batch.examples)
-            assert values is not None
-    return replace(batch, streams={**batch.streams, REFERENCE: values.to(batch.tokens.device)})
+def collected(cache: StreamCache | None, batch: Batch) -> Float[Tensor, " K"] | None:
+    """The cached figures of a batch; None when one is missing."""
+    return None if cache is None else cache.collect(batch.examples)
+
+
+def kept(cache: StreamCache | None, batch: Batch, values_K: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """Newly computed figures, in the cache if there is one; those that were there already win."""
+    if cache is None:
+        return values_K
+    cache.keep(batch.examples, values_K)
+    found = cache.collect(batch.examples)
+    assert found is not None
+    return found
+
+
+def with_figures(batch: Batch, values_K: Float[Tensor, " K"]) -> Batch:
+    return replace(batch, streams={**batch.streams, REFERENCE: values_K.to(batch.tokens.device)})
