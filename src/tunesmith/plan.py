@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from tunesmith.data.loader import deal
 from tunesmith.data.mismatch import spread
@@ -172,7 +173,9 @@ def make_plan(
     dtype = planned_type(recipe, inventory, machine)
     memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
     flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
-    flops += further_passes(recipe) * forward_flops(inventory, counted.scored_share, counted.mean_length)
+    flops += further_passes(recipe, counted.prompt_share) * forward_flops(
+        inventory, counted.scored_share, counted.mean_length
+    )
     facts = Facts(recipe, inventory, counted, steps.total, steps.sequences, steps.longest, memory, machine, file)
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks)
     return Plan(
@@ -192,14 +195,17 @@ def make_plan(
     )
 
 
-def further_passes(recipe: Recipe) -> float:
-    """Forward passes per token and epoch besides the trained one: the reference, and looks at the whole step."""
+def further_passes(recipe: Recipe, prompt_share: float = 0.0) -> float:
+    """Forward passes per token and epoch besides the trained one: the reference, and looks at the whole step.
+
+    Mismatched prompts have a reference of their own, but it computes the prompts, `prompt_share` of all tokens, once.
+    """
     ahead = any(objective.looks_ahead for objective in recipe.objectives)
     if not recipe.has_reference:
         return float(ahead)
     kept = recipe.model.reference.update_every == 0  # computed once per record, not once per epoch
     again = 1 / max(1.0, recipe.train.epochs) if kept else 1.0
-    others = 2 if ahead and recipe.task.kind == "feedback" else 1  # mismatched prompts have a reference of their own
+    others = 2 - prompt_share if recipe.task.mismatches else 1
     return again * others + ahead
 
 
@@ -247,14 +253,14 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = 
     train = recipe.train
     chance = np.random.default_rng(train.seed)
     drawn = _draw_steps(recipe, counted, chance)
-    sequences = float(np.mean([len(lengths) for lengths in drawn]))
+    sequences = float(np.mean([len(step) for step in drawn]))
     if train.tokens_per_step is None and train.sequences_per_step is not None:
         sequences = float(min(train.sequences_per_step, math.ceil(counted.examples)))
     per_epoch = max(1, math.ceil(counted.examples / sequences) - _folded(recipe, counted))
     whole, part = int(train.epochs), train.epochs - int(train.epochs)
     total = train.steps or max(1, whole * per_epoch + math.ceil(part * per_epoch))
     epochs = train.steps / per_epoch if train.steps else train.epochs
-    hands = [[lengths[i] for i in hand] for lengths in drawn[:total] for hand in deal(lengths, ranks)]
+    hands = [step[hand, 1].tolist() for step in drawn[:total] for hand in deal(step[:, 0].tolist(), ranks)]
     packed = [pack(hand, train.microbatch_limit(device)) for hand in hands]
     sums = [sum(hand[i] for i in group) for hand, groups in zip(hands, packed, strict=True) for group in groups]
     return Steps(
@@ -264,7 +270,7 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = 
         tokens=sequences * counted.mean_length,
         microbatches=round(float(np.median([len(groups) for groups in packed]))),
         largest=max(sums),
-        longest=max(max(lengths) for lengths in drawn),
+        longest=max(int(step[:, 1].max()) for step in drawn),
         all_tokens=epochs * counted.examples * counted.mean_length,
     )
 
@@ -282,23 +288,25 @@ def _folded(recipe: Recipe, counted: Counted) -> bool:
     return bool((last == last[0]).all())
 
 
-def _draw_steps(recipe: Recipe, counted: Counted, chance: np.random.Generator) -> list[list[int]]:
-    """Lengths of the examples of some steps as the loader would form them, none longer than data.max_length."""
+def _draw_steps(recipe: Recipe, counted: Counted, chance: np.random.Generator) -> list[Int[np.ndarray, "E 2"]]:
+    """The examples of some steps as the loader would form them, as Counted.draw tells them: length and room.
+
+    None is longer than data.max_length.
+    """
     train, longest = recipe.train, recipe.data.max_length
     if train.tokens_per_step is None:
         size = min(train.sequences_per_step or 1, math.ceil(counted.examples))
-        return [np.minimum(counted.draw(size, chance), longest).tolist() for _ in range(SIMULATED)]
-    steps: list[list[int]] = [[]]
-    held = 0
-    for length in np.minimum(counted.draw(20_000, chance), longest).tolist():
-        if steps[-1] and held + length > train.tokens_per_step:
-            if len(steps) == SIMULATED:
-                return steps
-            steps.append([])
+        return [np.minimum(counted.draw(size, chance), longest) for _ in range(SIMULATED)]
+    drawn = np.minimum(counted.draw(20_000, chance), longest)
+    starts, held = [0], 0
+    for index, length in enumerate(drawn[:, 0].tolist()):
+        if index > starts[-1] and held + length > train.tokens_per_step:
+            starts.append(index)
             held = 0
-        steps[-1].append(length)
         held += length
-    return steps
+        if len(starts) > SIMULATED:
+            break
+    return np.split(drawn, starts[1:])[:SIMULATED]
 
 
 def record_actual(plan: Plan, actual: Mapping[str, Any]) -> tuple[Diagnostic, ...]:

@@ -241,5 +241,8 @@ def test_the_reference_is_counted_once_per_record_and_the_looks_ahead_every_time
 
     assert passes() == 0
     assert passes("objective=dpo") == 1
+    assert passes("objective=kto") == 3  # the reference twice, and a look at the mismatched answers
+    kto = load_recipe(None, ["objective=kto"], {}).recipe
+    assert further_passes(kto, prompt_share=0.75) == 2.25
     assert passes("objective=dpo", "train.epochs=4") == 0.25
     assert passes("objective=dpo", "train.epochs=4", "model.reference.update_every=8", "model.adapter=full") == 1

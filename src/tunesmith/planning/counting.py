@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.content import is_packed, kind_of
@@ -44,6 +45,7 @@ class SourceCount:
     scored: np.ndarray  # tokens of each that the loss reads
     labels: Counter[str] = field(default_factory=Counter)  # of the examples looked at: good and bad, or the classes
     rated: int = 0  # of the examples looked at: pairs that say by how much the chosen answer is better
+    prompts: np.ndarray | None = None  # tokens of each one's prompt, where it will meet answers to other prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,37 @@ class Counted:
         shares = [source.per_epoch * source.rated / len(source.lengths) for source in self.sources]
         return sum(shares) / self.examples
 
-    def draw(self, count: int, chance: np.random.Generator) -> np.ndarray:
-        """Lengths of `count` examples as an epoch would mix them."""
+    def draw(self, count: int, chance: np.random.Generator) -> Int[np.ndarray, "E 2"]:
+        """Lengths of `count` examples as an epoch would mix them, and the tokens to leave for each in a microbatch.
+
+        Those are more where a prompt meets a longer answer to another prompt, of which as much is kept as the longest
+        example has room for.
+        """
         lengths = np.concatenate([source.lengths for source in self.sources])
         odds = np.concatenate(
             [np.full(len(source.lengths), source.per_epoch / len(source.lengths)) for source in self.sources]
         )
-        return chance.choice(lengths, count, p=odds / odds.sum())
+        chosen = chance.choice(len(lengths), count, p=odds / odds.sum())
+        own, prompts = lengths[chosen], self.prompts
+        if prompts is None:
+            return np.stack([own, own], axis=1)
+        answers, longest = np.sort(lengths - prompts), lengths.max()
+        fitting = np.maximum(1, np.searchsorted(answers, longest - prompts[chosen], side="right"))
+        others = answers[(chance.random(count) * fitting).astype(int)]
+        return np.stack([own, np.maximum(own, np.minimum(prompts[chosen] + others, longest))], axis=1)
+
+    @property
+    def prompts(self) -> np.ndarray | None:
+        """Tokens of the prompts of all examples looked at, where they will meet answers to other prompts."""
+        known = [source.prompts for source in self.sources if source.prompts is not None]
+        return np.concatenate(known) if len(known) == len(self.sources) else None
+
+    @property
+    def prompt_share(self) -> float:
+        """Share of the tokens that are of prompts which will meet answers to other prompts."""
+        known = [(source, source.prompts) for source in self.sources if source.prompts is not None]
+        read = sum(source.per_epoch * float(prompts.mean()) for source, prompts in known)
+        return read / (self.mean_length * self.examples)
 
     @property
     def mean_length(self) -> float:
@@ -107,7 +133,7 @@ def count_data(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATIO
         )
     prepared = find_prepared(settings, tokenizer, task)
     if prepared is not None:
-        return count_prepared(prepared, [source.weight for source in settings.train])
+        return count_prepared(prepared, [source.weight for source in settings.train], task)
     chosen = max(1, CHOSEN // len(settings.train))
     survey = Survey(tokenizer, settings, task=task)
     counts, looked_at = [], 0
@@ -174,17 +200,19 @@ def find_prepared(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITA
     return Prepared(folder) if (folder / "about.json").is_file() else None
 
 
-def count_prepared(prepared: Prepared, weights: Sequence[float]) -> Counted:
+def count_prepared(prepared: Prepared, weights: Sequence[float], task: Task) -> Counted:
     lengths, report = prepared.lengths, prepared.report
     share = report.trained_tokens / max(1, report.tokens)
     counts = []
     for index, weight in enumerate(weights):
-        part = lengths[prepared.bounds[index] : prepared.bounds[index + 1]]
+        span = slice(prepared.bounds[index], prepared.bounds[index + 1])
+        part = lengths[span]
         if len(part):
             records = round(report.records * len(part) / max(1, len(lengths)))
-            labels = _labels_of(prepared, slice(prepared.bounds[index], prepared.bounds[index + 1]))
+            labels = _labels_of(prepared, span)
             rated = round(report.rated * len(part) / max(1, len(lengths)))
-            counts.append(SourceCount(records, weight * len(part), part, part * share, labels, rated))
+            prompts = prepared.prompt_lengths[span] if task.mismatches else None
+            counts.append(SourceCount(records, weight * len(part), part, part * share, labels, rated, prompts))
     overlong = report.dropped.get(DROPPED["overlong"], 0) / max(1, report.records)
     return Counted(tuple(counts), None, overlong)
 
@@ -260,18 +288,20 @@ def _records_in(files: list[Path], entries: list[Entry], size: float) -> int:
 
 def _tokenise(records: int, entries: Sequence[Entry], weight: float, survey: Survey) -> SourceCount:
     """The count of one source. Raises the bad records among its entries, unless they are skipped."""
-    lengths, scored, examples = [], [], 0.0
+    lengths, scored, prompts, examples = [], [], [], 0.0
     labels, rated = survey.judged.copy(), survey.rated
     for entry, share in _shortened(entries):
         made = survey.examples(entry)
         lengths += [len(example) for example in made]
         scored += [int(np.count_nonzero(example.weights)) for example in made]
+        prompts += [example.cuts[0] for example in made if survey.task.mismatches]
         examples += len(made) * share
     if survey.tally.failing:
         survey.tally.end_file(entries[0].file)
     per_epoch = weight * records * examples / max(1, len(entries))
     sizes = np.array(lengths, dtype=np.int64), np.array(scored)
-    return SourceCount(records, per_epoch, *sizes, survey.judged - labels, survey.rated - rated)
+    heads = np.array(prompts, dtype=np.int64) if survey.task.mismatches else None
+    return SourceCount(records, per_epoch, *sizes, survey.judged - labels, survey.rated - rated, heads)
 
 
 def _shortened(entries: Sequence[Entry]) -> Iterator[tuple[Entry, float]]:

@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from tests.tiny import tiny_model_folder
 
 from tunesmith.data.loader import Builder, OfflineSource
+from tunesmith.data.mismatch import Mismatch
 from tunesmith.data.prepared import prepare
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import DataError
 from tunesmith.plan import make_plan
+from tunesmith.planning.counting import count_data
 from tunesmith.recipe import load_recipe
 
 
@@ -111,3 +114,33 @@ def test_steps_of_feedback_equal_those_of_the_loader(tmp_path, model, good, bad)
             seed=0 if order == "true" else None,
         )
         assert total == source.steps_for(settings.train.epochs)
+
+
+def test_memory_is_that_of_the_longer_of_an_answer_and_the_mismatched_one(tmp_path, model):
+    """Long prompts with short answers and short prompts with long ones: joined, a long prompt has a long answer."""
+    rows = [
+        {
+            "prompt": "sea " * (60 if index % 2 else 8) + str(index),
+            "completion": "moon " * (4 if index % 2 else 50),
+            "label": index % 3 > 0,
+        }
+        for index in range(200)
+    ]
+    rows[0] = {"prompt": "sea " * 80, "completion": "moon " * 50, "label": True}
+    words = ["objective=kto", "train.sequences_per_step=8", "train.microbatch_tokens=10000"]
+    settings = recipe_of(model, written(tmp_path, rows), *words)
+    tokenizer = load_tokenizer(model)
+    looked_at = count_data(settings.data, tokenizer, settings.task), make_plan(settings).steps
+    stored = prepare(settings.data.train, settings.data, tokenizer, None, settings.task)
+    counted = count_data(settings.data, tokenizer, settings.task), make_plan(settings).steps
+    build = Builder(stored, settings.task, Mismatch(stored, 0))
+    source = OfflineSource(build, [1.0], sequences_per_step=8, tokens_per_step=None, microbatch_tokens=10_000, seed=0)
+    groups = [group for _ in range(source.steps_for(8)) for group in source.next_groups()]
+    alone = max(stored.lengths[group].sum() for group in groups)
+    for figures, steps in (looked_at, counted):
+        drawn = figures.draw(4000, np.random.default_rng(0))
+        assert drawn.mean(axis=0) == pytest.approx([stored.lengths.mean(), build.room.mean()], rel=0.03)
+        assert drawn[:, 1].max() == build.room.max()
+        assert steps.largest == pytest.approx(max(build.room[group].sum() for group in groups), rel=0.15)
+        assert steps.largest > 1.1 * alone
+        assert figures.prompt_share == pytest.approx(stored.prompt_lengths.sum() / stored.lengths.sum())
