@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tunesmith.data.check import CheckReport
-    from tunesmith.data.config import DataConfig
     from tunesmith.data.tokenizer import Tokenizer
+    from tunesmith.recipe import Recipe
     from tunesmith.types import Task
 
 BAD_DATA = 4
@@ -46,7 +46,7 @@ def preview(
     from tunesmith.track.files import disk_error
 
     settings, tokenizer, task = load(recipe, overrides)
-    examples = examples_of(settings, tokenizer, count, task)
+    examples = examples_of(settings.data, tokenizer, count, task)
     if html is not None:
         try:
             html.write_text(to_html(examples), encoding="utf-8")
@@ -62,9 +62,15 @@ def preview(
 def check(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Count everything that could spoil a run, each finding with its fix; exit code 4 when one is an error."""
     from tunesmith.data.check import check_data
+    from tunesmith.planning.judged import epoch_problems
 
     settings, tokenizer, task = load(recipe, overrides)
-    report = check_data(settings, tokenizer, None, task)
+    report = check_data(settings.data, tokenizer, None, task)
+    if settings.online is None:  # a loop that samples its own records is judged by what it makes of them
+        lacking = (
+            finding for part in report.sets if part.name == "train" for finding in epoch_problems(settings, part.epoch)
+        )
+        report = report.with_findings(lacking)
     if as_json:
         emit_json(report.to_json())
     else:
@@ -102,8 +108,8 @@ def fix(
         raise typer.Exit(BAD_DATA)
 
 
-def load(recipe: str, overrides: list[str] | None) -> tuple[DataConfig, Tokenizer, Task]:
-    """The recipe's data settings, the tokenizer of its model, and what records are to it; no weight is loaded."""
+def load(recipe: str, overrides: list[str] | None) -> tuple[Recipe, Tokenizer, Task]:
+    """The recipe, the tokenizer of its model, and what records are to it; no weight is loaded."""
     from tunesmith.data.tokenizer import load_tokenizer
     from tunesmith.models.locate import locate
     from tunesmith.recipe import load_recipe
@@ -111,7 +117,7 @@ def load(recipe: str, overrides: list[str] | None) -> tuple[DataConfig, Tokenize
 
     loaded = load_recipe(recipe, overrides or ()).recipe
     tokenizer = load_tokenizer(locate(loaded.model.path, loaded.model.revision))
-    return loaded.data, tokenizer, resolve_task(loaded)
+    return loaded, tokenizer, resolve_task(loaded)
 
 
 def table_of(report: CheckReport) -> Table:

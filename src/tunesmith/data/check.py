@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,16 @@ _MOST_LABELS = 20  # rows of the table
 Progress = Callable[[int], None]
 
 
+@dataclass(slots=True)
+class Epoch:
+    """One pass over a set, each source as often as its weight says; `rated` counts examples of rated pairs."""
+
+    examples: float = 0.0
+    tokens: float = 0.0
+    rated: float = 0.0
+    labels: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class SetReport:
     """Counts of the training or the evaluation set; `lengths` maps percentile to tokens before the length policy.
@@ -52,6 +62,7 @@ class SetReport:
     unknown_rate: float
     answers: dict[str, float] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    epoch: Epoch = field(default_factory=Epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,10 @@ class CheckReport:
     @property
     def failed(self) -> bool:
         return any(finding.level == "error" for finding in self.findings)
+
+    def with_findings(self, more: Iterable[Diagnostic]) -> CheckReport:
+        """The report with what the recipe, not the data alone, makes a finding."""
+        return replace(self, findings=_distinct([*self.findings, *more]))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -118,6 +133,7 @@ class _Pass:
     unknown: int = 0
     tried: int = 0
     changed: list[Where] = field(default_factory=list)
+    epoch: Epoch = field(default_factory=Epoch)
 
 
 class _Collector(Tally):
@@ -184,6 +200,8 @@ def check_data(
 
 def _read(one: _Pass, source: SourceConfig, settings: DataConfig, progress: Progress | None) -> tuple[Diagnostic, ...]:
     """Stream one source; what ends it early (a missing or damaged file) is returned."""
+    survey, epoch = one.survey, one.epoch
+    before = one.examples, survey.tokens, survey.rated, survey.judged.copy()
     try:
         for entry in read_entries(source, one.tally, settings.limit, one.survey.task.kind):
             _look(one, entry)
@@ -191,6 +209,11 @@ def _read(one: _Pass, source: SourceConfig, settings: DataConfig, progress: Prog
                 progress(one.tally.records)
     except DataError as error:
         return error.diagnostics
+    epoch.examples += source.weight * (one.examples - before[0])
+    epoch.tokens += source.weight * (survey.tokens - before[1])
+    epoch.rated += source.weight * (survey.rated - before[2])
+    for name, count in (survey.judged - before[3]).items():
+        epoch.labels[name] = epoch.labels.get(name, 0.0) + source.weight * count
     return ()
 
 
@@ -250,6 +273,7 @@ def _report(one: _Pass) -> SetReport:
         unknown_rate=one.unknown / max(1, survey.tokens),
         answers={**_sharing(one), **one.contrast.figures()},
         labels=dict(survey.judged),
+        epoch=one.epoch,
     )
 
 

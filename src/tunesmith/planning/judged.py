@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from tunesmith.data.check import Epoch
 from tunesmith.data.survey import rounded_up
 from tunesmith.errors import DataError, Diagnostic, Fix, Where
 from tunesmith.objectives.feedback import KTO
@@ -13,6 +14,22 @@ from tunesmith.recipe import Recipe
 
 BALANCE = (1.0, 4 / 3)  # of good to bad answers, each times its weight (arXiv:2402.01306 section 4.2)
 LARGEST_WEIGHT = 1000
+
+
+def epoch_problems(recipe: Recipe, epoch: Epoch) -> Iterator[Diagnostic]:
+    """What an epoch of records that were all read lacks, as a plan will tell it."""
+    if not epoch.examples:
+        return
+    mean_length = epoch.tokens / epoch.examples
+    limit, train = recipe.train.tokens_per_step, recipe.train
+    sequences = (train.sequences_per_step or 1) if limit is None else limit / mean_length
+    yield from label_problems(recipe, epoch.labels, min(sequences, math.ceil(epoch.examples)), mean_length)
+    if recipe.task.kind != "pair":
+        return
+    try:
+        yield from rating_problems(recipe, epoch.rated / epoch.examples, epoch.examples, whole=True)
+    except DataError as error:
+        yield from error.diagnostics
 
 
 def label_problems(

@@ -93,3 +93,49 @@ def test_fix_drops_equal_answers_when_asked(recipe, capsys):
     assert call("data", "fix", "pairs.jsonl", "--drop-identical") == 0
     assert "1 records with equal answers left out" in capsys.readouterr().out
     assert call("data", "check", recipe, "data.train=pairs.fixed.jsonl") == 0
+
+
+def feedback(name: str, good: int, bad: int) -> Path:
+    rows = [{"prompt": f"Q {index}", "completion": f"A {index}", "label": index < good} for index in range(good + bad)]
+    path = Path(name)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def findings(capsys, *words: str) -> dict[str, dict]:
+    code = call("data", "check", *words, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert code == (4 if any(each["level"] == "error" for each in told["findings"]) else 0)
+    return {each["code"]: each for each in told["findings"]}
+
+
+def test_check_tells_of_labels_what_a_plan_tells(recipe, capsys):
+    feedback("a.jsonl", 57, 3)
+    words = [recipe, "objective=kto", "data.train=a.jsonl", "train.sequences_per_step=8"]
+    found = findings(capsys, *words)
+    assert call("plan", *words, "--json") == 0
+    planned = {each["code"]: each for each in json.loads(capsys.readouterr().out)["problems"]}
+    for code in ("W216", "W217"):
+        assert found[code] == planned[code]
+    assert (
+        not {"W216", "W217"}
+        & findings(capsys, *words[:-1], "train.sequences_per_step=20", "objective.lambda_bad=16").keys()
+    )
+
+
+def test_check_weighs_sources_as_an_epoch_does(recipe, capsys):
+    feedback("a.jsonl", 40, 0)
+    feedback("b.jsonl", 0, 10)
+    for weight, codes in ((1, {"W217"}), (3.5, set())):
+        text = f"objective: kto\ndata: {{train: [a.jsonl, {{path: b.jsonl, weight: {weight}}}]}}\n"
+        Path("mix.yaml").write_text(Path(recipe).read_text().splitlines()[0] + "\n" + text)
+        assert findings(capsys, "mix.yaml").keys() & {"W216", "W217"} == codes
+
+
+def test_check_tells_of_pairs_without_ratings(recipe, capsys):
+    words = [recipe, "objective=reward", "objective.rating_margin=1"]
+    assert findings(capsys, *words)["E224"]["level"] == "error"
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rows[0]["margin"] = 2.0
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "3 of 4 pairs" in findings(capsys, *words)["W218"]["message"]
