@@ -190,8 +190,11 @@ def places(segments: tuple[Segment, ...]) -> Int[np.ndarray, "3 T"]:
 
 
 def visible(places: Int[Tensor, "3 T"], window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention's mask_mod: a row sees the keys of its path up to its own depth, at most `window` of them."""
-    enter, leave, depth = places.unbind(0)
+    """FlexAttention's mask_mod: a row sees the keys of its path up to its own depth, at most `window` of them.
+
+    It reads tensors of its own, and no number that changes: then one kernel serves all batches and windows.
+    """
+    enter, leave, depth = (row.clone() for row in places)
     oldest = torch.zeros_like(depth) if window is None else depth - window + 1
 
     def is_visible(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
