@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunesmith.data.tokenizer import Tokenizer
 
 CHATML = (
     "{% for message in messages %}"
@@ -92,6 +96,17 @@ def tiny_model_folder(
     model.generation_config.pad_token_id = 2
     model.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The tokenizer of the same model with another chat template in its folder."""
+    from tunesmith.data.tokenizer import load_tokenizer
+
+    with TemporaryDirectory() as place:
+        for path in tokenizer.folder.glob("*.json"):
+            (Path(place) / path.name).symlink_to(path.absolute())
+        (Path(place) / "chat_template.jinja").write_text(template, encoding="utf-8")
+        return load_tokenizer(Path(place))
 
 
 def _vocabulary(folder: Path) -> int:

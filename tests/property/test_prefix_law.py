@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer, with_template
 from tests.unit.data.test_chat import SYSTEM_INSERTING, THINKING
 
 from tunesmith.data.chat import encode_record
@@ -41,12 +41,7 @@ def conversations(draw, content=texts, in_a_row=2):
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
     base = load_tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("model")))
-    made = {}
-    for name, text in TEMPLATES.items():
-        path = tmp_path_factory.mktemp("template") / f"{name}.jinja"
-        path.write_text(text)
-        made[name] = base.with_template(path)
-    return made
+    return {"base": base, **{name: with_template(base, text) for name, text in TEMPLATES.items()}}
 
 
 def trained_runs(example) -> list[list[int]]:
@@ -146,7 +141,7 @@ def real_tokenizer():
 @pytest.mark.skipif(not TEMPLATE_FILES, reason="no chat templates of real models beside the repository")
 @pytest.mark.parametrize("path", TEMPLATE_FILES, ids=lambda path: path.stem)
 def test_templates_of_real_models_are_proven_or_refused(path, real_tokenizer):
-    tokenizer = real_tokenizer.with_template(path)
+    tokenizer = with_template(real_tokenizer, path.read_text(encoding="utf-8"))
     for name, case in CASES.items():
         chat = Conversation(case.messages, "made.jsonl", 1)
         if (path.stem, name) in REFUSED:
@@ -192,7 +187,7 @@ def test_any_template_is_proven_or_refused_by_a_diagnostic(tokenizers, middle, t
         "{% for m in messages %}" + "".join(middle) + "{% endfor %}" + tail
         + "{% if add_generation_prompt %}" + prompt + "{% endif %}"
     )  # fmt: skip
-    tokenizer = tokenizers["chatml"].with_template(_written(tokenizers, text))
+    tokenizer = with_template(tokenizers["base"], text)
     try:
         outcome = encode_record(Conversation(CASES["rounds"].messages, "f", 1), tokenizer, DataConfig())
     except DataError:
@@ -202,12 +197,6 @@ def test_any_template_is_proven_or_refused_by_a_diagnostic(tokenizers, middle, t
     assert "It is blue." in joined
     assert "It is green." in joined
     assert "grass" not in joined
-
-
-def _written(tokenizers, text: str) -> Path:
-    path = tokenizers["chatml"].folder / "made.jinja"
-    path.write_text(text)
-    return path
 
 
 def test_template_is_bounded_in_the_tokenizer_too(tokenizers):

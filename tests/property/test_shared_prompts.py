@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.property.test_prefix_law import COMMON, END, REAL, TEMPLATE_FILES, TEMPLATES, texts
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer, with_template
 from tests.unit.data.test_chat import TOOLS
 
 from tunesmith.data.chat import encode_record
@@ -40,12 +40,7 @@ def answers(draw, content=texts, turns=2):
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
     base = load_tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("model")))
-    made = {}
-    for name, text in ALL.items():
-        path = tmp_path_factory.mktemp("template") / f"{name}.jinja"
-        path.write_text(text)
-        made[name] = base.with_template(path)
-    return made
+    return {name: with_template(base, text) for name, text in ALL.items()}
 
 
 def sequences(example: Example) -> list[np.ndarray]:
@@ -155,7 +150,7 @@ def real_tokenizer():
 @pytest.mark.skipif(not TEMPLATE_FILES, reason="no chat templates of real models beside the repository")
 @pytest.mark.parametrize("path", TEMPLATE_FILES, ids=lambda path: path.stem)
 def test_templates_of_real_models_share_their_prompt(path: Path, real_tokenizer):
-    tokenizer = real_tokenizer.with_template(path)
+    tokenizer = with_template(real_tokenizer, path.read_text(encoding="utf-8"))
     for prompt in (ASKED, (*EARLIER, *ASKED)):
         example = check(Pair(prompt, *ANSWERS, "f", 1), ANSWERS, tokenizer, Task("pair"))
         shown = tokenizer.decode(example.tokens[: example.cuts[0]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +45,7 @@ class Tokenizer:
     puts after one by itself (the separator of BERT, nothing for most models that generate).
     """
 
-    def __init__(self, folder: Path, template_file: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         source = _read_text(folder / "tokenizer.json")
         self._digest = hashlib.sha256(source.encode()).digest()
@@ -66,7 +65,7 @@ class Tokenizer:
         self.start_ids = self._find_start_ids(settings.get("add_bos_token"))
         self.end_ids = self._find_end_ids()
         self._backend.post_processor = None  # type: ignore[assignment]
-        self._templates = _templates(folder, settings, template_file, self.named)
+        self._templates = _templates(folder, settings, self.named)
 
     def encode(self, text: str, *, specials: bool) -> list[int]:
         """Ids of `text`, without BOS or EOS; with `specials` False its control texts stay plain text."""
@@ -145,12 +144,6 @@ class Tokenizer:
         name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
         return self._templates.get(name) or next(iter(self._templates.values()))
 
-    def with_template(self, file: Path) -> Tokenizer:
-        """The same tokenizer with the chat template of another file."""
-        changed = copy.copy(self)
-        changed._templates = {"default": Template(_read_text(file), self.named, str(file))}
-        return changed
-
     def vocabulary(self) -> dict[str, int]:
         """Every token's text and id."""
         return self._backend.get_vocab(with_added_tokens=True)
@@ -187,9 +180,9 @@ class Tokenizer:
         return tuple(full[full.index(bare[-1]) + 1 :]) if bare and bare[-1] in full else ()
 
 
-def load_tokenizer(folder: Path, template_file: Path | None = None) -> Tokenizer:
-    """The tokenizer of a model folder; `template_file` replaces its chat template. Raises ModelError (E066)."""
-    return Tokenizer(Path(folder), template_file)
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises ModelError (E066)."""
+    return Tokenizer(Path(folder))
 
 
 def to_json(message: Message) -> dict[str, Any]:
@@ -282,11 +275,9 @@ def _declared_eos(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def _templates(
-    folder: Path, settings: Mapping[str, Any], override: Path | None, named: Mapping[str, str]
-) -> dict[str, Template]:
-    path = override or folder / "chat_template.jinja"
-    if override is not None or path.exists():
+def _templates(folder: Path, settings: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Template]:
+    path = folder / "chat_template.jinja"
+    if path.exists():
         return {"default": Template(_read_text(path), named, str(path))}
     found = settings.get("chat_template")
     if isinstance(found, list):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer, with_template
 from tests.unit.data.test_chat import SYSTEM_INSERTING, THINKING, TOOLS
 
 from tunesmith.data.chat import encode_record
@@ -19,14 +19,7 @@ PAIRS, VALUES = Task("pair"), Task("pair", "values")
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     base = load_tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("model")))
-    folder = tmp_path_factory.mktemp("templates")
-
-    def with_template(text=CHATML):
-        path = folder / f"{abs(hash(text))}.jinja"
-        path.write_text(text)
-        return base.with_template(path)
-
-    return with_template
+    return lambda text=CHATML: with_template(base, text)
 
 
 def user(text):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer, with_template
 
 from tunesmith.data.chat import encode, encode_conversation, encode_record, turn_weights
 from tunesmith.data.config import DataConfig
@@ -34,14 +34,7 @@ TOOLS = (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     base = load_tokenizer(tiny_tokenizer(tmp_path_factory.mktemp("model")))
-    folder = tmp_path_factory.mktemp("templates")
-
-    def with_template(text=CHATML):
-        path = folder / f"{abs(hash(text))}.jinja"
-        path.write_text(text)
-        return base.with_template(path)
-
-    return with_template
+    return lambda text=CHATML: with_template(base, text)
 
 
 def conversation(*messages, tools=()):

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer, with_template
 
 from tunesmith.config import Config
 from tunesmith.data.check import check_data
@@ -155,22 +155,18 @@ def test_f14_the_stop_token_must_end_a_generation(tmp_path, folder, tokenizer):
     assert finding.code == "W060"
     assert "'<|im_end|>' (2)" in finding.message
     assert "put 2 into" in finding.fixes[0].label
-    endless = tmp_path / "endless.jinja"
-    endless.write_text(CHATML.replace("<|im_end|>", ""))
-    assert check_stop_token(tokenizer.with_template(endless)).code == "W061"
+    endless = with_template(tokenizer, CHATML.replace("<|im_end|>", ""))
+    assert check_stop_token(endless).code == "W061"
 
 
-def test_f11_probes_name_what_a_template_cannot_do(tmp_path, tokenizer):
+def test_f11_probes_name_what_a_template_cannot_do(tokenizer):
     assert check_template(tokenizer) == []
-    picky = tmp_path / "picky.jinja"
-    picky.write_text("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML)
-    (finding,) = check_template(tokenizer.with_template(picky))
+    picky = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    (finding,) = check_template(with_template(tokenizer, picky))
     assert finding.code == "W072"
     assert "a system message" in finding.message
     assert "no system" in finding.message
-    broken = tmp_path / "broken.jinja"
-    broken.write_text("{{ raise_exception('never') }}")
-    (finding,) = check_template(tokenizer.with_template(broken))
+    (finding,) = check_template(with_template(tokenizer, "{{ raise_exception('never') }}"))
     assert finding.code == "E064"
 
 

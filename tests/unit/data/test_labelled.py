@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer, with_template
 
 from tunesmith.data.chat import encode_record
 from tunesmith.data.config import DataConfig, SourceConfig
@@ -130,11 +130,10 @@ def test_steps_join_by_one_line_break():
 
 
 def test_steps_that_cannot_be_told_apart_are_refused(tmp_path, tokenizer):
-    swallowing = tmp_path / "swallowing.jinja"
-    swallowing.write_text(CHATML.replace("message['content']", "(message['content'] | replace('b\n', 'b '))"))
+    swallowing = CHATML.replace("message['content']", "(message['content'] | replace('b\n', 'b '))")
     entry = Process((Message("user", "x"),), ("a b", "b\n\nc", "d"), (1.0, 0.0, 1.0), "f", 9)
     with pytest.raises(DataError, match="E223") as caught:
-        encode_record(entry, tokenizer.with_template(swallowing), DataConfig(), STEPS)
+        encode_record(entry, with_template(tokenizer, swallowing), DataConfig(), STEPS)
     assert caught.value.diagnostic.where.line == 9
     from tokenizers import Tokenizer, models
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer, with_template
 from tests.unit.data.test_chat import END, THINKING, assistant, conversation, spans, user
 
 from tunesmith.data.chat import encode, encode_record
@@ -94,10 +94,8 @@ def test_policies_hold_when_every_token_is_trained(tokenizer):
             assert (example.weights[1:] == 1).all()
 
 
-def test_policies_hold_for_a_template_that_rewrites_answers(tokenizer, tmp_path):
-    path = tmp_path / "thinking.jinja"
-    path.write_text(THINKING)
-    thinking = tokenizer.with_template(path)
+def test_policies_hold_for_a_template_that_rewrites_answers(tokenizer):
+    thinking = with_template(tokenizer, THINKING)
     for policy in ("cut_turns", "split"):
         outcome = encode_record(LONG, thinking, DataConfig(max_length=110, overlong=policy))
         said = [text for example in outcome.examples for text in spans(example, thinking)]

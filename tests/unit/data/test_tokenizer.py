@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer, with_template
 
 from tunesmith.data.control import BREAK
 from tunesmith.data.tokenizer import load_tokenizer
@@ -141,11 +141,8 @@ def test_f11_no_template_is_a_model_error_for_conversations_only(tmp_path):
         tokenizer.prompt_ids([Message("user", "hi")])
 
 
-def test_template_file_replaces_the_template(folder, tmp_path):
-    other = tmp_path / "other.jinja"
-    other.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
-    assert load_tokenizer(folder, other).render([Message("user", "x")], add_generation_prompt=True) == "[x]"
-    changed = load_tokenizer(folder).with_template(other)
+def test_the_template_is_part_of_the_fingerprint(folder):
+    changed = with_template(load_tokenizer(folder), "{% for m in messages %}[{{ m.content }}]{% endfor %}")
     assert changed.render([Message("user", "x")], add_generation_prompt=True) == "[x]"
     assert changed.fingerprint() != load_tokenizer(folder).fingerprint()
 
