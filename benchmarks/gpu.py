@@ -89,7 +89,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peers", type=Path, help="folder of packages: trl/, unsloth/, common/")
+    parser.add_argument("--peers", type=Path, help="folder that wheels.py has unpacked to")
     parser.add_argument("--models", nargs="*", choices=ORDER, default=list(ORDER))
     parser.add_argument("--lengths", nargs="*", type=int, help="tokens per document; 2048 512 8192 when left out")
     parser.add_argument("--sides", nargs="*", choices=("tunesmith", "trl", "unsloth"), help="all when left out")
@@ -179,7 +179,7 @@ def cannot(process: Process, deadline: float, choices: argparse.Namespace) -> st
     """Why the process is not begun."""
     if process.side == "tunesmith" and process.option is None:
         return "not built yet"
-    if process.side != "tunesmith" and not (choices.peers and (choices.peers / process.side).is_dir()):
+    if process.side != "tunesmith" and not (choices.peers and carried(process.side, choices)[0].is_dir()):
         return "not installed: see --peers"
     if process.liger and not any((folder / "liger_kernel").is_dir() for folder in carried(process.side, choices)):
         return "not installed: liger_kernel"
@@ -232,10 +232,12 @@ def python_path(side: str, choices: argparse.Namespace) -> str:
 
 
 def carried(side: str, choices: argparse.Namespace) -> list[Path]:
-    """Folders of packages for one side; peers share some."""
-    if not choices.peers:
-        return []
-    return [choices.peers / side] if side == "tunesmith" else [choices.peers / side, choices.peers / "common"]
+    """Folders of packages for one side; peers share some.
+
+    The name matters: what dill finds elsewhere it takes for the user's own code, and pickles whole modules.
+    """
+    names = () if not choices.peers else (side,) if side == "tunesmith" else (side, "common")
+    return [choices.peers / name / "site-packages" for name in names]
 
 
 def roomy_folder(needed: int) -> str | None:

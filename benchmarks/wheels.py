@@ -74,7 +74,7 @@ def main() -> None:
     packing.add_argument("folder", type=Path, help="where the archives are written")
     packing.add_argument("--only", nargs="*", choices=CONTENTS, default=list(CONTENTS))
     packing.add_argument("--python", default="3.12", help="version on the GPU machine")
-    unpacking = verbs.add_parser("unpack", help="the archives that are there, each into a folder of its name")
+    unpacking = verbs.add_parser("unpack", help="the archives that are there, each into NAME/site-packages")
     unpacking.add_argument("folder", type=Path)
     unpacking.add_argument("target", type=Path, help="give it to gpu.py as --peers")
     choices = parser.parse_args()
@@ -84,7 +84,7 @@ def main() -> None:
         print(f"{sum(sizes) / 2**20:.1f} MiB in all")
     else:
         for archive in sorted(choices.folder.glob("*.zip")):
-            unpack(archive, choices.target / archive.stem)
+            unpack(archive, choices.target / archive.stem / "site-packages")
 
 
 def pack(name: str, folder: Path, python: str) -> int:
