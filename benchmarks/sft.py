@@ -1,228 +1,235 @@
-"""SFT with LoRA on SmolLM2-135M: `tunesmith train` against TRL; same tokens, same steps, same losses."""
+"""SFT: `tunesmith train` against TRL, LLaMA-Factory, Unsloth and torchtune; same tokens, same steps, same losses."""
 
 import argparse
-import datetime
 import hashlib
-import json
-import os
-import statistics
+import itertools
 import sys
 import tempfile
 from pathlib import Path
 
-from common import environments, machine
-from common.process import environment, run_side
-from common.sides import TORCH, Side, alternate, starter
+from common import environments
+from common.conversations import draw_records, read_records
+from common.models import TITLES, model_folder
+from common.options import add_options, existing, wanted
+from common.pairs import read_lines, write_lines
+from common.process import run_side
+from common.proof import prove
+from common.report import OURS, save, summarise
+from common.sides import TORCH, Side, alternate
+from common.tables import show
 
-HERE = Path(__file__).parent
-WORK = {"rank": 8, "alpha": 16, "lr": 2e-4, "max_length": 1024, "seed": 0, "sequences": 16}
-TOLERANCE = 1e-3  # largest difference of the first loss between two sides in fp32; bf16 rounding alone makes more
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "tokenizers", "numpy")
+WORK = {"alpha": 16, "max_length": 2048, "seed": 0}
+RANK = {"smollm2": 8, "qwen3-0.6b": 16}
+RATE = {"lora": 2e-4, "full": 2e-5}
+SEQUENCES = {  # of a step
+    ("smollm2", "short"): 16,
+    ("smollm2", "long"): 4,
+    ("qwen3-0.6b", "short"): 8,
+    ("qwen3-0.6b", "long"): 2,
+}
+DEVICE_BATCH = {"short": 4, "long": 1}
+TOLERANCE = 1e-3  # largest difference of a loss between two programs in fp32; bf16 rounding alone makes more
+PROOF = {"short": (2, 2), "long": (1, 1)}  # sequences of a device batch, and batches of a step, of the fp32 proof
+PEERS = {"trl": "trl", "llamafactory": "llama-factory", "unsloth": "unsloth", "torchtune": "torchtune"}
+CPU = {"UNSLOTH_FORCE_CPU": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_USE_TEMP": "1"}
 FIGURES = (
     "tokens_per_second",
     "scored_tokens_per_second",
     "tokens_per_cpu_second",
+    "cpu_seconds",
     "peak_bytes",
     "peak_less_import_bytes",
+    "share_of_floor",
+    "first_step_seconds",
 )
 
 
 def main() -> None:
     choices = parse()
-    model = str(choices.model or starter())
+    sides = make_sides(choices)
     with tempfile.TemporaryDirectory() as folder:
-        shared = {
-            **WORK,
-            "model": model,
-            "data": str(choices.data.resolve()),
-            "tokens": f"{folder}/tokens.jsonl",
-            "adapter": f"{folder}/adapter",
-            "steps": choices.warmup + choices.steps,
-            "examples": (choices.warmup + choices.steps) * WORK["sequences"],
-            "threads": choices.threads,
-            "dtype": choices.dtype,
-        }
-        sides = make_sides(environments.python_of("trl", TORCH))
+        shared = settings_of(choices, folder)
+        write_lines(Path(shared["data"]), records(choices))
         run_side(sys.executable, "tunesmith_sft.py", {**shared, "task": "tokens"})
-        run_side(sides[-1].python, "trl_sft.py", {**shared, "task": "adapter"})
-        steps = count_tokens(Path(shared["tokens"]))
-        proof = prove_equal_work(sides[:2], shared)
-        busy = measure(sides, shared, steps, choices)
+        if choices.tuning == "lora":  # PEFT of one version writes the adapter that all sides start from
+            run_side(environments.python_of("trl", TORCH), "peft_adapter.py", shared)
+        rows = read_lines(Path(shared["tokens"]))
+        proof = {} if choices.no_proof else prove(sides, proof_settings(shared, choices), TOLERANCE)
+        floor = measure_floor(rows, shared, choices)
+
+        def run(side: Side) -> dict:
+            return figures(side.train(shared), rows, floor, choices)
+
+        busy = list(alternate(sides, choices.repeats, choices.allow_load, run))
         digest = hashlib.sha256(Path(shared["tokens"]).read_bytes()).hexdigest()
-    notes = {"busy_cores_before": busy, "tokens_sha256": digest, "first_loss_float32": proof}
-    save(summarise(sides, steps, choices, notes), choices)
+    notes = {"busy_cores_before": busy, "tokens_sha256": digest, "losses_float32": proof, "floor": floor}
+    work = describe_work(rows, choices)
+    report = summarise(
+        "sft", sides, FIGURES, work, {"load_allowed": choices.allow_load, "tolerance": TOLERANCE, **notes}
+    )
+    name = f"sft-{choices.model}-{choices.tuning}-{choices.work}"
+    save(report, choices.results, name, None if choices.json else show)
 
 
-def prove_equal_work(sides: list[Side], shared: dict) -> dict[str, float]:
-    """The first step's loss of each side in fp32, where rounding hides nothing; they must agree to TOLERANCE."""
-    losses = {}
-    for side in sides:
-        settings = {**shared, **side.settings, "task": "train", "dtype": "float32", "steps": 1}
-        losses[side.name] = run_side(side.python, side.script, settings)["losses"][0]
-    if max(losses.values()) - min(losses.values()) > TOLERANCE:
-        raise SystemExit(f"the losses differ by more than {TOLERANCE}: the sides do not do the same work: {losses}")
-    return losses
-
-
-def parse() -> argparse.Namespace:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="alpaca_en_demo.jsonl, or any file Tunesmith reads")
-    parser.add_argument("--model", type=Path, help="folder of SmolLM2-135M-Instruct; the starter model when left out")
-    parser.add_argument("--warmup", type=int, default=1, help="steps left out of every figure but the losses")
+    parser.add_argument("--model", choices=tuple(RANK), default="smollm2")
+    parser.add_argument("--tuning", choices=("lora", "full"), default="lora")
+    parser.add_argument("--work", choices=("short", "long"), default="short", help="long: 2,048 tokens a sequence")
+    parser.add_argument("--data", type=Path, help="records of one turn as jsonl, such as alpaca; for smollm2 and short")
+    parser.add_argument("--folder", type=Path, help="folder of SmolLM2-135M-Instruct; the starter model when left out")
+    parser.add_argument("--warmup", type=int, default=1, help="steps left out of every rate")
     parser.add_argument("--steps", type=int, default=3, help="measured steps")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="base and computation")
-    parser.add_argument("--only", nargs="*", help="names of the sides to run")
-    parser.add_argument("--allow-load", action="store_true", help="measure although other processes are at work")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
-    choices = parser.parse_args()
+    parser.add_argument("--sequences", type=int, help="of a step; by model and work when left out")
+    parser.add_argument(
+        "--row",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="another row of ours: its name, then settings",
+    )
+    add_options(parser)
+    choices = parser.parse_args(words)
     if choices.warmup < 1:
         parser.error("--warmup: at least one step, the clock starts at its end")
+    choices.sequences = choices.sequences or SEQUENCES[choices.model, choices.work]
+    if choices.sequences % DEVICE_BATCH[choices.work]:
+        parser.error(f"--sequences: a multiple of {DEVICE_BATCH[choices.work]}, which a peer's device batch holds")
+    choices.data = existing(choices.data)
     return choices
 
 
-def make_sides(trl: Path) -> list[Side]:
-    default = {"batch": 4, "accumulation": 4, "checkpointing": True, "sort_within_step": False}
-    best = {**default, "checkpointing": False, "sort_within_step": True}
-    return [
-        Side("tunesmith", sys.executable, "tunesmith_sft.py"),
-        Side("trl default", trl, "trl_sft.py", default),
-        Side("trl best", trl, "trl_sft.py", best),
-    ]
-
-
-def count_tokens(path: Path) -> list[tuple[int, int]]:
-    """Tokens and scored tokens of every step."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    size = WORK["sequences"]
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [
-        (sum(len(row["tokens"]) for row in group), sum(sum(map(bool, row["weights"])) for row in group))
-        for group in groups
-    ]
-
-
-def measure(sides: list[Side], shared: dict, steps: list[tuple[int, int]], choices: argparse.Namespace) -> list[float]:
-    """Run the sides in turn; returns how busy the machine was before each run."""
-
-    def run(side: Side) -> dict:
-        result = run_side(side.python, side.script, {**shared, **side.settings, "task": "train"})
-        return figures(result, steps, choices.warmup)
-
-    wanted = [side for side in sides if not choices.only or side.name in choices.only]
-    return list(alternate(wanted, choices.repeats, choices.allow_load, run))
-
-
-def figures(result: dict, steps: list[tuple[int, int]], warmup: int) -> dict:
-    """Rates over the measured steps, from the end of the last warm-up step to the end of the last step."""
-    ends = result["ends"][-len(steps) :]  # a side may also mark the start
-    (first, first_cpu), (last, last_cpu) = ends[warmup - 1], ends[-1]
-    tokens, scored = (sum(step[part] for step in steps[warmup:]) for part in (0, 1))
+def settings_of(choices: argparse.Namespace, folder: str) -> dict:
+    """What every side is told."""
     return {
-        **{key: value for key, value in result.items() if key != "ends"},
+        **WORK,
+        "model": str(model_folder(choices.model, choices.folder).resolve()),
+        "tuning": choices.tuning,
+        "rank": RANK[choices.model],
+        "lr": RATE[choices.tuning],
+        "data": f"{folder}/data.jsonl",
+        "tokens": f"{folder}/tokens.jsonl",
+        "adapter": f"{folder}/adapter",
+        "steps": choices.warmup + choices.steps,
+        "sequences": choices.sequences,
+        "threads": choices.threads,
+        "dtype": choices.dtype,
+    }
+
+
+def uses_file(choices: argparse.Namespace) -> bool:
+    return choices.data is not None and (choices.model, choices.work) == ("smollm2", "short")
+
+
+def records(choices: argparse.Namespace) -> list[dict]:
+    count = (choices.warmup + choices.steps) * choices.sequences
+    if uses_file(choices):
+        return read_records(choices.data, count)
+    return draw_records(choices.work, count, WORK["seed"])
+
+
+def make_sides(choices: argparse.Namespace) -> list[Side]:
+    """Ours as it comes and with the settings of `--row`, and the rows of each peer; only what is needed is built."""
+    ours = [(OURS, [])] if wanted(OURS, choices.only) else []
+    ours += [(name, words) for name, *words in choices.row]
+    sides = [Side(name, sys.executable, "tunesmith_sft.py", {"overrides": words}) for name, words in ours]
+    for peer, title in PEERS.items():
+        for ending, settings, variables in rows_of(peer, choices):
+            if wanted(f"{title} {ending}", choices.only):
+                python = environments.python_of(peer, TORCH)
+                sides.append(Side(f"{title} {ending}", python, f"{peer}_sft.py", settings, variables))
+    return sides
+
+
+def rows_of(peer: str, choices: argparse.Namespace) -> list[tuple[str, dict, dict[str, str]]]:
+    """A peer as it comes, and with the best that it offers on a CPU for the same steps: name, settings, variables."""
+    batch = DEVICE_BATCH[choices.work]
+    device = {"batch": batch, "accumulation": choices.sequences // batch}
+    default = {**device, "checkpointing": True, "sort_within_step": False}
+    best = {**device, "checkpointing": False, "sort_within_step": True}
+    if peer == "unsloth":
+        rows = [("default", {**default, "checkpointing": "unsloth"}, CPU)]
+        plain, compiled = ({**CPU, "UNSLOTH_CPU_COMPILE": value} for value in "01")
+        return [*rows, ("best", best, plain), ("best, compiled", best, compiled)]
+    if peer == "torchtune":
+        if choices.model != "smollm2":
+            return []  # 0.6.1 has no Qwen3
+        default["checkpointing"] = False  # as its configurations have it
+        return [("default", {**default, "compile": False}, {}), ("best", {**best, "compile": False}, {})]
+    return [("default", default, {}), ("best", best, {})]
+
+
+def proof_settings(shared: dict, choices: argparse.Namespace) -> dict:
+    """Two small steps of the first records; they show gradients, updates and, where batches add up, the denominator."""
+    batch, accumulation = PROOF[choices.work]
+    data = f"{shared['data']}.proof.jsonl"
+    write_lines(Path(data), read_lines(Path(shared["data"]))[: 2 * batch * accumulation])
+    small = {"batch": batch, "accumulation": accumulation, "sequences": batch * accumulation, "steps": 2}
+    return {**shared, **small, "sort_within_step": False, "dtype": "float32", "data": data}
+
+
+def count(rows: list[dict]) -> tuple[int, int]:
+    """Tokens and scored tokens."""
+    scored = sum(len(row["answers"][0]) for row in rows)
+    return sum(len(row["prompt"]) for row in rows) + scored, scored
+
+
+def measure_floor(rows: list[dict], shared: dict, choices: argparse.Namespace) -> dict[str, float]:
+    """Seconds and operations of the matrix products of all measured steps."""
+    measured = rows[choices.warmup * choices.sequences :]
+    about = {
+        "lengths": [len(row["prompt"]) + len(row["answers"][0]) for row in measured],
+        "scored": count(measured)[1],
+        "rank": shared["rank"] if choices.tuning == "lora" else None,
+    }
+    found = run_side(sys.executable, "../common/floor.py", {**shared, **about})
+    return {key: found[key] for key in ("floor_seconds", "floor_flops")}
+
+
+def figures(result: dict, rows: list[dict], floor: dict[str, float], choices: argparse.Namespace) -> dict:
+    """Rates over the measured steps, from the end of the last warm-up step to the end of the last step.
+
+    The first step counts from the start of the process: imports, loading, preparing and compiling are inside.
+    """
+    steps = choices.warmup + choices.steps
+    ends = result["ends"][-steps:]  # a side may also mark the start
+    (first, first_cpu), (last, last_cpu) = ends[choices.warmup - 1], ends[-1]
+    tokens, scored = count(rows[choices.warmup * choices.sequences :])
+    return {
+        **{key: value for key, value in result.items() if key not in ("ends", "started")},
         "tokens_per_second": tokens / (last - first),
         "scored_tokens_per_second": scored / (last - first),
         "tokens_per_cpu_second": tokens / (last_cpu - first_cpu),
-        "step_seconds": [now[0] - then[0] for then, now in zip(ends[warmup - 1 :], ends[warmup:], strict=False)],
+        "cpu_seconds": last_cpu - first_cpu,
+        "share_of_floor": floor["floor_seconds"] / (last - first),
+        "first_step_seconds": ends[0][0] - result["started"],
+        "step_seconds": [now[0] - then[0] for then, now in itertools.pairwise(ends[choices.warmup - 1 :])],
         "peak_less_import_bytes": result["peak_bytes"] - result["import_bytes"],
     }
 
 
-def summarise(sides: list[Side], steps: list[tuple[int, int]], choices: argparse.Namespace, notes: dict) -> dict:
-    measured = [side for side in sides if side.runs]
-    medians = {
-        side.name: {key: statistics.median(run[key] for run in side.runs) for key in FIGURES} for side in measured
-    }
-    ours = medians.get("tunesmith")
-    ratios = {
-        name: {key: ours[key] / other[key] for key in FIGURES}
-        for name, other in medians.items()
-        if ours and name != "tunesmith"
-    }
-    losses = [run["losses"] for side in measured for run in side.runs]
+def describe_work(rows: list[dict], choices: argparse.Namespace) -> dict:
+    groups = [rows[start : start + choices.sequences] for start in range(0, len(rows), choices.sequences)]
+    lora = {"rank": RANK[choices.model], "targets": "q k v o gate up down", "adapter_dtype": "float32"}
     return {
-        "schema": 1,
-        "benchmark": "sft",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": machine.commit(HERE.parent),
-        "machine": machine.describe(),
-        "work": {
-            **WORK,
-            "data": choices.data.name,
-            "model": "SmolLM2-135M-Instruct",
-            "dtype": choices.dtype,
-            "adapter_dtype": "float32",
-            "targets": "q k v o gate up down",
-            "optimizer": "AdamW (fused), constant rate, no decay, clipping at 1.0",
-            "warmup": choices.warmup,
-            "steps": choices.steps,
-            "repeats": choices.repeats,
-            "threads": choices.threads,
-            "tokens_per_step": [tokens for tokens, _ in steps],
-            "scored_per_step": [scored for _, scored in steps],
-        },
-        "environment": environment(choices.threads),
-        "load_allowed": choices.allow_load,
-        **notes,
-        "sides": {
-            side.name: {
-                "settings": side.settings,
-                "versions": environments.versions(side.python, PACKAGES),
-                "median": medians[side.name],
-                "runs": side.runs,
-            }
-            for side in measured
-        },
-        "ratios": ratios,
-        "loss": {
-            "tolerance": TOLERANCE,
-            "first": {side.name: side.runs[0]["losses"][0] for side in measured},
-            "largest_difference": max(max(step) - min(step) for step in zip(*losses, strict=True)),
-        },
+        **WORK,
+        **(lora if choices.tuning == "lora" else {}),
+        "lr": RATE[choices.tuning],
+        "model": TITLES[choices.model],
+        "tuning": choices.tuning,
+        "work": choices.work,
+        "data": choices.data.name if uses_file(choices) else "drawn",
+        "dtype": choices.dtype,
+        "optimizer": "AdamW (fused), constant rate, no decay, clipping at 1.0",
+        "sequences": choices.sequences,
+        "warmup": choices.warmup,
+        "steps": choices.steps,
+        "repeats": choices.repeats,
+        "threads": choices.threads,
+        "tokens_per_step": [count(group)[0] for group in groups],
+        "scored_per_step": [count(group)[1] for group in groups],
     }
-
-
-def save(report: dict, choices: argparse.Namespace) -> None:
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
-    ending = "" if choices.dtype == "bfloat16" else f"-{choices.dtype}"
-    path = folder / f"sft-{report['date'][:10]}{ending}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    if choices.json:
-        print(json.dumps(report))
-    else:
-        show(report)
-    print(f"written to {os.path.relpath(path)}", file=sys.stderr)
-
-
-def show(report: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="SmolLM2-135M, LoRA r8, 16 sequences per step: medians")
-    for heading in ("side", "tok/s", "scored", "per CPU-s", "GiB", "less imports", "first loss", "speed", "memory"):
-        table.add_column(heading, justify="left" if heading == "side" else "right")
-    for name, side in report["sides"].items():
-        median, ratio = side["median"], report["ratios"].get(name)
-        table.add_row(
-            name,
-            f"{median['tokens_per_second']:.0f}",
-            f"{median['scored_tokens_per_second']:.0f}",
-            f"{median['tokens_per_cpu_second']:.0f}",
-            f"{median['peak_bytes'] / 2**30:.2f}",
-            f"{median['peak_less_import_bytes'] / 2**30:.2f}",
-            f"{report['loss']['first'][name]:.4f}",
-            f"{ratio['tokens_per_second']:.2f}x" if ratio else "",
-            f"{ratio['peak_bytes']:.2f}x" if ratio else "",
-        )
-    Console().print(table)
-    Console().print("speed, memory: tunesmith divided by that row; scored: scored tokens per second")
-    first = ", ".join(f"{name} {loss:.6f}" for name, loss in report["first_loss_float32"].items())
-    Console().print(f"the same work, proven by the first loss in fp32: {first}")
-    Console().print(
-        f"largest difference of a step's loss in {report['work']['dtype']}: {report['loss']['largest_difference']:.1e}"
-    )
 
 
 if __name__ == "__main__":

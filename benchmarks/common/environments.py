@@ -9,7 +9,8 @@ from pathlib import Path
 
 ENVIRONMENTS = Path(__file__).parents[1] / "env"
 PEERS = Path(__file__).parents[1] / "peers"
-COMPLETE = frozenset({"llamafactory"})  # lists that name every package: nothing is resolved, nothing else installed
+# Lists that name every package: nothing is resolved, nothing else installed.
+COMPLETE = frozenset({"llamafactory", "torchtune", "unsloth"})
 # Left out of an environment after installation: libraries that only load beside CUDA and that nothing here calls.
 USELESS = {"llamafactory": ("torchaudio/lib",)}
 VERSIONS = (

@@ -26,8 +26,11 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def run_side(python: Path | str, script: str, settings: dict) -> dict:
-    """What the script wrote, plus how busy other processes kept the machine meanwhile; the side's output on failure."""
+def run_side(python: Path | str, script: str, settings: dict, extra: dict[str, str] | None = None) -> dict:
+    """What the script wrote, plus how busy other processes kept the machine meanwhile; the side's output on failure.
+
+    `extra` are variables of this side alone. `started` is on the clock of the side's own `ends`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "settings.json"
         settings = {**settings, "out": f"{folder}/result.json", "folder": f"{folder}/runs"}
@@ -35,7 +38,13 @@ def run_side(python: Path | str, script: str, settings: dict) -> dict:
         before, start = busy_seconds(), time.perf_counter()
         child = subprocess.Popen(
             [python, SIDES / script, given],
-            env={**os.environ, **environment(settings["threads"]), "HF_DATASETS_CACHE": f"{folder}/cache"},
+            env={
+                **os.environ,
+                **environment(settings["threads"]),
+                "HF_DATASETS_CACHE": f"{folder}/cache",
+                **(extra or {}),
+            },
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -46,7 +55,13 @@ def run_side(python: Path | str, script: str, settings: dict) -> dict:
             raise SystemExit(f"{script} failed with {child.returncode}:\n{output[-4000:]}")
         result = json.loads(Path(settings["out"]).read_text())
     others = max(0.0, busy_seconds() - before - own) / seconds
-    return {**result, "process_seconds": seconds, "process_cpu_seconds": own, "other_busy_cores": round(others, 3)}
+    return {
+        **result,
+        "started": start,
+        "process_seconds": seconds,
+        "process_cpu_seconds": own,
+        "other_busy_cores": round(others, 3),
+    }
 
 
 def _wait(child: subprocess.Popen) -> tuple[str, float]:

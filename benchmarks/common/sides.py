@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import machine
+from common.process import run_side
 
 TORCH = "2.13.0"
 BUSY = 0.3  # cores that other processes may take
@@ -19,13 +20,12 @@ class Side:
     python: Path | str
     script: str
     settings: dict = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     runs: list[dict] = field(default_factory=list)
 
-
-def starter() -> Path:
-    from tunesmith.models.starter import ensure_starter
-
-    return ensure_starter()
+    def train(self, settings: dict) -> dict:
+        """One run in a process of its own, with the row's settings and variables on top."""
+        return run_side(self.python, self.script, {**settings, **self.settings, "task": "train"}, self.environment)
 
 
 def check_load(allow: bool) -> float:

@@ -1,4 +1,4 @@
-"""The tokenised pairs that all sides train; a side that would train other tokens stops."""
+"""The tokenised records that all sides train; a side that would train other tokens stops."""
 
 import json
 from pathlib import Path
@@ -17,6 +17,12 @@ def rows_in_order(settings: dict) -> list[dict]:
 
 def length(row: dict) -> int:
     return len(row["prompt"]) + max(len(answer) for answer in row["answers"])
+
+
+def labelled(row: dict) -> dict[str, list[int]]:
+    """A row with one answer as the tokens of a forward pass, and the labels of a loss that leaves out -100."""
+    prompt, answer = row["prompt"], row["answers"][0]
+    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
 
 
 def check(row: dict, number: int, prompt: list[int], answers: list[list[int]]) -> None:

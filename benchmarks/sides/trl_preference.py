@@ -8,13 +8,11 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from memory import memory_peak
-from peft import set_peft_model_state_dict
+from peft_adapter import load_adapter, lora
 from rows import check, rows_in_order
-from safetensors.torch import load_file
-from trainer_clock import Clock
+from trainer_clock import Clock, outcome, trainer_settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
-from trl_sft import lora, write_adapter
 
 
 def dataset(rows: list[dict], method: str) -> Dataset:
@@ -39,27 +37,14 @@ def dataset(rows: list[dict], method: str) -> Dataset:
 def arguments(settings: dict, folder: str) -> DPOConfig | KTOConfig:
     config = KTOConfig if settings["method"] == "kto" else DPOConfig
     return config(
+        **trainer_settings(settings),
         output_dir=folder,
         beta=settings["beta"],
-        per_device_train_batch_size=settings["batch"],
-        gradient_accumulation_steps=settings["accumulation"],
         gradient_checkpointing=settings["checkpointing"],
         precompute_ref_log_probs=settings["precompute"],
         num_train_epochs=settings["epochs"],
-        learning_rate=settings["lr"],
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
         max_length=settings["max_length"],
         train_sampling_strategy="sequential",
-        seed=settings["seed"],
-        bf16=settings["dtype"] == "bfloat16",
-        use_cpu=True,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
 
 
@@ -87,22 +72,11 @@ def train(settings: dict) -> dict:
             callbacks=[clock],
         )
         check_tokens(trainer.train_dataset, rows)
-        weights = load_file(f"{settings['adapter']}/adapter_model.safetensors")
-        loaded = set_peft_model_state_dict(trainer.model, weights)
-        if loaded.unexpected_keys:
-            raise SystemExit(f"the adapter does not fit: {loaded.unexpected_keys[:3]}")
+        load_adapter(trainer.model, settings)
         trainer.train()
-        adapter_types = {str(weight.dtype) for weight in trainer.model.parameters() if weight.requires_grad}
-    return {
-        "losses": clock.losses,
-        "ends": clock.ends,
-        "peak_bytes": memory_peak(),
-        "import_bytes": baseline,
-        "adapter_dtype": sorted(adapter_types),
-    }
+    return outcome(clock, baseline)
 
 
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text())
-    done = write_adapter(given) if given["task"] == "adapter" else train(given)
-    Path(given["out"]).write_text(json.dumps(done))
+    Path(given["out"]).write_text(json.dumps(train(given)))

@@ -1,0 +1,82 @@
+"""A result as a table in Markdown, for the terminal and for the docs."""
+
+from common.report import OURS
+
+GIB = 2**30
+COLUMNS = {  # figure: heading, digits, unit
+    "tokens_per_second": ("tokens/s", 0, 1),
+    "scored_tokens_per_second": ("scored/s", 0, 1),
+    "later_epochs_tokens_per_second": ("later epochs", 0, 1),
+    "tokens_per_cpu_second": ("per CPU-s", 0, 1),
+    "cpu_seconds": ("CPU-s", 0, 1),
+    "peak_bytes": ("GiB", 2, GIB),
+    "peak_less_import_bytes": ("less imports", 2, GIB),
+    "share_of_floor": ("of floor", 2, 1),
+    "first_step_seconds": ("first step, s", 1, 1),
+}
+
+
+def table(report: dict) -> str:
+    """Medians of each row, its first loss, and ours divided by it in speed and in peak memory."""
+    medians = {name: side["median"] for name, side in report["sides"].items()}
+    shown = {key: column for key, column in COLUMNS.items() if any(key in median for median in medians.values())}
+    lines = [
+        "| "
+        + " | ".join(["row", *(heading for heading, _, _ in shown.values()), "first loss", "speed", "memory"])
+        + " |",
+        "|---" * (len(shown) + 4) + "|",
+    ]
+    for name, median in medians.items():
+        cells = [
+            f"{median[key] / unit:,.{digits}f}" if key in median else "" for key, (_, digits, unit) in shown.items()
+        ]
+        ratio = report["ratios"].get(name, {})
+        against = [f"{ratio[key]:.2f}" if key in ratio else "" for key in ("tokens_per_second", "peak_bytes")]
+        lines.append("| " + " | ".join([name, *cells, f"{report['loss']['first'][name]:.4f}", *against]) + " |")
+    return "\n".join(lines)
+
+
+def title(report: dict) -> str:
+    work = report["work"]
+    kind = work.get("method", "sft") if report["benchmark"] == "preference" else work.get("tuning", "lora")
+    kind = {"lora": "SFT with LoRA", "full": "SFT of all weights"}.get(kind, kind.upper())
+    epochs = f", {work['epochs']} epochs" if work.get("epochs", 1) > 1 else ""
+    return f"{kind}, {work['model']}, {work.get('work', 'short')} sequences{epochs}"
+
+
+def notes(report: dict) -> str:
+    """What has to be known beside the table: machine, work, and how far the losses are apart."""
+    work, machine = report["work"], report["machine"]
+    # Result files of schema 1 kept the proof under other names.
+    proof = report.get("losses_float32") or report.get("first_losses_float32") or report.get("first_loss_float32") or {}
+    per_step = work.get("sequences") or work.get("pairs_per_step")
+    unit = "sequences" if "sequences" in work else "pairs"
+    parts = [
+        f"{report['date'][:10]}, commit {report['commit']}, {machine['cores']} cores ({machine['cpu']}), "
+        f"{work['threads']} threads, {work['dtype']}, {per_step} {unit} a step, {runs_of(work['repeats'])}.",
+        f"Losses of a step are at most {report['loss']['largest_difference']:.1e} apart"
+        + (", in fp32 at most " + f"{apart(proof):.1e}." if len(proof) > 1 else "."),
+    ]
+    versions = {
+        f"{package} {version}"
+        for name, side in report["sides"].items()
+        for package, version in side["versions"].items()
+        if name != OURS and package in ("trl", "peft", "llamafactory", "unsloth", "torchtune")
+    }
+    if report.get("load_allowed") and max(report.get("busy_cores_before") or [0.0]) > 0.3:
+        parts.append("Other processes were at work.")
+    return " ".join([*parts, *([", ".join(sorted(versions)) + "."] if versions else [])])
+
+
+def runs_of(repeats: int) -> str:
+    return f"medians of {repeats} runs" if repeats > 1 else "one run"
+
+
+def apart(proof: dict[str, list[float] | float]) -> float:
+    """The largest difference of the losses of a step; a bare number stands for one step."""
+    losses = [one if isinstance(one, list) else [one] for one in proof.values()]
+    return max(max(step) - min(step) for step in zip(*losses, strict=True))
+
+
+def show(report: dict) -> None:
+    print(f"{title(report)}\n{table(report)}\n{notes(report)}\nspeed, memory: {OURS} divided by that row")
