@@ -32,8 +32,18 @@ check: $(READY) ## lint, format, types, house rules, code blocks of the docs
 nightly: $(READY) ## every test, the slow ones too
 	@$(BIN)/python -m pytest -n 2 -m 'not gpu' --timeout 1800 tests
 
-bench: $(READY) ## speed and memory against TRL; make bench DATA=FILE
-	@env -u OMP_NUM_THREADS $(BIN)/python benchmarks/sft.py --data $(DATA)
+BENCH := env -u OMP_NUM_THREADS $(BIN)/python benchmarks
+bench: $(READY) ## every table of docs/reference/benchmarks.md, hours; make bench DATA=FILE PAIRS=FILE FLAGS=...
+	@$(BENCH)/sft.py $(DATA:%=--data %) $(FLAGS)
+	@$(BENCH)/sft.py --work long $(FLAGS)
+	@$(BENCH)/sft.py --tuning full $(DATA:%=--data %) $(FLAGS)
+	@$(BENCH)/sft.py --tuning full --work long $(FLAGS)
+	@$(BENCH)/sft.py --model qwen3-0.6b $(FLAGS)
+	@$(BENCH)/sft.py --model qwen3-0.6b --work long --steps 1 $(FLAGS)
+	@$(BENCH)/preference.py --method dpo $(PAIRS:%=--data %) $(FLAGS)
+	@$(BENCH)/preference.py --method dpo --work long --epochs 3 $(FLAGS)
+	@$(BENCH)/page.py
+	@$(BENCH)/regress.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache
