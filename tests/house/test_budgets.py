@@ -13,6 +13,7 @@ FOREIGN = {
     ("data/template_worker.py", "_make_dict"): "jinja's dict()",
     ("data/template_worker.py", "__init__"): "jinja's namespace()",
     ("models/lora.py", "forward"): "PEFT's LoRA linear",
+    ("models/layer/module.py", "forward"): "transformers' decoder layers",
 }
 
 

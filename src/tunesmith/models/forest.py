@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-BLOCK = 128  # rows multiplied at once with the keys above them: bounds the probabilities held in memory
-STACKED = 2**16  # probabilities per head that short units may hold together; one long unit may hold more
+BLOCK = 96  # rows multiplied at once with the keys above them: bounds the probabilities held in memory
+STACKED = 2**18  # pairs of row and key that the units of one stack may hold together; one long unit may hold more
+SPARED = 2**14  # pairs that may be computed in vain where that saves a matmul
 
 Span = tuple[int, int]
+Size = tuple[int, int]  # rows, and keys above them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +49,46 @@ class Unit:
         return self.stop - self.start
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """Rows and keys above them, rounded up so that many units have the same: kernels are made per size."""
         return rounded(self.rows), rounded(length(self.above)) if self.above else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Units of one rounded size, multiplied by one batched matmul; N units, R rows, A keys above, L = A + R keys.
+    """Units filled up to one size, multiplied by one batched matmul; N units, R rows, A keys above, L = A + R keys.
 
-    What fills a unit up to the size repeats one of its own tokens: such keys are hidden, such rows are dropped.
+    What fills a unit up repeats one of its own tokens: such keys are hidden from the others, and such rows are put in a
+    place behind the last token, where nobody looks.
     """
 
     units: tuple[Unit, ...]
     rows: Int[Tensor, " NR"]  # token of each row
     keys: Int[Tensor, " NL"]  # token of each key
-    filling: Int[Tensor, " F"]  # places in `rows` that fill up
-    above: int  # A
-    bias: Float[Tensor, "N 1 R C"]  # additive mask of the last C keys; every row sees the keys before them
+    row_places: Int[Tensor, " NR"]  # where each row's figures belong
+    key_places: Int[Tensor, " NL"]
+    filling: Int[Tensor, " F"]  # rows that fill up
+    bias: Float[Tensor, "N R C"]  # additive mask of the last C keys; every row sees the keys before them
+
+    @property
+    def count(self) -> int:
+        return len(self.units)
 
 
 @dataclass(slots=True)
 class Forest:
-    """Segments of one batch; a token attends to its ancestors' segments and to itself and earlier in its own."""
+    """Segments of one batch; a token attends to its ancestors' segments and to itself and earlier in its own.
+
+    `wanted` are the tokens whose last states somebody reads, in ascending order; None: all.
+    """
 
     segments: tuple[Segment, ...]
+    wanted: Int[Tensor, " R"] | None = None
     biases: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
     stacked: dict[tuple[int | None, torch.dtype], list[Stack]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, segments_N3: Int[Tensor, "N 3"]) -> Forest:
+    def of(cls, segments_N3: Int[Tensor, "N 3"], wanted: Int[Tensor, " R"] | None = None) -> Forest:
         built: list[Segment] = []
         for start, end, parent in segments_N3.tolist():
             if parent < 0:
@@ -83,7 +97,7 @@ class Forest:
                 above = built[parent]
                 ancestors = (*above.ancestors, (above.start, above.end))
             built.append(Segment(start, end, ancestors))
-        return cls(tuple(built))
+        return cls(tuple(built), wanted)
 
     @property
     def is_flat(self) -> bool:
@@ -106,8 +120,14 @@ class Forest:
         """The whole batch as stacks of units, made once and used by every layer."""
         key = (window, dtype)
         if key not in self.stacked:
-            self.stacked[key] = [stack_of(group, window, dtype) for group in grouped(units(self.segments, window))]
+            made = stacks_of(units(self.segments, window))
+            self.stacked[key] = [stack_of(size, members, self.length, window, dtype) for size, members in made]
         return self.stacked[key]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the batch."""
+        return self.segments[-1].end
 
 
 def length(spans: tuple[Span, ...]) -> int:
@@ -153,46 +173,79 @@ def newest(spans: tuple[Span, ...], count: int) -> tuple[Span, ...]:
     return tuple(reversed(kept))
 
 
-def grouped(members: list[Unit]) -> list[tuple[Unit, ...]]:
-    """Units of one size in groups of 1, 2, 4, 8 ...: few sizes of matmul, and bounded memory.
+def stacks_of(members: list[Unit]) -> list[tuple[Size, tuple[Unit, ...]]]:
+    """Units in stacks of 1, 2, 4, 8 ... of one size: few matmuls, of few different shapes, in bounded memory.
 
-    The largest group comes first: what it frees has room for the next, where growing ones would each ask for more.
+    The largest comes first: what it frees has room for the next, where growing ones would each ask for more.
     """
-    sizes: dict[tuple[int, int], list[Unit]] = {}
+    sizes: dict[Size, list[Unit]] = {}
     for unit in members:
         sizes.setdefault(unit.size, []).append(unit)
-    room = max([STACKED, *(BLOCK * (rows + above) for rows, above in sizes)])
-    groups: list[tuple[Unit, ...]] = []
-    for (rows, above), same in sizes.items():
-        most = max(1, room // (rows * (rows + above)))
-        while same:
-            count = min(1 << (most.bit_length() - 1), 1 << (len(same).bit_length() - 1))
-            groups.append(tuple(same[:count]))
-            same = same[count:]
-    return sorted(groups, key=lambda group: len(group) * group[0].rows * sum(group[0].size), reverse=True)
+    made = [part for size, same in joined(sizes).items() for part in split(size, same)]
+    return sorted(made, key=lambda one: len(one[1]) * pairs(one[0]), reverse=True)
 
 
-def stack_of(members: tuple[Unit, ...], window: int | None, dtype: torch.dtype) -> Stack:
-    rows, above = members[0].size
-    tokens, keys, filling, masks = [], [], [], []
-    for number, unit in enumerate(members):
-        own = torch.full((rows,), unit.start)
-        own[: unit.rows] = torch.arange(unit.start, unit.stop)
-        before = torch.full((above,), unit.start)
-        before[: length(unit.above)] = torch.cat([torch.arange(0), *(torch.arange(*span) for span in unit.above)])
+def pairs(size: Size) -> int:
+    rows, above = size
+    return rows * (rows + above)
+
+
+def joined(sizes: dict[Size, list[Unit]]) -> dict[Size, list[Unit]]:
+    """Fewer sizes: two become one that holds both while that costs less than the matmul it saves."""
+    sizes = dict(sizes)
+    while True:
+        costs = {}
+        for one, other in itertools.combinations(sizes, 2):
+            both = max(one[0], other[0]), max(one[1], other[1])
+            filled = sum(len(sizes[size]) * (pairs(both) - pairs(size)) for size in (one, other))
+            costs[filled, one, other] = both
+        if not costs or min(costs)[0] > SPARED:
+            return sizes
+        _, one, other = cheapest = min(costs)
+        together = sizes.pop(one) + sizes.pop(other)
+        sizes[costs[cheapest]] = sizes.get(costs[cheapest], []) + together
+
+
+def split(size: Size, same: list[Unit]) -> Iterator[tuple[Size, tuple[Unit, ...]]]:
+    """Parts of 1, 2, 4, 8 ... units; a part that is nearly twice the next power is filled up with empty units."""
+    most = max(1, STACKED // pairs(size))
+    while same:
+        count = min(1 << (most.bit_length() - 1), 1 << (len(same) - 1).bit_length())
+        missing = count - len(same)
+        if missing > 0 and missing * pairs(size) > SPARED:
+            count, missing = count // 2, 0
+        here, same = same[:count], same[count:]
+        yield size, (*here, *[Unit(here[0].start, here[0].start, (), ())] * max(0, missing))
+
+
+def stack_of(size: Size, members: tuple[Unit, ...], total: int, window: int | None, dtype: torch.dtype) -> Stack:
+    """The units at one size; `total` is the number of tokens, and so the place of what fills up."""
+    rows, above = size
+    tokens, row_places, keys, key_places, masks = [], [], [], [], []
+    for unit in members:
+        own = filled(torch.arange(unit.start, unit.stop), rows, unit.start)
+        before = torch.cat([torch.arange(0), *(torch.arange(*span) for span in unit.above)])
+        own_place = filled(torch.arange(unit.start, unit.stop), rows, total)
         tokens.append(own)
-        keys += [before, own]
-        filling.append(torch.arange(number * rows + unit.rows, (number + 1) * rows))
-        masks.append(visible(unit, window))
+        row_places.append(own_place)
+        keys += [filled(before, above, unit.start), own]
+        key_places += [filled(before, above, total), own_place]
+        masks.append(visible(unit, size, window))
     allowed = torch.stack(masks)
     shown = 0 if window is not None else int(allowed[..., :above].all(0).all(0).long().cumprod(0).sum())
     bias = torch.zeros(allowed[..., shown:].shape, dtype=dtype).masked_fill_(~allowed[..., shown:], float("-inf"))
-    return Stack(members, torch.cat(tokens), torch.cat(keys), torch.cat(filling), above, bias[:, None])
+    places = torch.cat(row_places)
+    filling = (places == total).nonzero()[:, 0]
+    return Stack(members, torch.cat(tokens), torch.cat(keys), places, torch.cat(key_places), filling, bias)
 
 
-def visible(unit: Unit, window: int | None) -> Bool[Tensor, "R L"]:
+def filled(numbers: Tensor, count: int, value: int) -> Tensor:
+    return nn.functional.pad(numbers, (0, count - len(numbers)), value=value)
+
+
+def visible(unit: Unit, size: Size, window: int | None) -> Bool[Tensor, "R L"]:
     """True where a row of the unit may see a key; rows that fill up see their own earlier ones, to stay finite."""
-    rows, above = unit.size
+    rows, above = size
     count = length(unit.above)
     allowed = torch.zeros(rows, above + rows, dtype=torch.bool)
     allowed[:, :count] = True
@@ -207,7 +260,7 @@ def visible(unit: Unit, window: int | None) -> Bool[Tensor, "R L"]:
             if last > unit.start:
                 own[here, max(first, unit.start) - unit.start : last - unit.start] = True
         depths[here] = torch.arange(start, stop) - segment.start + segment.context
-    if window is not None:
+    if window is not None and unit.rows:
         top = int(depths[0])
         key_depths = torch.cat([torch.arange(top - count, top), torch.zeros(above - count, dtype=torch.int64), depths])
         near = key_depths[None, :] > depths[:, None] - window

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,8 +19,7 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
 
     `embeddings` replaces the embedded tokens, for methods that disturb or learn them.
     """
-    hidden = hidden_states(model, batch, embeddings)
-    rows = hidden.index_select(0, batch.query)
+    rows = queried_states(model, batch, embeddings)
     base = base_model(model)
     head = base.get_output_embeddings()
     assert head is not None, "a causal model without a head got past loading"
@@ -28,7 +27,19 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
     return Scores(logprobs, correct)
 
 
-def hidden_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "T D"]:
+def queried_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "K D"]:
+    """The states that predict the batch's targets; layers that can compute no other row of the last one."""
+    wanted, places = batch.query.unique(return_inverse=True)
+    states = hidden_states(model, batch, embeddings, wanted)
+    if len(states) != len(wanted):
+        states = states.index_select(0, wanted)
+    return states.index_select(0, places)
+
+
+def hidden_states(
+    model: nn.Module, batch: Batch, embeddings: Tensor | None = None, wanted: Int[Tensor, " R"] | None = None
+) -> Float[Tensor, "T D"]:
+    """The states behind the last norm, of all tokens, or of the wanted ones from layers that can leave others out."""
     base = base_model(model)
     decoder = base.base_model if has_head(base) else base.get_decoder()
     tokens = batch.tokens[None] if embeddings is None else None
@@ -37,7 +48,7 @@ def hidden_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = No
         inputs_embeds=None if embeddings is None else embeddings[None],
         position_ids=batch.positions[None],
         use_cache=False,
-        forest=Forest.of(batch.segments),
+        forest=Forest.of(batch.segments, wanted),
     )
     return out.last_hidden_state[0]
 
@@ -74,7 +85,7 @@ def read_values(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"]
         assert embeddings is None, "an encoder's embeddings are not disturbed"
         values = encoder_values(base, batch)
     else:
-        rows = hidden_states(model, batch, embeddings).index_select(0, batch.query)
+        rows = queried_states(model, batch, embeddings)
         values = base.get_submodule("score")(rows)
     nothing = values.new_zeros(0)
     return Scores(nothing, nothing, values.float())

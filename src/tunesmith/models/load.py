@@ -33,6 +33,7 @@ from tunesmith.models.heads import (
     set_up_head,
     stored_outputs,
 )
+from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.locate import locate
 from tunesmith.models.processor import computing_type
 from tunesmith.models.safety import read_config
@@ -81,7 +82,8 @@ def load_base(
         set_up_head(model, new, folder)
     else:
         add_generation_config(model, folder)
-    return fuse(model).requires_grad_(False).to(torch.device(device))  # pyright: ignore[reportArgumentType]
+    model = put_fast_layers(fuse(model)).requires_grad_(False)
+    return model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
 
 
 def read_model(

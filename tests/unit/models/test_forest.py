@@ -171,9 +171,9 @@ def test_stacks_show_every_row_exactly_its_own_path(name, window):
     wanted = forest.dense_mask(shape, window)
     found, rows = torch.zeros_like(wanted), torch.zeros(len(wanted), dtype=torch.int64)
     for stack in shape.stacks(window, torch.float32):
-        count, height = len(stack.units), stack.bias.shape[2]
+        count, height = len(stack.units), stack.bias.shape[1]
         shown = torch.ones(count, height, len(stack.keys) // count, dtype=torch.bool)
-        shown[..., shown.shape[-1] - stack.bias.shape[-1] :] = stack.bias[:, 0] == 0
+        shown[..., shown.shape[-1] - stack.bias.shape[-1] :] = stack.bias == 0
         assert shown.any(-1).all(), "a row without keys has no softmax"
         for unit, mask, keys in zip(stack.units, shown, stack.keys.view(count, -1), strict=True):
             rows[unit.start : unit.stop] += 1
@@ -191,7 +191,7 @@ def test_many_lengths_make_few_sizes_of_matmul():
     trees = [Tree(lengths[0], (lengths[1], lengths[2])) for lengths in rng.integers(20, 60, (600, 3)).tolist()]
     batch = batch_of([example_of(tree, rng) for tree in trees])
     stacks = Forest.of(batch.segments).stacks(None, torch.float32)
-    sizes = {(len(stack.units), stack.bias.shape[2], stack.above) for stack in stacks}
+    sizes = {(len(stack.units), stack.bias.shape[1], len(stack.keys) // len(stack.units)) for stack in stacks}
     assert len(sizes) <= 24
 
 
@@ -199,5 +199,5 @@ def test_probabilities_of_a_stack_are_bounded():
     shape = Forest.of(torch.tensor([(0, 3000, -1), *((3000 + 50 * n, 3050 + 50 * n, 0) for n in range(40))]))
     longest = 3050 + forest.BLOCK
     for stack in shape.stacks(None, torch.float32):
-        held = len(stack.units) * stack.bias.shape[2] * len(stack.keys) // len(stack.units)
+        held = len(stack.units) * stack.bias.shape[1] * len(stack.keys) // len(stack.units)
         assert held <= max(forest.STACKED, forest.BLOCK * longest)

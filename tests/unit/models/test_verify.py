@@ -23,6 +23,6 @@ def test_answers_that_do_not_see_their_prompt_are_found(tmp_path, monkeypatch):
     torch.nn.init.normal_(model.score.weight)
     forest = Forest.of
     orphaned = torch.tensor([1, 1, 0])
-    monkeypatch.setattr(Forest, "of", lambda segments: forest(segments * orphaned - (1 - orphaned)))
+    monkeypatch.setattr(Forest, "of", lambda segments, wanted: forest(segments * orphaned - (1 - orphaned), wanted))
     with pytest.raises(ModelError, match="E096"):
         verify_scores(model, batch_of(pairs(), "values"))

@@ -1,0 +1,103 @@
+"""Attention over a forest on a CPU: forward and backward written out, one batched matmul for many segments.
+
+Heads that share a key stand side by side, so that they are rows of one matmul. Shapes: K key heads, G query heads each,
+E their width, W = G E; N units of R rows and L keys in a stack (see `forest.Stack`).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tunesmith.models.forest import Forest, Stack
+from tunesmith.models.scratch import scratch
+
+softmax_backward = torch.ops.aten._softmax_backward_data
+
+
+def attend(
+    query: Float[Tensor, "K T W"],
+    key: Float[Tensor, "K T E"],
+    value: Float[Tensor, "K T E"],
+    forest: Forest,
+    scale: float,
+    window: int | None,
+) -> Float[Tensor, "K T W"]:
+    """softmax(query key^T * scale + mask) value."""
+    heads, total, width = query.shape
+    out = query.new_empty(heads, total + 1, width)  # one place more, for what fills up
+    for stack in forest.stacks(window, query.dtype):
+        rows, keys = rows_of(query, stack, key.shape[-1]), keys_of(key, stack)
+        mixed = torch.bmm(probabilities_of(rows, keys, stack, scale), keys_of(value, stack))
+        out.index_copy_(1, stack.row_places, mixed.view(heads, -1, width))
+    return out[:, :total]
+
+
+def attend_backward(
+    grad: Float[Tensor, "K T W"],
+    query: Float[Tensor, "K T W"],
+    key: Float[Tensor, "K T E"],
+    value: Float[Tensor, "K T E"],
+    forest: Forest,
+    scale: float,
+    window: int | None,
+) -> tuple[Float[Tensor, "K T W"], Float[Tensor, "K T E"], Float[Tensor, "K T E"]]:
+    """Gradients of query, key and value; the probabilities are formed anew."""
+    heads, total, width = query.shape
+    each = key.shape[-1]
+    grad_query = query.new_empty(heads, total + 1, width)
+    grad_key, grad_value = (key.new_zeros(heads, total + 1, each) for _ in range(2))
+    for stack in forest.stacks(window, query.dtype):
+        rows, keys = rows_of(query, stack, each), keys_of(key, stack)
+        grad_rows = rows_of(grad, stack, each)
+        grad_rows.view(heads, -1, width).index_fill_(1, stack.filling, 0)
+        chances = probabilities_of(rows, keys, stack, scale)
+        values = torch.bmm(chances.transpose(1, 2), grad_rows)
+        slopes = torch.bmm(grad_rows, keys_of(value, stack).transpose(1, 2), out=scratch("slopes", chances.shape, key))
+        slopes = softmax_backward(slopes, chances, -1, chances.dtype)
+        grad_query.index_copy_(1, stack.row_places, scaled(slopes, keys, scale).view(heads, -1, width))
+        grad_key.index_add_(1, stack.key_places, scaled(slopes.transpose(1, 2), rows, scale).view(heads, -1, each))
+        grad_value.index_add_(1, stack.key_places, values.view(heads, -1, each))
+    return grad_query[:, :total], grad_key[:, :total], grad_value[:, :total]
+
+
+def rows_of(states: Float[Tensor, "K T W"], stack: Stack, each: int) -> Float[Tensor, "KN RG E"]:
+    return states.index_select(1, stack.rows).view(len(states) * stack.count, -1, each)
+
+
+def keys_of(states: Float[Tensor, "K T E"], stack: Stack) -> Float[Tensor, "KN L E"]:
+    return states.index_select(1, stack.keys).view(len(states) * stack.count, -1, states.shape[-1])
+
+
+def probabilities_of(
+    rows: Float[Tensor, "KN RG E"], keys: Float[Tensor, "KN L E"], stack: Stack, scale: float
+) -> Float[Tensor, "KN RG L"]:
+    """softmax(rows keys^T * scale + mask)."""
+    scores = scaled(rows, keys.transpose(1, 2), scale, scratch("scores", (*rows.shape[:2], keys.shape[1]), rows))
+    count, height, hidden = stack.bias.shape
+    scores.view(-1, count, height, rows.shape[1] // height, keys.shape[1])[..., -hidden:] += stack.bias[:, :, None]
+    return torch.softmax(scores, -1, out=scratch("chances", scores.shape, scores))
+
+
+def scaled(
+    left: Float[Tensor, "B X Y"], right: Float[Tensor, "B Y Z"], scale: float, out: Tensor | None = None
+) -> Float[Tensor, "B X Z"]:
+    """left right * scale, rounded once."""
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale, out=out)
+
+
+class ForestAttention(torch.autograd.Function):
+    """`attend` with its gradient."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, forest, scale, window):  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(query, key, value)
+        ctx.forest, ctx.scale, ctx.window = forest, scale, window
+        return attend(query, key, value, forest, scale, window)
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value = ctx.saved_tensors
+        grads = attend_backward(grad, query, key, value, ctx.forest, ctx.scale, ctx.window)
+        return *grads, None, None, None

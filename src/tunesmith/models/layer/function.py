@@ -1,0 +1,209 @@
+"""One decoder layer, forward and backward.
+
+    x -> norm -> q k v -> heads -> attention -> out -> (+ x) -> norm -> gate up -> silu * -> down -> (+) ->
+
+What is kept for the backward pass is chosen: the input, queries, keys and values, mixed values, the sum in the middle,
+gate and up. Norms and the gated product are formed anew, because that costs less than keeping them. With `recompute`
+only the input is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tunesmith.models.forest import Forest
+from tunesmith.models.layer.attend import Attended, attended, attended_backward
+from tunesmith.models.layer.heads import Rotation, heads_backward, heads_of
+from tunesmith.models.layer.parts import gate, gate_backward, norm, norm_backward, norm_weight_gradient
+from tunesmith.models.layer.projection import Gradients, Projection
+from tunesmith.models.layer.weights import Norm, Shape, Weights
+from tunesmith.models.scratch import scratch
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Everything about one use of a layer that is not a tensor with a gradient."""
+
+    weights: Weights
+    shape: Shape
+    rotation: Rotation
+    forest: Forest
+    rows: Int[Tensor, " R"] | None  # the only rows wanted of the layer; None: all
+    recompute: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What is kept of a half of the layer: low-rank rows, and what went into the norm behind it."""
+
+    low_in: Float[Tensor, "T R"] | None
+    low_out: Float[Tensor, "T R"] | None
+    before_norm: Float[Tensor, "T D"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    raw: Float[Tensor, "T O"] | None  # projected rows, where queries and keys have norms
+    attended: Attended
+    mixed: Float[Tensor, "T Q"]
+    attention: Half
+    middle: Float[Tensor, "T D"]
+    both: Float[Tensor, "T 2I"]
+    mlp: Half
+
+
+class LayerFunction(torch.autograd.Function):
+    """`forward_layer` with its gradient; the trained parameters are handed over as well, for autograd to see."""
+
+    @staticmethod
+    def forward(ctx, x, call, *trained):  # pyright: ignore[reportIncompatibleMethodOverride]
+        out, kept = forward_layer(x, call)
+        ctx.save_for_backward(x)
+        ctx.call, ctx.kept = call, None if call.recompute else kept
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:
+            _, kept = forward_layer(x, ctx.call)
+        grad_x, gradients = backward_layer(grad, x, kept, ctx.call, ctx.needs_input_grad[0])
+        return grad_x, None, *(gradients.get(each) for each in ctx.call.weights.trained())
+
+
+def forward_layer(x: Float[Tensor, "T D"], call: Call) -> tuple[Float[Tensor, "R D"], Kept]:
+    weights, shape = call.weights, call.shape
+    size = weights.qkv.width
+    has_norms = weights.norms.query is not None
+    raw = x.new_empty(len(x), size) if has_norms else scratch("qkv", (len(x), size), x)
+    low = weights.qkv.apply(normed(x, weights.norms.before_attention), raw)
+    query, key, value = raw.split([shape.query_width, shape.key_width, shape.key_width], 1)
+    heads = Attended(
+        heads_of(query, shape.heads, shape, weights.norms.query, call.rotation),
+        heads_of(key, shape.key_heads, shape, weights.norms.key, call.rotation),
+        value.unflatten(1, (shape.key_heads, -1)).transpose(0, 1).contiguous(),
+    )
+    heads, mixed = attended(heads, call.forest, shape)
+    if call.rows is not None:
+        x, mixed = x[call.rows], mixed[call.rows]
+    middle, attention = close_half(mixed, weights.out, weights.norms.after_attention, x, low)
+    both = x.new_empty(len(middle), weights.gate_up.width)
+    low = weights.gate_up.apply(normed(middle, weights.norms.before_mlp), both)
+    product = gate(both, out=scratch("product", (len(both), weights.gate_up.width // 2), x))
+    out, mlp = close_half(product, weights.down, weights.norms.after_mlp, middle, low)
+    return out, Kept(raw if has_norms else None, heads, mixed, attention, middle, both, mlp)
+
+
+def close_half(
+    rows: Tensor, projection: Projection, after: Norm | None, beside: Float[Tensor, "T D"], low_in: Tensor | None
+) -> tuple[Float[Tensor, "T D"], Half]:
+    """beside + (normed) projected rows."""
+    projected = scratch("projected", beside.shape, beside)
+    low_out = projection.apply(rows, projected)
+    if after is None:
+        return beside + projected, Half(low_in, low_out, None)
+    before_norm = projected.clone()
+    return beside + normed(before_norm, after), Half(low_in, low_out, before_norm)
+
+
+def normed(x: Float[Tensor, "T D"], before: Norm | None) -> Float[Tensor, "T D"]:
+    """The normed rows in scratch memory, or x itself where the architecture has no norm there."""
+    if before is None:
+        return x
+    out = scratch("normed", x.shape, x)
+    norm(x, before.weight, before.eps, out=out)
+    return out
+
+
+def backward_layer(
+    grad: Float[Tensor, "R D"], x: Float[Tensor, "T D"], kept: Kept, call: Call, wants_x: bool
+) -> tuple[Float[Tensor, "T D"] | None, Gradients]:
+    weights, norms = call.weights, call.weights.norms
+    gradients: Gradients = {}
+    grad = grad.contiguous()
+
+    inner = norm_after_backward(grad, kept.mlp, norms.after_mlp, gradients)
+    product = weights.down.rows_backward(inner, scratch("product_grad", (len(grad), kept.both.shape[1] // 2), x))
+    grad_both = scratch("both_grad", kept.both.shape, x)
+    product = gate_backward(product, kept.both, grad_both)
+    gradients |= weights.down.parameters_backward(inner, product, kept.mlp.low_out)
+    grad = norm_before_backward(grad_both, grad, kept.middle, weights.gate_up, norms.before_mlp, kept.mlp, gradients)
+
+    inner = norm_after_backward(grad, kept.attention, norms.after_attention, gradients)
+    grad_mixed = weights.out.rows_backward(inner, scratch("mixed_grad", kept.mixed.shape, x))
+    gradients |= weights.out.parameters_backward(inner, kept.mixed, kept.attention.low_out)
+    if call.rows is not None:
+        grad, grad_mixed = (spread(rows, call.rows, len(x)) for rows in (grad, grad_mixed))
+    grad_raw = qkv_backward(grad_mixed, kept, call, gradients)
+    grad_x = norm_before_backward(
+        grad_raw, grad, x, weights.qkv, norms.before_attention, kept.attention, gradients, wants_x
+    )
+    return grad_x if wants_x else None, gradients
+
+
+def qkv_backward(
+    grad_mixed: Float[Tensor, "T Q"], kept: Kept, call: Call, gradients: Gradients
+) -> Float[Tensor, "T O"]:
+    """The gradient of the projected rows."""
+    shape, norms = call.shape, call.weights.norms
+    query, key, value = attended_backward(grad_mixed, kept.attended, call.forest, shape)
+    widths = [shape.query_width, shape.key_width, shape.key_width]
+    grad_raw = scratch("qkv_grad", (len(grad_mixed), sum(widths)), grad_mixed)
+    of_query, of_key, of_value = grad_raw.split(widths, 1)
+    raw_query, raw_key = (None, None) if kept.raw is None else kept.raw.split(widths, 1)[:2]
+    gradients |= heads_backward(query, raw_query, shape, norms.query, call.rotation, of_query)
+    gradients |= heads_backward(key, raw_key, shape, norms.key, call.rotation, of_key)
+    of_value.unflatten(1, (shape.key_heads, -1)).copy_(value.transpose(0, 1))
+    return grad_raw
+
+
+def norm_after_backward(
+    grad: Float[Tensor, "T D"], half: Half, after: Norm | None, gradients: Gradients
+) -> Float[Tensor, "T D"]:
+    """The gradient of what went into the norm behind a half of the layer."""
+    if after is None:
+        return grad
+    assert half.before_norm is not None
+    factor = norm(half.before_norm, after.weight, after.eps, out=scratch("normed", grad.shape, grad))
+    if after.weight.requires_grad:
+        gradients[after.weight] = norm_weight_gradient(grad, half.before_norm, factor)
+    return norm_backward(grad, half.before_norm, after.weight, factor)
+
+
+def norm_before_backward(
+    grad: Float[Tensor, "T O"],
+    beside: Float[Tensor, "T D"],
+    x: Float[Tensor, "T D"],
+    projection: Projection,
+    before: Norm | None,
+    half: Half,
+    gradients: Gradients,
+    wants_x: bool = True,
+) -> Float[Tensor, "T D"]:
+    """The gradient of x, which goes into a half of the layer and around it."""
+    rows, factor = x, None
+    if before is not None:
+        rows = scratch("normed", x.shape, x)
+        factor = norm(x, before.weight, before.eps, out=rows)
+    gradients |= projection.parameters_backward(grad, rows, half.low_in)
+    if not wants_x and (before is None or not before.weight.requires_grad):
+        return beside
+    inner = projection.rows_backward(grad, scratch("rows_grad", x.shape, x))
+    if before is None:
+        return beside + inner
+    assert factor is not None
+    if before.weight.requires_grad:
+        gradients[before.weight] = norm_weight_gradient(inner, x, factor)
+    return norm_backward(inner, x, before.weight, factor, beside)
+
+
+def spread(rows: Float[Tensor, "R D"], places: Int[Tensor, " R"], total: int) -> Float[Tensor, "T D"]:
+    """The rows at their places among `total`, zero elsewhere."""
+    return rows.new_zeros(total, rows.shape[1]).index_copy_(0, places, rows)

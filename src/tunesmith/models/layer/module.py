@@ -1,0 +1,158 @@
+"""The fast layer in place of transformers' decoder layers, under the same names and with the same parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, PreTrainedModel
+
+from tunesmith.models.attention import RAGGED
+from tunesmith.models.forest import Forest
+from tunesmith.models.layer.function import Call, LayerFunction, forward_layer
+from tunesmith.models.layer.heads import Rotation
+from tunesmith.models.layer.projection import Projection, part_of
+from tunesmith.models.layer.weights import Norm, Norms, Shape, Weights
+
+
+def no_window(attention: nn.Module) -> int | None:
+    return None
+
+
+def own_window(attention: nn.Module) -> int | None:
+    return attention.sliding_window  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+
+
+def config_window(attention: nn.Module) -> int | None:
+    return attention.config.sliding_window  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+
+
+# Decoder layers that compute this formula in transformers, and where each says how many keys a row sees.
+WINDOWS: dict[str, Callable[[nn.Module], int | None]] = {
+    "LlamaDecoderLayer": no_window,
+    "MistralDecoderLayer": config_window,
+    "Qwen2DecoderLayer": own_window,
+    "Qwen3DecoderLayer": own_window,
+    "SmolLM3DecoderLayer": own_window,
+    "Olmo2DecoderLayer": no_window,
+}
+
+
+LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+
+
+def put_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace the decoder layers of known architectures; call it before adapters are attached."""
+    if model.config.to_dict().get("hidden_act") != "silu":
+        return model
+    found = [(name, module) for name, module in model.named_modules() if type(module).__name__ in WINDOWS]
+    for number, (name, module) in enumerate(found):
+        model.set_submodule(name, FastLayer(module, is_last=number == len(found) - 1))
+    return model
+
+
+class FastLayer(nn.Module):
+    """A decoder layer that takes the fast path unless something forbids it, and transformers' own then."""
+
+    def __init__(self, layer: nn.Module, is_last: bool) -> None:
+        super().__init__()
+        self._modules = layer._modules  # one set of children for both, whoever replaces one
+        self.plain = (layer,)  # in a tuple, so that its parameters are not found twice
+        self.is_last = is_last
+        self.recompute = False
+        self.shape = shape_of(layer)
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "1 T D"],
+        position_embeddings: tuple[Float[Tensor, "1 T E"], Float[Tensor, "1 T E"]],
+        past_key_values: Cache | None = None,
+        forest: Forest | None = None,
+        **others: object,
+    ) -> Float[Tensor, "1 T D"]:
+        """The layer's output; of the last layer only the rows that the forest says are wanted."""
+        rows = forest.wanted if self.is_last and forest is not None else None
+        if forest is None or self.obstacle() is not None:
+            given = {**others, "past_key_values": past_key_values, "forest": forest}
+            out = self.run_plain(hidden_states, position_embeddings, given)
+            return out if rows is None else out.index_select(1, rows)
+        cos, sin = position_embeddings
+        weights = self.weights()
+        call = Call(weights, self.shape, Rotation(cos[0], sin[0]), forest, rows, self.recompute)
+        trained = weights.trained()
+        if torch.is_grad_enabled() and (trained or hidden_states.requires_grad):
+            return LayerFunction.apply(hidden_states[0], call, *trained)[None]
+        return forward_layer(hidden_states[0], call)[0][None]
+
+    def run_plain(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], given: dict) -> Tensor:
+        (layer,) = self.plain
+
+        def run(states: Tensor) -> Tensor:
+            return layer.forward(states, position_embeddings=position_embeddings, **given)
+
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(run, hidden_states, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return run(hidden_states)
+
+    def obstacle(self) -> str | None:
+        """What keeps the layer from the fast path just now, in words."""
+        attention = self.get_submodule("self_attn")
+        if attention.config._attn_implementation != RAGGED:  # pyright: ignore[reportAttributeAccessIssue]
+            return "attention is not ragged"
+        if self.training and attention.attention_dropout:
+            return "attention probabilities are dropped"
+        for module, names in LINEARS.items():
+            for name in names:
+                if part_of(self.get_submodule(f"{module}.{name}")) is None:
+                    return f"{module}.{name} is more than a linear layer with LoRA"
+        return None
+
+    def weights(self) -> Weights:
+        """The parameters as they are now; adapters may have been attached, switched off or merged since."""
+        attention, mlp = self.get_submodule("self_attn"), self.get_submodule("mlp")
+        own, rest = self._modules, attention._modules
+        before_mlp, after_attention = own.get("post_attention_layernorm"), None
+        if "post_feedforward_layernorm" in own:  # norms behind the halves, none before them
+            before_mlp, after_attention = None, before_mlp
+        return Weights(
+            qkv=projection(attention, "q_proj", "k_proj", "v_proj"),
+            out=projection(attention, "o_proj"),
+            gate_up=projection(mlp, "gate_proj", "up_proj"),
+            down=projection(mlp, "down_proj"),
+            norms=Norms(
+                before_attention=norm_of(own.get("input_layernorm")),
+                after_attention=norm_of(after_attention),
+                before_mlp=norm_of(before_mlp),
+                after_mlp=norm_of(own.get("post_feedforward_layernorm")),
+                query=norm_of(rest.get("q_norm")),
+                key=norm_of(rest.get("k_norm")),
+            ),
+        )
+
+
+def shape_of(layer: nn.Module) -> Shape:
+    attention = layer.get_submodule("self_attn")
+    known = vars(attention)
+    width = known["head_dim"]
+    return Shape(
+        heads=len(attention.get_parameter("q_proj.weight")) // width,
+        key_heads=len(attention.get_parameter("k_proj.weight")) // width,
+        width=width,
+        scale=known["scaling"],
+        window=WINDOWS[type(layer).__name__](attention),
+        rotary=bool(known.get("use_rope", True)),
+    )
+
+
+def projection(parent: nn.Module, *names: str) -> Projection:
+    parts = [part_of(parent.get_submodule(name)) for name in names]
+    return Projection(tuple(part for part in parts if part is not None))
+
+
+def norm_of(module: nn.Module | None) -> Norm | None:
+    if module is None:
+        return None
+    return Norm(module.weight, module.variance_epsilon)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,171 @@
+"""Linear layers that read the same rows, as one matmul; LoRA inside, gradients written out.
+
+Shapes: T rows, I inputs, O outputs of all parts side by side, R ranks of all parts side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tunesmith.models.lora import FastLoraLinear
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One part's s B A; the masters may be fp32 while the products run in the type of the rows."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One linear layer of a projection."""
+
+    weight: Tensor
+    bias: Tensor | None
+    low_rank: LowRank | None
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield self.weight
+        if self.bias is not None:
+            yield self.bias
+        if self.low_rank is not None:
+            yield from (self.low_rank.a, self.low_rank.b)
+
+
+Gradients = dict[Tensor, Tensor]  # of the parameters that want one
+
+
+def part_of(module: nn.Module) -> Part | None:
+    """The linear layer, as PEFT has it now; None for anything that is more than W x + bias + s B A x."""
+    if type(module) is nn.Linear:
+        return Part(module.weight, module.bias, None)
+    if not isinstance(module, FastLoraLinear) or module.merged:
+        return None
+    base = module.get_base_layer()
+    if type(base) is not nn.Linear:
+        return None
+    plain = Part(base.weight, base.bias, None)
+    if module.disable_adapters:
+        return plain
+    if not module.is_fast(module.active_adapters):
+        return None
+    (name,) = module.active_adapters
+    a, b = (module.get_parameter(f"{factor}.{name}.weight") for factor in ("lora_A", "lora_B"))
+    return replace(plain, low_rank=LowRank(a, b, module.scaling[name]))
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Parts side by side."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def width(self) -> int:
+        return sum(len(part.weight) for part in self.parts)
+
+    def apply(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> Float[Tensor, "T R"] | None:
+        """out = x W^T + bias + s (x A^T) B^T; returns x A^T, which the gradient needs."""
+        torch.mm(x, side_by_side([part.weight for part in self.parts]).T, out=out)
+        if any(part.bias is not None for part in self.parts):
+            out += torch.cat([bias_of(part) for part in self.parts])
+        factors = self.factors(x.dtype)
+        if factors is None:
+            return None
+        a, b = factors
+        low = x @ a.T
+        out.addmm_(low, b.T)
+        return low
+
+    def factors(self, dtype: torch.dtype) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]] | None:
+        """A of all parts one below the other, and s B of each part in its own rows and columns."""
+        found = [part.low_rank for part in self.parts if part.low_rank is not None]
+        if not found:
+            return None
+        a = torch.cat([each.a.to(dtype) for each in found])
+        b = a.new_zeros(self.width, len(a))
+        for each, (rows, ranks) in zip(found, self.places(), strict=True):
+            b[rows, ranks] = each.b * each.scale
+        return a, b
+
+    def places(self) -> Iterator[tuple[slice, slice]]:
+        """Outputs and ranks of every part with a low rank."""
+        row = rank = 0
+        for part in self.parts:
+            if part.low_rank is not None:
+                yield slice(row, row + len(part.weight)), slice(rank, rank + len(part.low_rank.a))
+                rank += len(part.low_rank.a)
+            row += len(part.weight)
+
+    def rows_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
+        """out = the gradient of the rows that went in."""
+        torch.mm(grad, side_by_side([part.weight for part in self.parts]), out=out)
+        factors = self.factors(grad.dtype)
+        return out if factors is None else out.addmm_(grad @ factors[1], factors[0])
+
+    def parameters_backward(
+        self, grad: Float[Tensor, "T O"], x: Float[Tensor, "T I"], low: Float[Tensor, "T R"] | None
+    ) -> Gradients:
+        """Gradients of the parameters that want one, from the rows `x` that went in and what `apply` returned."""
+        gradients = self.weight_gradients(grad, x)
+        factors = self.factors(grad.dtype)
+        if low is None or factors is None:
+            return gradients
+        of_a = (grad @ factors[1]).T @ x
+        found = [part.low_rank for part in self.parts if part.low_rank is not None]
+        for each, (rows, ranks) in zip(found, self.places(), strict=True):
+            if each.a.requires_grad:
+                gradients[each.a] = of_a[ranks].to(each.a.dtype)
+            if each.b.requires_grad:
+                gradients[each.b] = (grad[:, rows].T @ low[:, ranks]).to(each.b.dtype) * each.scale
+        return gradients
+
+    def weight_gradients(self, grad: Float[Tensor, "T O"], x: Float[Tensor, "T I"]) -> Gradients:
+        gradients: Gradients = {}
+        row = 0
+        for part in self.parts:
+            own = grad[:, row : row + len(part.weight)]
+            row += len(part.weight)
+            if part.weight.requires_grad:
+                gradients[part.weight] = own.T @ x
+            if part.bias is not None and part.bias.requires_grad:
+                gradients[part.bias] = own.sum(0, dtype=torch.float32).to(part.bias.dtype)
+        return gradients
+
+
+def bias_of(part: Part) -> Float[Tensor, " O"]:
+    return part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias
+
+
+def side_by_side(weights: Sequence[Tensor]) -> Float[Tensor, "O I"]:
+    """The weights as one matrix without a copy; those that do not lie end to end yet are moved there, once.
+
+    The parameters stay what they are, under their names; only their memory is shared in a row.
+    """
+    first = weights[0]
+    if len(weights) == 1:
+        return first
+    place = first.data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != place or not weight.is_contiguous() or weight.dtype != first.dtype:
+            return lay_side_by_side(weights)
+        place += weight.numel() * weight.element_size()
+    if first.untyped_storage().data_ptr() != weights[-1].untyped_storage().data_ptr():
+        return lay_side_by_side(weights)
+    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+
+
+@torch.no_grad()
+def lay_side_by_side(weights: Sequence[Tensor]) -> Float[Tensor, "O I"]:
+    whole = torch.cat([weight.detach() for weight in weights])
+    for weight, own in zip(weights, whole.split([len(weight) for weight in weights]), strict=True):
+        weight.data = own
+    return whole
