@@ -18,6 +18,8 @@ def prove(sides: list[Side], settings: dict, tolerance: float, start: float | No
     for side in first.values():
         small = dataclasses.replace(side, settings={**side.settings, **settings})
         losses[side.name] = small.train({})["losses"]
+        if len(losses[side.name]) != settings["steps"]:
+            raise SystemExit(f"{side.name} took {len(losses[side.name])} steps of {settings['steps']}: too few records")
     apart = {step: max(found) - min(found) for step, found in enumerate(zip(*losses.values(), strict=True))}
     for step, difference in apart.items():
         if difference > tolerance:

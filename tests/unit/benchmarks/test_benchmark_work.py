@@ -117,11 +117,13 @@ def side(folder, name: str, losses: str) -> Side:
 
 def test_programs_that_agree_are_proven_equal(tmp_path):
     sides = [side(tmp_path, "one", "[2.0, 1.0]"), side(tmp_path, "two", "[2.0, 1.0 + given['shift']]")]
-    assert prove(sides, {"threads": 1}, 1e-3) == {"one": [2.0, 1.0], "two": [2.0, 1.0]}
+    assert prove(sides, {"threads": 1, "steps": 2}, 1e-3) == {"one": [2.0, 1.0], "two": [2.0, 1.0]}
     with pytest.raises(SystemExit, match="step 1 differ"):
-        prove(sides, {"threads": 1, "shift": 0.1}, 1e-3)
+        prove(sides, {"threads": 1, "steps": 2, "shift": 0.1}, 1e-3)
     with pytest.raises(SystemExit, match="first loss is not"):
-        prove(sides, {"threads": 1}, 1e-3, start=1.9)
+        prove(sides, {"threads": 1, "steps": 2}, 1e-3, start=1.9)
+    with pytest.raises(SystemExit, match="too few records"):
+        prove(sides, {"threads": 1, "steps": 3}, 1e-3)
 
 
 def test_a_side_gets_its_settings_and_variables_and_says_when_it_started(tmp_path):
