@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from tunesmith.data.loader import deal
+from tunesmith.data.balance import Sizes, share_out
+from tunesmith.data.branches import apart
 from tunesmith.data.mismatch import spread
-from tunesmith.data.packing import pack
+from tunesmith.data.savings import saved_share
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
 from tunesmith.models.cache import Progress
@@ -42,6 +43,7 @@ from tunesmith.planning.memory import (
 )
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.planning.reference import find_reference
+from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
 
@@ -60,6 +62,7 @@ class Steps:
     largest: int
     longest: int
     all_tokens: float
+    saved: float = 0.0  # share of the tokens that examples of a microbatch begin with alike, computed once
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return self.steps.all_tokens * self.flops / (self.speed.flops * self.ranks)
+        return self.steps.all_tokens * (1 - self.steps.saved) * self.flops / (self.speed.flops * self.ranks)
 
     @property
     def fits(self) -> bool:
@@ -118,6 +121,7 @@ class Plan:
                 "mean_length": round(counted.mean_length, 1),
                 "scored_share": round(counted.scored_share, 4),
                 "looked_at": counted.looked_at,
+                "saved_share": round(steps.saved, 4),
             },
             "device": {"kind": self.machine.device, "name": self.machine.name, "threads": self.machine.threads},
             "dtype": self.dtype,
@@ -169,7 +173,8 @@ def make_plan(
     find_reference(recipe, tokenizer)
     counted = counted or count_data(recipe.data, tokenizer, task)
     trained = trainable_of(recipe, inventory)
-    steps = count_steps(recipe, counted, ranks, machine.device)
+    share = shares_prefixes(recipe, folder)
+    steps = count_steps(recipe, counted, ranks, machine.device, share=share)
     dtype = planned_type(recipe, inventory, machine)
     memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
     flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
@@ -177,7 +182,7 @@ def make_plan(
         inventory, counted.scored_share, counted.mean_length
     )
     facts = Facts(recipe, inventory, counted, steps.total, steps.sequences, steps.longest, memory, machine, file)
-    peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks)
+    peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks, share=share)
     return Plan(
         recipe=recipe,
         machine=machine,
@@ -242,13 +247,16 @@ def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Mac
     return estimate(inventory, trained, adapter, load, needed), needed
 
 
-def _peak_of(recipe: Recipe, *, inventory: Inventory, counted: Counted, machine: Machine, ranks: int) -> int:
+def _peak_of(
+    recipe: Recipe, *, inventory: Inventory, counted: Counted, machine: Machine, ranks: int, share: bool
+) -> int:
     """Peak of a changed recipe, to see whether a fix is one."""
-    memory, _ = plan_memory(recipe, inventory, count_steps(recipe, counted, ranks, machine.device), machine)
+    steps = count_steps(recipe, counted, ranks, machine.device, share=share)
+    memory, _ = plan_memory(recipe, inventory, steps, machine)
     return memory.peak
 
 
-def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = "cpu") -> Steps:
+def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = "cpu", *, share: bool = False) -> Steps:
     """Steps of an epoch and of the run, and the microbatches of a rank that drawing some of them shows."""
     train = recipe.train
     chance = np.random.default_rng(train.seed)
@@ -260,18 +268,24 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = 
     whole, part = int(train.epochs), train.epochs - int(train.epochs)
     total = train.steps or max(1, whole * per_epoch + math.ceil(part * per_epoch))
     epochs = train.steps / per_epoch if train.steps else train.epochs
-    hands = [step[hand, 1].tolist() for step in drawn[:total] for hand in deal(step[:, 0].tolist(), ranks)]
-    packed = [pack(hand, train.microbatch_limit(device)) for hand in hands]
-    sums = [sum(hand[i] for i in group) for hand, groups in zip(hands, packed, strict=True) for group in groups]
+    limit = train.microbatch_limit(device)
+    saved = saved_share(counted.seen, round(sequences), limit, ranks) if share else 0.0
+    packed, sums = [], []
+    for step in drawn[:total]:
+        own = [max(1, round(room * (1 - saved))) for room in step[:, 1].tolist()]
+        hands = share_out(apart(len(own)), Sizes(own, [length**2 for length in own]), limit, ranks)
+        packed += [len(hand) for hand in hands]
+        sums += [sum(own[place] for place in group) for hand in hands for group in hand]
     return Steps(
         total=total,
         per_epoch=per_epoch,
         sequences=sequences,
         tokens=sequences * counted.mean_length,
-        microbatches=round(float(np.median([len(groups) for groups in packed]))),
+        microbatches=round(float(np.median(packed))),
         largest=max(sums),
         longest=max(int(step[:, 1].max()) for step in drawn),
         all_tokens=epochs * counted.examples * counted.mean_length,
+        saved=saved,
     )
 
 
@@ -312,8 +326,8 @@ def _draw_steps(recipe: Recipe, counted: Counted, chance: np.random.Generator) -
 def record_actual(plan: Plan, actual: Mapping[str, Any]) -> tuple[Diagnostic, ...]:
     """Learn this machine's speed from a finished run, and tell when its peak memory was far from the plan.
 
-    `actual` holds `tokens`, `seconds` and `peak_memory_bytes`.
+    `actual` holds `tokens`, `saved_tokens`, `seconds` and `peak_memory_bytes`.
     """
-    work = actual["tokens"] * plan.flops / plan.ranks
+    work = (actual["tokens"] - actual.get("saved_tokens", 0)) * plan.flops / plan.ranks
     record_speed(calibration_key(plan.machine, plan.dtype), work, actual["seconds"])
     return peak_off(plan.memory, actual["peak_memory_bytes"])

@@ -37,12 +37,16 @@ CENTRING = 256  # examples, at most, whose mean reward is told as 0
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What `tunesmith train --json` prints; seconds and tokens per second are of the steps alone."""
+    """What `tunesmith train --json` prints; seconds and tokens per second are of the steps alone.
+
+    `tokens` are those of the data; `saved_tokens` of them were not computed again, because examples begin alike.
+    """
 
     run: str
     steps: int
     tokens: int
     scored_tokens: int
+    saved_tokens: int
     seconds: float
     tokens_per_second: float
     peak_memory_bytes: int
@@ -193,6 +197,7 @@ def summarise(run: RunDir, position: Position, mesh: Mesh) -> RunResult:
         steps=position.step,
         tokens=position.tokens,
         scored_tokens=round(position.scored),
+        saved_tokens=position.saved,
         seconds=position.seconds,
         tokens_per_second=position.tokens / position.seconds if position.seconds else 0.0,
         peak_memory_bytes=int(mesh.largest(peak_memory_bytes(mesh.device()))),

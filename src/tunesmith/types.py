@@ -241,6 +241,7 @@ class BatchSource(Protocol):
 
     supplies: frozenset[str]  # the streams its batches carry
     step_tokens: int  # tokens of the step handed out last, over all ranks
+    step_saved: int  # of these, tokens that need no computation of their own because examples share them
 
     def next_step(self) -> list[Batch]:
         """This rank's microbatches of the next optimiser step."""

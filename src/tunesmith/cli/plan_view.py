@@ -91,7 +91,8 @@ def _data(plan: Plan) -> Text:
 def _microbatches(plan: Plan) -> str:
     count, limit = plan.steps.microbatches, plan.recipe.train.microbatch_limit(plan.machine.device)
     passes = "one forward pass" if count == 1 else f"about {count} forward passes"
-    return f"{passes} per step, the largest {plan.steps.largest:,} tokens (limit {limit:,})"
+    saved = f"; beginnings in common save ~{plan.steps.saved:.0%} (estimated)" if plan.steps.saved >= 0.005 else ""
+    return f"{passes} per step, the largest {plan.steps.largest:,} tokens (limit {limit:,}){saved}"
 
 
 def _memory(plan: Plan) -> Text:

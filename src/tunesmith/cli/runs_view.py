@@ -33,6 +33,7 @@ NAMES = {
     "steps": "steps",
     "tokens": "tokens",
     "scored_tokens": "scored tokens",
+    "saved_tokens": "saved by sharing",
     "tokens_per_step": "tokens per step",
     "seconds": "time",
     "tokens_per_second": "tokens/s",

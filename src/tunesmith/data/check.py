@@ -16,6 +16,7 @@ from tunesmith.data.contrast import Contrast
 from tunesmith.data.entries import Entry, read_entries
 from tunesmith.data.outcome import IMITATION
 from tunesmith.data.probes import check_template
+from tunesmith.data.savings import Spread
 from tunesmith.data.survey import SHOWN_PLACES, Survey
 from tunesmith.data.tally import Tally
 from tunesmith.data.texts import is_chat, texts_of
@@ -134,6 +135,7 @@ class _Pass:
     tried: int = 0
     changed: list[Where] = field(default_factory=list)
     epoch: Epoch = field(default_factory=Epoch)
+    beginnings: Spread = field(default_factory=Spread)
 
 
 class _Collector(Tally):
@@ -224,6 +226,7 @@ def _look(one: _Pass, entry: Entry) -> None:
     one.examples += len(examples)
     for example in examples:
         one.contrast.look(example, where)
+        one.beginnings.add(example)
     if examples:
         key = _key(examples)
         first = one.seen.setdefault(key, where)
@@ -258,6 +261,7 @@ def _plain(text: str) -> str:
 def _report(one: _Pass) -> SetReport:
     survey = one.survey
     lengths = np.asarray(survey.lengths)
+    shared = one.beginnings.figures() if survey.settings.share_prefixes else {}
     quantiles = np.percentile(lengths, PERCENTILES, method="higher") if len(lengths) else ()
     return SetReport(
         name=one.name,
@@ -271,7 +275,7 @@ def _report(one: _Pass) -> SetReport:
         lengths={str(percent): int(value) for percent, value in zip(PERCENTILES, quantiles, strict=False)},
         duplicates=one.repeated,
         unknown_rate=one.unknown / max(1, survey.tokens),
-        answers={**_sharing(one), **one.contrast.figures()},
+        answers={**_sharing(one), **shared, **one.contrast.figures()},
         labels=dict(survey.judged),
         epoch=one.epoch,
     )

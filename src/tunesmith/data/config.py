@@ -49,6 +49,10 @@ class DataConfig(Config):
         default="error", description="Stop at bad records, or skip and count them."
     )
     shuffle: bool = Field(default=True, description="A new order every epoch, fixed by train.seed.")
+    share_prefixes: bool = Field(
+        default=True,
+        description="Compute what records of a microbatch begin with once; exact. Not with NEFTune or dropout.",
+    )
     special_tokens_in_text: Literal["escape", "error"] = Field(
         default="escape", description="Control tokens written inside user text: keep them as plain text, or refuse."
     )

@@ -11,35 +11,65 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data.balance import share_out, sizes_of
+from tunesmith.data.branches import forest_of
 from tunesmith.data.mismatch import Mismatch, spread
-from tunesmith.data.packing import batch_of, pack
+from tunesmith.data.packing import batch_of
 from tunesmith.data.prepared import Prepared
 from tunesmith.types import Batch, Task
 
 ROUNDING = 1e-9  # 1.1 - 1 is a little more than 0.1
+WINDOW = 4096  # neighbours in the files that are packed together where the order is free: bounds memory
 
 
 class Builder:
-    """Batches of prepared examples by their indices, with mismatched prompts where the objective wants them."""
+    """Batches of prepared examples by their indices, with mismatched prompts where the objective wants them.
 
-    def __init__(self, prepared: Prepared, task: Task, mismatch: Mismatch | None = None) -> None:
+    With `share`, tokens that several examples of a microbatch begin with are computed once (see `batch_of`).
+    """
+
+    def __init__(
+        self, prepared: Prepared, task: Task, mismatch: Mismatch | None = None, *, share: bool = False
+    ) -> None:
         self.prepared = prepared
         self.task = task
         self.mismatch = mismatch
+        self.share = share
         own = prepared.lengths
         self.room = own if mismatch is None else np.maximum(own, mismatch.lengths)  # tokens to leave for each example
 
     def __call__(self, indices: Sequence[int]) -> Batch:
-        batch = batch_of([self.prepared[index] for index in indices], self.task.reads, indices)
+        batch = batch_of([self.prepared[index] for index in indices], self.task.reads, indices, share=self.share)
         if self.mismatch is None:
             return batch
-        others = [self.mismatch.example(index) for index in indices]
-        return replace(batch, mismatched=batch_of(others, self.task.reads, indices))
+        others = [self.mismatch.example(index) for index in batch.examples]
+        other = batch_of(others, self.task.reads, batch.examples, share=self.share)
+        assert other.examples == batch.examples, "equal prompts stand in equal order"
+        return replace(batch, mismatched=other)
+
+    def share_out(self, indices: Sequence[int], capacity: int, ranks: int = 1) -> list[list[list[int]]]:
+        """The indices of every microbatch of every rank; what shares tokens stands together where it fits."""
+        examples = [self.prepared[index] for index in indices]
+        room = [int(self.room[index]) for index in indices]
+        forest = forest_of(examples, share=self.share)
+        hands = share_out(forest, sizes_of(examples, room), capacity, ranks)
+        return [[[indices[place] for place in group] for group in hand] for hand in hands]
+
+    def saved(self, indices: Sequence[int]) -> int:
+        """Tokens that a microbatch need not compute because its examples share them."""
+        if not self.share:
+            return 0
+        examples = [self.prepared[index] for index in indices]
+        return sum(branch.saved for branch in forest_of(examples))
 
     def joint(self, indices: Sequence[int]) -> Batch:
-        """Every prompt with its own answer (sequences 0, 2, ...) and the mismatched one (1, 3, ...)."""
+        """Every prompt with its own answer (sequences 0, 2, ...) and the mismatched one (1, 3, ...).
+
+        `indices` are those of a batch, in its order, which sharing keeps.
+        """
         assert self.mismatch is not None
-        return batch_of([self.mismatch.joint(index) for index in indices], self.task.reads, indices)
+        joint = [self.mismatch.joint(index) for index in indices]
+        return batch_of(joint, self.task.reads, indices, share=self.share)
 
 
 class Microbatches:
@@ -47,7 +77,11 @@ class Microbatches:
 
     def __init__(self, build: Builder, microbatch_tokens: int) -> None:
         self.build = build
-        self.groups = pack(build.room.tolist(), microbatch_tokens)
+        self.groups: list[list[int]] = []
+        total = len(build.prepared)
+        for start in range(0, total, WINDOW):
+            window = range(start, min(start + WINDOW, total))
+            self.groups += build.share_out(window, microbatch_tokens)[0]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -87,7 +121,8 @@ class OfflineSource:
         self.shuffle = seed is not None
         self.rank, self.world = share
         self.lengths = build.prepared.lengths
-        self.number, self.cursor, self.step_tokens = 0, 0, 0
+        self.number, self.cursor = 0, 0
+        self.step_tokens, self.step_saved = 0, 0
         self.order = self.epoch_order(0)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
@@ -155,9 +190,9 @@ class OfflineSource:
         chosen = self.order[self.cursor : end].tolist()
         self.cursor = end
         self.step_tokens = int(self.lengths[chosen].sum())
-        mine = deal([int(self.lengths[index]) for index in chosen], self.world)[self.rank]
-        lengths = [int(self.build.room[chosen[place]]) for place in mine]
-        return [[chosen[mine[place]] for place in group] for group in pack(lengths, self.microbatch_tokens)]
+        hands = self.build.share_out(chosen, self.microbatch_tokens, self.world)
+        self.step_saved = sum(self.build.saved(group) for hand in hands for group in hand)
+        return hands[self.rank]
 
     def epoch(self) -> float:
         return self.number + self.cursor / len(self.order)
@@ -188,14 +223,3 @@ def rotating_share(members: np.ndarray, fraction: float, epoch: int, seed: tuple
     circle = np.random.default_rng((*seed, 2)).permutation(members)
     count = max(1, round(fraction * len(circle)))
     return np.take(circle, np.arange(epoch * count, (epoch + 1) * count), mode="wrap")
-
-
-def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices for each rank: longest first to the rank with the fewest tokens, then back in ascending order."""
-    hands: list[list[int]] = [[] for _ in range(ranks)]
-    held = [0] * ranks
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        rank = held.index(min(held))
-        hands[rank].append(index)
-        held[rank] += lengths[index]
-    return [sorted(hand) for hand in hands]

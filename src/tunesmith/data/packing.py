@@ -5,10 +5,12 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from tunesmith.data.branches import Branch, forest_of
 from tunesmith.types import Batch, Example, Reads
 
 
@@ -41,38 +43,67 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return sorted(sorted(contents) for contents in bins)
 
 
-def batch_of(examples: Sequence[Example], reads: Reads = "logprobs", indices: Sequence[int] = ()) -> Batch:
-    """One microbatch; answers of an example hang from its prompt. `indices` are their places in the prepared data."""
+def batch_of(
+    examples: Sequence[Example], reads: Reads = "logprobs", indices: Sequence[int] = (), *, share: bool = False
+) -> Batch:
+    """One microbatch; answers of an example hang from its prompt. `indices` are their places in the prepared data.
+
+    With `share`, examples that begin alike hang from what they share, and stand in the order of that forest. Only a
+    model in which no token sees a later one may share, and only where no chance is drawn per token.
+    """
+    forest = forest_of(examples, share=share)
     nodes: list[Node] = []
+    order: list[int] = []
     groups: list[int] = []
     labels: list[float] = []
-    for index, example in enumerate(examples):
-        added = list(nodes_of(example, len(nodes), len(groups)))
+    for branch, parent in planted(forest, examples, nodes):
+        example = examples[branch.members[0]]
+        added = list(nodes_of(example, len(nodes), len(groups), branch.above, parent))
         nodes += added
         answers = sum(node.sequence is not None for node in added)
-        groups += [index] * answers
+        groups += [len(order)] * answers
         labels += example.labels or (0.0,) * answers
-    records = tuple(f"{example.file}:{example.line}" for example in examples)
-    batch = assemble(nodes, records, reads)
+        order += branch.members
+    ordered = [examples[place] for place in order]
+    batch = assemble(nodes, tuple(f"{example.file}:{example.line}" for example in ordered), reads)
     return replace(
         batch,
         group=torch.tensor(groups, dtype=torch.int64),
         labels=torch.tensor(labels, dtype=torch.float32),
-        examples=tuple(indices),
-        imitated=torch.tensor([float(one) for example in examples for one in example.imitated]),
+        examples=tuple(indices[place] for place in order) if indices else (),
+        imitated=torch.tensor([float(one) for example in ordered for one in example.imitated]),
     )
 
 
-def nodes_of(example: Example, first: int, sequence: int) -> Iterator[Node]:
-    """The segments of one example, which become the nodes from `first` on; answers are sequences from `sequence` on."""
+def planted(forest: Sequence[Branch], examples: Sequence[Example], nodes: list[Node]) -> Iterator[tuple[Branch, int]]:
+    """The leaves in order, each with the node it hangs from; what several examples share is added to `nodes` before."""
+    waiting = [(branch, -1) for branch in reversed(forest)]
+    while waiting:
+        branch, parent = waiting.pop()
+        if not branch.children:
+            yield branch, parent
+            continue
+        tokens = examples[branch.members[0]].tokens[branch.above : branch.end]
+        nodes.append(Node(tokens, np.zeros(len(tokens), dtype=np.float32), parent))
+        waiting += [(child, len(nodes) - 1) for child in reversed(branch.children)]
+
+
+def nodes_of(example: Example, first: int, sequence: int, above: int = 0, parent: int = -1) -> Iterator[Node]:
+    """The segments of one example, which become the nodes from `first` on; answers are sequences from `sequence` on.
+
+    Its first `above` tokens stand in node `parent` and the ones that node continues.
+    """
+    tokens, weights = example.tokens, example.weights
     if not example.cuts:
-        yield Node(example.tokens, example.weights, sequence=sequence)
+        yield Node(tokens[above:], weights[above:], parent, sequence)
         return
-    ends = (*example.cuts[1:], len(example))
-    yield Node(example.tokens[: example.cuts[0]], example.weights[: example.cuts[0]])
-    for number, (start, end) in enumerate(zip(example.cuts, ends, strict=True)):
-        parent = first + number if example.chained else first
-        yield Node(example.tokens[start:end], example.weights[start:end], parent, sequence + number)
+    prompt, number = example.cuts[0], first
+    if above < prompt:
+        yield Node(tokens[above:prompt], weights[above:prompt], parent)
+        parent, number = first, first + 1
+    for start, end in pairwise((*example.cuts, len(example))):
+        yield Node(tokens[start:end], weights[start:end], parent, sequence)
+        parent, number, sequence = number if example.chained else parent, number + 1, sequence + 1
 
 
 def assemble(nodes: Sequence[Node], records: tuple[str, ...] = (), reads: Reads = "logprobs") -> Batch:

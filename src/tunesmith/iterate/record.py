@@ -47,6 +47,7 @@ def summarise(run: RunDir, done: Sequence[dict[str, Any]], wanted: int) -> Onlin
         steps=sum(each["steps"] for each in trained),
         tokens=tokens,
         scored_tokens=sum(each["scored_tokens"] for each in trained),
+        saved_tokens=sum(each.get("saved_tokens", 0) for each in trained),
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         peak_memory_bytes=max(each["peak_memory_bytes"] for each in trained),

@@ -18,6 +18,7 @@ from tunesmith.data.entries import Entry, read_entries
 from tunesmith.data.hub import PREFIX
 from tunesmith.data.outcome import IMITATION
 from tunesmith.data.prepared import Prepared, prepare_key, prepared_folder
+from tunesmith.data.savings import Beginning, Beginnings, PreparedBeginnings, beginning
 from tunesmith.data.sources import find_files
 from tunesmith.data.survey import DROPPED, MOST_IDENTICAL, Survey, covering_length
 from tunesmith.data.tables import row_group_ends
@@ -46,6 +47,7 @@ class SourceCount:
     labels: Counter[str] = field(default_factory=Counter)  # of the examples looked at: good and bad, or the classes
     rated: int = 0  # of the examples looked at: pairs that say by how much the chosen answer is better
     prompts: np.ndarray | None = None  # tokens of each one's prompt, where it will meet answers to other prompts
+    seen: tuple[Beginning, ...] = ()  # how the examples looked at begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Counted:
     looked_at: int | None
     overlong: float  # share of the records looked at that the over-length policy drops or cuts
     doubts: tuple[Diagnostic, ...] = ()  # what would stop the training if all records were like those looked at
+    seen: Beginnings = ()  # how the examples looked at begin
 
     @property
     def records(self) -> int:
@@ -147,7 +150,8 @@ def count_data(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATIO
     overlong = survey.notes["too_long"]
     if not kept:
         raise nothing_left(settings, looked_at, survey)
-    return Counted(kept, looked_at if looked_at < total else None, overlong / max(1, looked_at), doubts)
+    seen = tuple(one for count in counts for one in count.seen)
+    return Counted(kept, looked_at if looked_at < total else None, overlong / max(1, looked_at), doubts, seen)
 
 
 def _doubts(survey: Survey, total: int | None) -> tuple[Diagnostic, ...]:
@@ -214,7 +218,7 @@ def count_prepared(prepared: Prepared, weights: Sequence[float], task: Task) -> 
             prompts = prepared.prompt_lengths[span] if task.mismatches else None
             counts.append(SourceCount(records, weight * len(part), part, part * share, labels, rated, prompts))
     overlong = report.dropped.get(DROPPED["overlong"], 0) / max(1, report.records)
-    return Counted(tuple(counts), None, overlong)
+    return Counted(tuple(counts), None, overlong, seen=PreparedBeginnings(prepared))
 
 
 def _labels_of(prepared: Prepared, part: slice) -> Counter[str]:
@@ -289,6 +293,7 @@ def _records_in(files: list[Path], entries: list[Entry], size: float) -> int:
 def _tokenise(records: int, entries: Sequence[Entry], weight: float, survey: Survey) -> SourceCount:
     """The count of one source. Raises the bad records among its entries, unless they are skipped."""
     lengths, scored, prompts, examples = [], [], [], 0.0
+    seen: list[Beginning] = []
     labels, rated = survey.judged.copy(), survey.rated
     for entry, share in _shortened(entries):
         made = survey.examples(entry)
@@ -296,12 +301,13 @@ def _tokenise(records: int, entries: Sequence[Entry], weight: float, survey: Sur
         scored += [int(np.count_nonzero(example.weights)) for example in made]
         prompts += [example.cuts[0] for example in made if survey.task.mismatches]
         examples += len(made) * share
+        seen += map(beginning, made)
     if survey.tally.failing:
         survey.tally.end_file(entries[0].file)
     per_epoch = weight * records * examples / max(1, len(entries))
     sizes = np.array(lengths, dtype=np.int64), np.array(scored)
     heads = np.array(prompts, dtype=np.int64) if survey.task.mismatches else None
-    return SourceCount(records, per_epoch, *sizes, survey.judged - labels, survey.rated - rated, heads)
+    return SourceCount(records, per_epoch, *sizes, survey.judged - labels, survey.rated - rated, heads, tuple(seen))
 
 
 def _shortened(entries: Sequence[Entry]) -> Iterator[tuple[Entry, float]]:

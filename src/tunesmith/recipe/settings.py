@@ -90,6 +90,11 @@ class Recipe(Config):
     def has_reference(self) -> bool:
         return any(REFERENCE in objective.needs for objective in self.objectives)
 
+    @property
+    def compares(self) -> bool:
+        """Whether the losses compare log-probabilities of answers, so that chance must not change them."""
+        return self.task.reads == "logprobs" and self.task.kind not in ("sequence", "label")
+
 
 def to_yaml(recipe: Recipe) -> str:
     """The whole recipe as a file; loading it gives an equal recipe."""

@@ -27,6 +27,7 @@ from tunesmith.models.heads import head_modules
 from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.noise import silence
 from tunesmith.models.verify import verify_scores
+from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
 from tunesmith.running.identity import identity
@@ -61,7 +62,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     settings, mesh, tracker = recipe.train, around.mesh, around.tracker
     seed_everything(settings.seed)
     model = build_model(recipe, inputs, mesh, around.plan)
-    if compares(recipe) and (silenced := silence(model)):
+    if recipe.compares and (silenced := silence(model)):
         told = f"dropout in {silenced} layers is switched off: {recipe.objective.title} compares log-probabilities"
         around.display.message(told)
         tracker.text(told)
@@ -86,11 +87,6 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         about=identity(recipe, inputs),
     )
     return Loop(parts)
-
-
-def compares(recipe: Recipe) -> bool:
-    """Whether the losses compare log-probabilities of answers, so that chance must not change them."""
-    return recipe.task.reads == "logprobs" and recipe.task.kind not in ("sequence", "label")
 
 
 def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any] | None) -> nn.Module:
@@ -128,7 +124,7 @@ def first_answer(example: Example) -> Example:
 def build_batches(recipe: Recipe, inputs: Inputs, prepared: Prepared) -> Builder:
     """How examples of a set become batches; KTO's come with mismatched prompts."""
     mismatch = Mismatch(prepared, recipe.train.seed) if inputs.task.mismatches else None
-    return Builder(prepared, inputs.task, mismatch)
+    return Builder(prepared, inputs.task, mismatch, share=shares_prefixes(recipe, inputs.base))
 
 
 def build_source(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> OfflineSource:

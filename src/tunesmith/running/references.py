@@ -161,6 +161,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
     parts = [
         referee.key,
         build.prepared.key,
+        build.share,
         shaping,
         recipe.train.microbatch_limit(device.type),
         recipe.model.dtype,

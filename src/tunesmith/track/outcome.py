@@ -19,6 +19,7 @@ class Outcome:
     steps: int = 0
     tokens: int = 0
     scored_tokens: float | None = None
+    saved_tokens: float | None = None
     seconds: float | None = None
     tokens_per_step: float | None = None
     tokens_per_second: float | None = None
@@ -51,11 +52,13 @@ def from_metrics(rows: list[Row]) -> Outcome:
     _, peaks = series(rows, "mem/peak_gb")
     _, durations = series(rows, "perf/step_s")
     _, sizes = series(rows, "train/tokens_per_step")
+    _, saved = series(rows, "train/saved_per_step")
     seconds = sum(durations) if durations else None
     tokens = max((int(value) for value in series(rows, "tokens")[1]), default=0)
     return Outcome(
         steps=max(steps, default=0),
         tokens=tokens,
+        saved_tokens=sum(saved) if saved else None,
         seconds=seconds,
         tokens_per_step=sum(sizes) / len(sizes) if sizes else None,
         tokens_per_second=tokens / seconds if seconds else None,

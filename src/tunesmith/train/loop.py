@@ -38,6 +38,7 @@ class Position:
     step: int = 0
     tokens: int = 0
     scored: float = 0.0
+    saved: int = 0  # of the tokens, those that were not computed again because examples share them
     seconds: float = 0.0
     skipped: int = 0
     first_loss: float | None = None
@@ -129,6 +130,7 @@ class Loop:
         position.step += 1
         parts.streams.after_step(position.step)
         position.tokens += parts.source.step_tokens
+        position.saved += parts.source.step_saved
         position.scored += result.scored
         took = time.monotonic() - started
         position.seconds += took
@@ -167,6 +169,7 @@ class Loop:
             "train/epoch": parts.source.epoch(),
             "train/tokens_per_step": float(parts.source.step_tokens),
             "train/scored_per_step": result.scored,
+            "train/saved_per_step": float(parts.source.step_saved),
             "train/skipped": float(position.skipped),
             "perf/tok_s": parts.source.step_tokens / took,
             "perf/step_s": took,

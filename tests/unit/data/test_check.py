@@ -199,6 +199,15 @@ def test_clean_pairs_have_no_findings_and_figures(tmp_path, tokenizer):
     assert json.loads(json.dumps(report.to_json()))["sets"][0]["answers"]["answers"] == 60
 
 
+def test_what_records_begin_with_is_told_as_an_estimate(tmp_path, tokenizer):
+    rows = [pair(f"{'You are a helpful assistant. ' * 4}{index}") for index in range(30)]
+    name = "saved by shared beginnings, 16 a step"
+    report = checked(tmp_path, tokenizer, PAIRS, rows)
+    assert 0.3 < report.sets[0].answers[name] < 0.9
+    assert dict(row[:2] for row in report.rows())[name].endswith("%")
+    assert name not in checked(tmp_path, tokenizer, PAIRS, rows, share_prefixes=False).sets[0].answers
+
+
 def test_d12_identical_answers_in_a_check(tmp_path, tokenizer):
     rows = [pair(index, "Paris", "Paris" if index < 3 else "x y z") for index in range(30)]
     report = checked(tmp_path, tokenizer, PAIRS, rows)

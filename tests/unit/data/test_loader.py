@@ -4,10 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tunesmith.data.loader import Builder, OfflineSource, deal
+from tunesmith.data.loader import Builder, OfflineSource
 from tunesmith.data.prepared import Prepared
 from tunesmith.types import Task
 
@@ -113,12 +111,6 @@ def test_ranks_share_each_step_without_loss_or_overlap(tmp_path, world):
         wanted = records(alone.next_step())
         assert sorted(record for rank in ranks for record in records(rank.next_step())) == wanted
         assert {rank.step_tokens for rank in ranks} == {alone.step_tokens}
-
-
-@given(st.lists(st.integers(1, 100), max_size=30), st.integers(1, 5))
-def test_dealing_gives_every_index_to_one_rank(lengths, ranks):
-    hands = deal(lengths, ranks)
-    assert sorted(index for hand in hands for index in hand) == list(range(len(lengths)))
 
 
 def test_fingerprint_changes_with_the_seed_and_not_with_the_position(tmp_path):

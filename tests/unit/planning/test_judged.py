@@ -128,7 +128,7 @@ def test_memory_is_that_of_the_longer_of_an_answer_and_the_mismatched_one(tmp_pa
     ]
     rows[0] = {"prompt": "sea " * 80, "completion": "moon " * 50, "label": True}
     words = ["objective=kto", "train.sequences_per_step=8", "train.microbatch_tokens=10000"]
-    settings = recipe_of(model, written(tmp_path, rows), *words)
+    settings = recipe_of(model, written(tmp_path, rows), *words, "data.share_prefixes=false")
     tokenizer = load_tokenizer(model)
     looked_at = count_data(settings.data, tokenizer, settings.task), make_plan(settings).steps
     stored = prepare(settings.data.train, settings.data, tokenizer, None, settings.task)
