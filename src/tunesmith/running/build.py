@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tunesmith.data.ahead import Ahead
 from tunesmith.data.config import SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.loader import Builder, Microbatches, OfflineSource
@@ -73,7 +74,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     parts = Parts(
         model=model,
         objectives=objectives,
-        source=source,
+        source=Ahead(source),
         streams=streams,
         optimizer=Optimizer(trainable(model), settings.optimizer, new_layers(recipe, model)),
         guard=Guard(settings.stability),
