@@ -192,3 +192,32 @@ def test_an_unknown_class_of_the_evaluation_set_is_named(tmp_path, tokenizer):
     sources = written(tmp_path / "a.jsonl", [{"text": "x", "label": "a"}, {"text": "x", "label": "c"}])
     with pytest.raises(DataError, match="the class 'c' is not among"):
         prepare(sources, DataConfig(), tokenizer, None, task_for("label"))
+
+
+def test_the_key_covers_bytes_template_tokenizer_mask_and_length(tmp_path, tokenizer):
+    """And leaves out what changes no example: a run goes on from the same prepared data."""
+    sources = written(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}])
+    settings = DataConfig()
+    plain = prepare_key(sources, settings, tokenizer)
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    smaller = load_tokenizer(tiny_tokenizer(tmp_path / "smaller", vocabulary=380))
+    keys = {
+        "mask": prepare_key(sources, DataConfig(train_on="all"), tokenizer),
+        "length": prepare_key(sources, DataConfig(max_length=64), tokenizer),
+        "policy": prepare_key(sources, DataConfig(overlong="cut_turns"), tokenizer),
+        "limit": prepare_key(sources, DataConfig(limit=1), tokenizer),
+        "control tokens": prepare_key(sources, DataConfig(special_tokens_in_text="error"), tokenizer),
+        "columns": prepare_key((sources[0].model_copy(update={"columns": {"text": "t"}}),), settings, tokenizer),
+        "shape": prepare_key((sources[0].model_copy(update={"shape": "text"}),), settings, tokenizer),
+        "template": prepare_key(sources, settings, tokenizer.with_template(template)),
+        "tokenizer": prepare_key(sources, settings, smaller),
+        "order of files": prepare_key((*written(tmp_path / "b.jsonl", [{"text": "b"}]), *sources), settings, tokenizer),
+    }
+    written(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "too"}])
+    keys["bytes"] = prepare_key(sources, settings, tokenizer)
+    assert len({plain, *keys.values()}) == len(keys) + 1
+    written(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}])
+    assert prepare_key(sources, settings, tokenizer) == plain
+    same = (DataConfig(shuffle=False), DataConfig(share_prefixes=False), DataConfig(eval=sources))
+    assert {prepare_key(sources, one, tokenizer) for one in same} == {plain}
