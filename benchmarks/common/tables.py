@@ -14,26 +14,32 @@ COLUMNS = {  # figure: heading, digits, unit
     "share_of_floor": ("of floor", 2, 1),
     "first_step_seconds": ("first step, s", 1, 1),
 }
+LAST = ("first loss", "loss apart", "speed", "memory")
 
 
 def table(report: dict) -> str:
-    """Medians of each row, its first loss, and ours divided by it in speed and in peak memory."""
+    """Medians of each row, its first loss, how far it is from ours, and ours divided by it in speed and peak memory."""
     medians = {name: side["median"] for name, side in report["sides"].items()}
     shown = {key: column for key, column in COLUMNS.items() if any(key in median for median in medians.values())}
-    lines = [
-        "| "
-        + " | ".join(["row", *(heading for heading, _, _ in shown.values()), "first loss", "speed", "memory"])
-        + " |",
-        "|---" * (len(shown) + 4) + "|",
-    ]
+    headings = ["row", *(heading for heading, _, _ in shown.values()), *LAST]
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for name, median in medians.items():
         cells = [
             f"{median[key] / unit:,.{digits}f}" if key in median else "" for key, (_, digits, unit) in shown.items()
         ]
         ratio = report["ratios"].get(name, {})
         against = [f"{ratio[key]:.2f}" if key in ratio else "" for key in ("tokens_per_second", "peak_bytes")]
-        lines.append("| " + " | ".join([name, *cells, f"{report['loss']['first'][name]:.4f}", *against]) + " |")
+        losses = [f"{report['loss']['first'][name]:.4f}", far(report, name)]
+        lines.append("| " + " | ".join([name, *cells, *losses, *against]) + " |")
     return "\n".join(lines)
+
+
+def far(report: dict, name: str) -> str:
+    """The largest difference of a row's losses from ours, over all steps."""
+    if name == OURS or OURS not in report["sides"]:
+        return ""
+    ours, theirs = (report["sides"][side]["runs"][0]["losses"] for side in (OURS, name))
+    return f"{max(abs(one - other) for one, other in zip(ours, theirs, strict=True)):.0e}"
 
 
 def title(report: dict) -> str:

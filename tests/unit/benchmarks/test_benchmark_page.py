@@ -5,9 +5,11 @@ from page import PAGE, page
 
 
 def report() -> dict:
+    ours = {"tokens_per_second": 1234.5, "peak_bytes": 2**30}
+    theirs = {"tokens_per_second": 500.0}
     sides = {
-        "tunesmith": {"versions": {"torch": "2.13.0"}, "median": {"tokens_per_second": 1234.5, "peak_bytes": 2**30}},
-        "peer best": {"versions": {"trl": "1.0"}, "median": {"tokens_per_second": 500.0}},
+        "tunesmith": {"versions": {"torch": "2.13.0"}, "median": ours, "runs": [{"losses": [2.0, 1.5]}]},
+        "peer best": {"versions": {"trl": "1.0"}, "median": theirs, "runs": [{"losses": [2.0, 1.52]}]},
     }
     work = {"model": "tiny", "tuning": "full", "work": "long", "dtype": "float32", "threads": 1, "repeats": 1}
     return {
@@ -31,10 +33,10 @@ def test_page_of_results_is_fresh():
 
 def test_a_table_shows_what_was_measured():
     assert table(report()).splitlines() == [
-        "| row | tokens/s | GiB | first loss | speed | memory |",
-        "|---|---|---|---|---|---|",
-        "| tunesmith | 1,234 | 1.00 | 2.0000 |  |  |",
-        "| peer best | 500 |  | 2.0000 | 2.47 |  |",
+        "| row | tokens/s | GiB | first loss | loss apart | speed | memory |",
+        "|---|---|---|---|---|---|---|",
+        "| tunesmith | 1,234 | 1.00 | 2.0000 |  |  |  |",
+        "| peer best | 500 |  | 2.0000 | 2e-02 | 2.47 |  |",
     ]
 
 
