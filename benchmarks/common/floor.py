@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROWS = 1024  # tokens of one product of the body; a larger product is hardly faster
 HEAD_ROWS = 256
+BLOCK = 256  # tokens of a block of attention; whole documents would write their scores to memory and read them again
 SECONDS = 0.3  # spent on each product
 
 
@@ -48,9 +49,9 @@ def products(config: dict, lengths: list[int], scored: int, rank: int | None) ->
             found += passes(ROWS, inner, rank, times, trained=True) + passes(ROWS, rank, columns, times, trained=True)
     found += passes(HEAD_ROWS, hidden, config["vocab_size"], scored / HEAD_ROWS, trained=rank is None)
     # Two products forward, five backward, which forms the scores again; each of them half masked.
-    typical = max(1, round(sum(length**2 for length in lengths) / tokens))
-    times = 7 / 2 * layers * sum(length**2 for length in lengths) / typical**2
-    found.append(Product(typical, head, typical, times, batch=config["num_attention_heads"]))
+    block = min(BLOCK, max(lengths))
+    times = 7 / 2 * layers * sum(length**2 for length in lengths) / block**2
+    found.append(Product(block, head, block, times, batch=config["num_attention_heads"]))
     return found
 
 
@@ -72,7 +73,8 @@ def measure(wanted: list[Product], dtype: str, threads: int) -> dict[str, float]
         if shape not in best:
             left = torch.randn(product.batch, product.rows, product.inner).to(kind)
             right = torch.randn(product.batch, product.inner, product.columns).to(kind)
-            best[shape] = fastest(lambda left=left, right=right: torch.bmm(left, right))
+            out = torch.empty(product.batch, product.rows, product.columns, dtype=kind)
+            best[shape] = fastest(lambda left=left, right=right, out=out: torch.bmm(left, right, out=out))
     times = [best[one.batch, one.rows, one.inner, one.columns] * one.count for one in wanted]
     return {"floor_seconds": sum(times), "floor_flops": sum(one.flops for one in wanted)}
 
