@@ -7,6 +7,7 @@ import pytest
 from tunesmith import doctor
 from tunesmith.cli.main import run
 from tunesmith.models.cache import staged
+from tunesmith.models.native import build as native
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,16 @@ def test_floors_are_never_below_what_is_safe():
 def test_versions_compare_as_numbers():
     assert doctor.numbers("2.13.0+cpu") == (2, 13, 0)
     assert doctor.numbers("3.1.6") < doctor.numbers("3.1.10") < doctor.numbers("3.2rc1")
+
+
+def test_kernels_that_cannot_be_had_are_information(tmp_path, monkeypatch):
+    assert finding("kernels", tmp_path).problem is None or not native.compiler()
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    found = finding("kernels", tmp_path)
+    assert found.state == "info"
+    assert found.problem.code == "W178"
+    assert "there is no C++ compiler" in found.text
 
 
 def test_a_starter_not_fetched_is_information(tmp_path):

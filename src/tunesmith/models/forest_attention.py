@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tunesmith.models.forest import Forest, Stack
+from tunesmith.models.native.kernels import kernels_for
 from tunesmith.models.scratch import scratch
-
-softmax_backward = torch.ops.aten._softmax_backward_data
 
 
 def attend(
@@ -55,7 +54,7 @@ def attend_backward(
         chances = probabilities_of(rows, keys, stack, scale)
         values = torch.bmm(chances.transpose(1, 2), grad_rows)
         slopes = torch.bmm(grad_rows, keys_of(value, stack).transpose(1, 2), out=scratch("slopes", chances.shape, key))
-        slopes = softmax_backward(slopes, chances, -1, chances.dtype)
+        slopes = softmax_backward(slopes, chances)
         grad_query.index_copy_(1, stack.row_places, scaled(slopes, keys, scale).view(heads, -1, width))
         grad_key.index_add_(1, stack.key_places, scaled(slopes.transpose(1, 2), rows, scale).view(heads, -1, each))
         grad_value.index_add_(1, stack.key_places, values.view(heads, -1, each))
@@ -75,9 +74,20 @@ def probabilities_of(
 ) -> Float[Tensor, "KN RG L"]:
     """softmax(rows keys^T * scale + mask)."""
     scores = scaled(rows, keys.transpose(1, 2), scale, scratch("scores", (*rows.shape[:2], keys.shape[1]), rows))
+    if (kernels := kernels_for(scores)) is not None:
+        kernels.softmax(scores, stack.bias)
+        return scores
     count, height, hidden = stack.bias.shape
     scores.view(-1, count, height, rows.shape[1] // height, keys.shape[1])[..., -hidden:] += stack.bias[:, :, None]
     return torch.softmax(scores, -1, out=scratch("chances", scores.shape, scores))
+
+
+def softmax_backward(slopes: Float[Tensor, "KN RG L"], chances: Float[Tensor, "KN RG L"]) -> Float[Tensor, "KN RG L"]:
+    """The gradient in front of the softmax; `slopes`, the gradient behind it, is used up."""
+    if (kernels := kernels_for(slopes)) is not None:
+        kernels.softmax_backward(slopes, chances)
+        return slopes
+    return torch.ops.aten._softmax_backward_data(slopes, chances, -1, chances.dtype)
 
 
 def scaled(

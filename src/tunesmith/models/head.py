@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tunesmith.models.native.kernels import kernels_for
+
 CHUNK = 256  # rows of the vocabulary projection alive at once
 
 
@@ -46,6 +48,10 @@ def softmax_parts(rows: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor,
     """exp(z - max) in the computing type, its fp32 row sums, log p(target), and whether the target is the maximum."""
     logits = rows @ weight.T
     chosen = logits.gather(1, target[:, None]).float()
+    if (kernels := kernels_for(logits)) is not None:
+        largest, sums = (logits.new_empty(len(logits), 1, dtype=torch.float32) for _ in range(2))
+        kernels.powers(logits, largest, sums)
+        return logits, sums, (chosen - largest - sums.log())[:, 0], (chosen >= largest)[:, 0].float()
     largest = logits.amax(1, keepdim=True)
     powers = logits.sub_(largest).exp_()
     sums = powers.sum(1, keepdim=True, dtype=torch.float32)

@@ -23,6 +23,7 @@ from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.content import content_hash
 from tunesmith.models.load import load_base
 from tunesmith.models.locate import locate
+from tunesmith.models.native import build as kernels
 from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Reference, StartWeights
 from tunesmith.paths import home
 from tunesmith.planning.reference import find_reference
@@ -171,6 +172,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
         torch.__version__,
         torch.get_num_threads(),
         code_hash(),
+        kernels.state(),
         [] if build.mismatch is None else hashlib.sha256(build.mismatch.partners.tobytes()).hexdigest(),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -179,6 +181,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
 def code_hash() -> str:
     """Hash of the code that computes log-probabilities."""
     total = hashlib.sha256()
-    for path in sorted(Path(models.__file__).parent.rglob("*.py")):
+    folder = Path(models.__file__).parent
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
         total.update(path.read_bytes())
     return total.hexdigest()

@@ -7,11 +7,11 @@ from tests.unit.models.test_forest import EDGES, KINDS, PAIRS, Tree, batches, lo
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.models import attention, forest
+from tunesmith.models import attention, forest, forest_attention, head
 from tunesmith.models.adapters import attach, merge
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import hidden_states, score, score_only
-from tunesmith.models.layer import attend
+from tunesmith.models.layer import attend, parts
 from tunesmith.models.layer.module import FastLayer, put_fast_layers
 from tunesmith.models.layer.projection import side_by_side
 
@@ -53,6 +53,15 @@ def assert_alike(ours: tuple, theirs: tuple) -> None:
         assert (ours[2][name] - gradient).abs().max() <= 1e-4 * scale, name
 
 
+@pytest.fixture(params=["kernels", "torch"])
+def means(request, monkeypatch):
+    """With the compiled kernels, and as it runs where there is no compiler."""
+    if request.param == "torch":
+        for module in (parts, forest_attention, head):
+            monkeypatch.setattr(module, "kernels_for", lambda states: None)
+
+
+@pytest.mark.usefixtures("means")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("architecture", FAMILY)

@@ -35,7 +35,7 @@ def heads_of(
     out = rows.new_empty(shape.key_heads, len(rows), count // shape.key_heads * shape.width)
     apart, target = by_key_head(rows, shape), out.unflatten(2, (-1, shape.width))
     if shape.rotary:
-        rotate(apart, rotation.cos[:, None], rotation.sin[:, None], out=target)
+        rotate(apart, rotation.cos, rotation.sin, out=target)
     else:
         target.copy_(apart)
     return out
@@ -52,7 +52,7 @@ def heads_backward(
     """out = the gradient of the rows; `rows` is what `heads_of` was given, and needed with a norm only."""
     grad, target = grad.unflatten(2, (-1, shape.width)), by_key_head(out, shape)
     if shape.rotary:
-        rotate_backward(grad, rotation.cos[:, None], rotation.sin[:, None], out=target)
+        rotate_backward(grad, rotation.cos, rotation.sin, out=target)
     else:
         target.copy_(grad)
     if own_norm is None:

@@ -81,7 +81,9 @@ class FastLayer(nn.Module):
             return out if rows is None else out.index_select(1, rows)
         cos, sin = position_embeddings
         weights = self.weights()
-        call = Call(weights, self.shape, Rotation(cos[0], sin[0]), forest, rows, self.recompute)
+        call = Call(
+            weights, self.shape, Rotation(cos[0].contiguous(), sin[0].contiguous()), forest, rows, self.recompute
+        )
         trained = weights.trained()
         if torch.is_grad_enabled() and (trained or hidden_states.requires_grad):
             return LayerFunction.apply(hidden_states[0], call, *trained)[None]

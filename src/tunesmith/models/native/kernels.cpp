@@ -1,0 +1,265 @@
+// Passes over memory between the matmuls of a layer, each in one sweep. Every row is computed by one thread, in a fixed
+// order, so that results do not depend on the number of threads. The same formulas in torch: models/layer/parts.py,
+// models/forest_attention.py and models/head.py. Statistics are fp32 for every type of the states.
+//
+// A block of rows is given by its first element, the step from one outer row to the next, and the number of inner rows
+// that follow each other at once: [T, N, D] with the rows of one t side by side.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bf16 { uint16_t bits; };
+
+inline float wide(float value) { return value; }
+inline float wide(bf16 value) {
+    uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+
+inline void put(float *place, float value) { *place = value; }
+inline void put(bf16 *place, float value) {  // to the nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    place->bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+inline float greater(float one, float other) { return one > other ? one : other; }
+
+inline float rounded(float value, const float *) { return value; }
+inline float rounded(float value, const bf16 *) {
+    bf16 kept;
+    put(&kept, value);
+    return wide(kept);
+}
+
+// e^x within 2 units in the last place, without a branch, so that loops over it become vector instructions
+// (coefficients: Cephes expf, S. Moshier, public domain). 0 below -87.3, as far as fp32 reaches above 88.
+inline float power(float x) {
+    float held = x < -87.3f ? -87.3f : x;
+    held = held > 88.3f ? 88.3f : held;
+    const float shift = 12582912.f;  // adding and taking away 1.5 * 2^23 rounds to a whole number
+    float times = held * 1.44269504f + shift;
+    int32_t exponent;
+    std::memcpy(&exponent, &times, 4);
+    times -= shift;
+    float rest = held - times * 0.693359375f + times * 2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1;
+    int32_t bits = (exponent - 0x4b400000 + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return x < -87.3f ? 0 : sum * scale;
+}
+
+template <class T>
+void norm(const T *x, int64_t x_step, const float *weight, float eps, T *out, int64_t out_step, float *factor,
+          int64_t outer, int64_t inner, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < outer * inner; row++) {
+        const T *from = x + row / inner * x_step + row % inner * width;
+        T *to = out + row / inner * out_step + row % inner * width;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < width; i++) sum += wide(from[i]) * wide(from[i]);
+        float scale = 1 / std::sqrt(sum / width + eps);
+        factor[row] = scale;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) put(to + i, wide(from[i]) * scale * weight[i]);
+    }
+}
+
+template <class T>
+void norm_backward(const T *grad, int64_t grad_step, const T *x, int64_t x_step, const float *weight,
+                   const float *factor, const T *beside, T *out, int64_t outer, int64_t inner, int64_t width,
+                   int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < outer * inner; row++) {
+        const T *slope = grad + row / inner * grad_step + row % inner * width;
+        const T *from = x + row / inner * x_step + row % inner * width;
+        T *to = out + row * width;
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int64_t i = 0; i < width; i++) dot += wide(slope[i]) * weight[i] * wide(from[i]);
+        float scale = factor[row], pull = dot * scale * scale * scale / width;
+        if (beside) {
+            const T *other = beside + row * width;
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++)
+                put(to + i, wide(slope[i]) * weight[i] * scale - wide(from[i]) * pull + wide(other[i]));
+        } else {
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++)
+                put(to + i, wide(slope[i]) * weight[i] * scale - wide(from[i]) * pull);
+        }
+    }
+}
+
+// The heads of one key stand side by side in both blocks; `sign` is -1 for the rotation back.
+template <class T>
+void rotate(const T *x, int64_t x_key, int64_t x_row, const T *cosine, const T *sine, T *out, int64_t out_key,
+            int64_t out_row, int64_t keys, int64_t rows, int64_t group, int64_t width, float sign, int threads) {
+    int64_t half = width / 2;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *c = cosine + row * width, *s = sine + row * width;
+        for (int64_t head = 0; head < keys * group; head++) {
+            const T *from = x + head / group * x_key + row * x_row + head % group * width;
+            T *to = out + head / group * out_key + row * out_row + head % group * width;
+            const T *s1 = sign > 0 ? s : s + half, *s2 = sign > 0 ? s + half : s;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                float first = wide(from[i]), second = wide(from[i + half]);
+                float one = rounded(first * wide(c[i]), from), two = rounded(second * wide(c[i + half]), from);
+                put(to + i, one - sign * second * wide(s1[i]));
+                put(to + i + half, two + sign * first * wide(s2[i]));
+            }
+        }
+    }
+}
+
+template <class T>
+void gate(const T *both, T *out, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *first = both + 2 * row * width, *second = first + width;
+        T *to = out + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) {
+            float value = wide(first[i]);
+            put(to + i, value / (1 + power(-value)) * wide(second[i]));
+        }
+    }
+}
+
+template <class T>
+void gate_backward(const T *grad, const T *both, T *grad_both, T *product, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *slope = grad + row * width, *first = both + 2 * row * width, *second = first + width;
+        T *to_first = grad_both + 2 * row * width, *to_second = to_first + width, *to = product + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) {
+            float value = wide(first[i]), other = wide(second[i]), pull = wide(slope[i]);
+            float share = 1 / (1 + power(-value)), smooth = value * share;
+            put(to_first + i, pull * other * share * (1 + value * (1 - share)));
+            put(to_second + i, pull * smooth);
+            put(to + i, smooth * other);
+        }
+    }
+}
+
+// scores [B, R * group, L] become softmax(scores + bias), bias [N, R, C] for the last C of the L columns, b % N its unit.
+template <class T>
+void softmax(T *scores, const T *bias, int64_t batches, int64_t units, int64_t rows, int64_t group, int64_t width,
+             int64_t masked, int threads) {
+    int64_t open = width - masked;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> held(width);
+        float *powers = held.data();
+#pragma omp for
+        for (int64_t row = 0; row < batches * rows * group; row++) {
+            T *place = scores + row * width;
+            const T *mask = bias + (row / (rows * group) % units * rows + row % (rows * group) / group) * masked;
+            float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+            for (int64_t i = 0; i < open; i++) largest = greater(wide(place[i]), largest);
+#pragma omp simd reduction(max : largest)
+            for (int64_t i = 0; i < masked; i++) {
+                powers[open + i] = wide(place[open + i]) + wide(mask[i]);
+                largest = greater(powers[open + i], largest);
+            }
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < open; i++) sum += powers[i] = power(wide(place[i]) - largest);
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = open; i < width; i++) sum += powers[i] = power(powers[i] - largest);
+            float share = 1 / sum;
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++) put(place + i, powers[i] * share);
+        }
+    }
+}
+
+template <class T>
+void softmax_backward(T *slopes, const T *chances, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        T *place = slopes + row * width;
+        const T *chance = chances + row * width;
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int64_t i = 0; i < width; i++) dot += wide(place[i]) * wide(chance[i]);
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) put(place + i, wide(chance[i]) * (wide(place[i]) - dot));
+    }
+}
+
+// logits [R, V] become exp(logits - largest); the largest of each row and the sum of the powers are returned.
+template <class T>
+void powers(T *logits, float *largest, float *sums, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        T *place = logits + row * width;
+        float top = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : top)
+        for (int64_t i = 0; i < width; i++) top = greater(wide(place[i]), top);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < width; i++) {
+            float value = power(wide(place[i]) - top);
+            put(place + i, value);
+            sum += value;
+        }
+        largest[row] = top;
+        sums[row] = sum;
+    }
+}
+
+}  // namespace
+
+#define EXPORT(NAME, T)                                                                                                \
+    extern "C" void norm_##NAME(const T *x, int64_t xs, const float *w, float eps, T *out, int64_t os, float *factor,  \
+                                int64_t outer, int64_t inner, int64_t width, int threads) {                            \
+        norm(x, xs, w, eps, out, os, factor, outer, inner, width, threads);                                            \
+    }                                                                                                                  \
+    extern "C" void norm_backward_##NAME(const T *g, int64_t gs, const T *x, int64_t xs, const float *w,               \
+                                         const float *factor, const T *beside, T *out, int64_t outer, int64_t inner,   \
+                                         int64_t width, int threads) {                                                 \
+        norm_backward(g, gs, x, xs, w, factor, beside, out, outer, inner, width, threads);                             \
+    }                                                                                                                  \
+    extern "C" void rotate_##NAME(const T *x, int64_t xk, int64_t xr, const T *c, const T *s, T *out, int64_t ok,      \
+                                  int64_t orow, int64_t keys, int64_t rows, int64_t group, int64_t width, float sign,  \
+                                  int threads) {                                                                       \
+        rotate(x, xk, xr, c, s, out, ok, orow, keys, rows, group, width, sign, threads);                               \
+    }                                                                                                                  \
+    extern "C" void gate_##NAME(const T *both, T *out, int64_t rows, int64_t width, int threads) {                     \
+        gate(both, out, rows, width, threads);                                                                         \
+    }                                                                                                                  \
+    extern "C" void gate_backward_##NAME(const T *g, const T *both, T *gb, T *product, int64_t rows, int64_t width,    \
+                                         int threads) {                                                                \
+        gate_backward(g, both, gb, product, rows, width, threads);                                                     \
+    }                                                                                                                  \
+    extern "C" void softmax_##NAME(T *scores, const T *bias, int64_t batches, int64_t units, int64_t rows,             \
+                                   int64_t group, int64_t width, int64_t masked, int threads) {                        \
+        softmax(scores, bias, batches, units, rows, group, width, masked, threads);                                    \
+    }                                                                                                                  \
+    extern "C" void softmax_backward_##NAME(T *slopes, const T *chances, int64_t rows, int64_t width, int threads) {   \
+        softmax_backward(slopes, chances, rows, width, threads);                                                       \
+    }                                                                                                                  \
+    extern "C" void powers_##NAME(T *logits, float *largest, float *sums, int64_t rows, int64_t width, int threads) {  \
+        powers(logits, largest, sums, rows, width, threads);                                                           \
+    }
+
+EXPORT(bfloat16, bf16)
+EXPORT(float32, float)
