@@ -36,9 +36,13 @@ def dotted(key: Key) -> str:
 
 @dataclass(slots=True)
 class Layers:
-    """The merged tree so far; `expand` writes shorthands out, `unions` names the tag of each group with variants."""
+    """The merged tree so far; `expand` writes shorthands out, `unions` names the tag of each group with variants.
+
+    `follow` takes origins along where `expand` moves what they are of.
+    """
 
     expand: Callable[[Any], Any]
+    follow: Callable[[Any, Mapping[Key, Origin]], dict[Key, Origin]]
     unions: Mapping[Key, str]
     value: dict[str, Any] = field(default_factory=dict)
     origins: dict[Key, Origin] = field(default_factory=dict)
@@ -52,8 +56,9 @@ class Layers:
                 "E011", "a recipe is an object of sections, this is not one", where=Where(file, 1),
                 fixes=["tunesmith init recipe.yaml"],
             )  # fmt: skip
-        self.value = self.expand(tree.value)
+        self.value = tree.value
         self.origins = {key: Origin("file", where, tree.texts.get(key)) for key, where in tree.places.items()}
+        self._expand()
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
         """Read `TUNESMITH__TRAIN__OPTIMIZER__LR=1e-4`: two underscores between the parts of the key."""
@@ -93,6 +98,10 @@ class Layers:
         self._switch_tag(key, value, origin)
         self._at(key[:-1])[key[-1]] = value
         self.origins[key] = origin
+        self._expand()
+
+    def _expand(self) -> None:
+        self.origins = self.follow(self.value, self.origins)
         self.value = self.expand(self.value)
 
     def _at(self, key: Key) -> Any:

@@ -15,7 +15,7 @@ from tunesmith.configuring.reader import read_file
 from tunesmith.configuring.shipped import find_recipe
 from tunesmith.errors import Diagnostic
 from tunesmith.recipe.checks import contradictions
-from tunesmith.recipe.settings import UNIONS, Recipe, expand
+from tunesmith.recipe.settings import UNIONS, Recipe, expand, follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def load_recipe(
 
     Raises UsageError with file, line and field for every fault, Unsafe for a file that is an attack.
     """
-    layers = Layers(expand, UNIONS)
+    layers = Layers(expand, follow, UNIONS)
     file = None if path is None else find_recipe(str(path))
     if file is not None:
         layers.add_file(read_file(file), str(file))

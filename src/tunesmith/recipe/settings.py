@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import Field, model_validator
 
@@ -26,6 +27,7 @@ elif len(OBJECTIVES) == 1:
 else:
     AnyObjective = Annotated[Union[OBJECTIVES], Field(discriminator="name")]  # noqa: UP007
 
+T = TypeVar("T")
 _SOURCES: tuple[tuple[str, str], ...] = (("data", "train"), ("data", "eval"), ("evaluate", "data"))
 _WORDS: dict[Key, str] = {
     ("objective",): "name",
@@ -125,6 +127,33 @@ def expand(value: Any) -> Any:
         if key[-1] in parent:
             parent[key[-1]] = _tagged(parent[key[-1]], tag, _DEFAULT_TAGS.get(key))
     return tree
+
+
+def follow(value: Any, origins: Mapping[Key, T]) -> dict[Key, T]:
+    """The origins of what stands in a tree as `expand` will leave it: of a list of objectives all but the first move.
+
+    An entry without an origin of its own has that of the list.
+    """
+    listed = value.get("objective")
+    if not isinstance(listed, list | tuple) or not listed:
+        return dict(origins)
+    moved = {_moved(key, len(listed)): origins[key] for key in sorted(origins, key=len)}
+    if ("objective",) in origins:
+        whole = origins["objective",]
+        moved = {**{("also", index): whole for index in range(len(listed) - 1)}, **moved}
+    return moved
+
+
+def _moved(key: Key, listed: int) -> Key:
+    """Where a key of a tree with a list of so many objectives goes."""
+    if len(key) < 2:
+        return key
+    group, index = key[:2]
+    if not isinstance(index, int):
+        return key
+    if group == "objective":
+        return ("objective", *key[2:]) if index == 0 else ("also", index - 1, *key[2:])
+    return ("also", index + listed - 1, *key[2:]) if group == "also" else key
 
 
 def _sources(value: Any) -> Any:

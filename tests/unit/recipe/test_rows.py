@@ -347,3 +347,50 @@ def test_k06_every_objective_is_trained_by_its_name_or_by_the_recipe_that_is_off
     assert changed.objective.reads == offered.objective.reads
     if offered.objective.reads == "logprobs":
         assert changed.objective.kind == offered.objective.kind
+
+
+LISTED = """\
+data: {train: a.jsonl}
+objective:
+  - dpo
+  - name: sft
+    coefficient: 0.2
+  - name: kto
+    lambda_good: 2.0
+also:
+  - {name: ipo, beta: 0.5}
+"""
+
+
+def test_objectives_of_a_list_keep_their_places(tmp_path):
+    text = LISTED.replace("  - name: kto\n    lambda_good: 2.0\n", "")
+    rows = {key: origin for key, _, origin in load(tmp_path, text, "also.1.beta=0.4").values()}
+    lines = {key: origin.where.line for key, origin in rows.items() if origin.kind == "file"}
+    assert lines["objective.name"] == 3
+    assert (lines["also.0.name"], lines["also.0.coefficient"], lines["also.1.name"]) == (4, 5, 7)
+    assert rows["also.1.beta"].kind == "override"
+    assert rows["objective.beta"].kind == "default"
+
+
+def test_objectives_of_a_list_on_the_command_line_come_from_there(tmp_path):
+    loaded = load(
+        tmp_path, "data: {train: a.jsonl}\n", "objective=[dpo, {name: sft, coefficient: 0.2}]", "train.steps=3"
+    )
+    kinds = {key: origin.kind for key, _, origin in loaded.values()}
+    assert kinds["objective.name"] == kinds["also.0.name"] == kinds["also.0.coefficient"] == "override"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field"),
+    [
+        ("coefficient: 0.2", "coefficient: much", 5, "also.0.coefficient"),
+        ("coefficient: 0.2", "coefficent: 0.2", 5, "also.0.coefficent"),
+        ("lambda_good: 2.0", "lambda_good: -1", 7, "also.1.lambda_good"),
+        ("beta: 0.5", "beta: -1", 9, "also.2.beta"),
+        ("  - dpo", "  - {name: dpo, beta: -1}", 3, "objective.beta"),
+        ("- name: sft", "- name: sfd", 4, "also.0.name"),
+    ],
+)
+def test_a_fault_in_a_list_of_objectives_is_told_where_it_stands(tmp_path, old, new, line, field):
+    found = next(one for one in refused(tmp_path, LISTED.replace(old, new)).diagnostics if one.where.field == field)
+    assert (found.where.file, found.where.line) == (str(tmp_path / "recipe.yaml"), line)
