@@ -153,12 +153,13 @@ def measure(opened: Opened, settings: dict[str, Any], max_length: int) -> Evalua
     from tunesmith.cli.output import console
     from tunesmith.data.config import DataConfig
     from tunesmith.evaluate.config import EvaluateConfig
-    from tunesmith.evaluate.harness import evaluate, holds_pairs
+    from tunesmith.evaluate.harness import evaluate, kind_held
     from tunesmith.track.progress import make_progress
 
     reading = DataConfig(max_length=max_length, overlong="split")
     asked = EvaluateConfig.model_validate(settings)
-    reference = wanted_reference(opened) if any(map(holds_pairs, asked.data)) else None
+    compared = any(kind_held(source) != "sequence" for source in asked.data)
+    reference = wanted_reference(opened) if compared else None
     with make_progress(console()) as progress:
         return evaluate(
             opened.model,
@@ -372,7 +373,7 @@ def evaluation_view(found: Evaluation, examples: int) -> list[RenderableType]:
             interval = f"{score.low:.4g} to {score.high:.4g}"
             table.add_row(Text(task), name, f"{score.value:.4g}", interval, f"{score.n:,}")
     parts: list[RenderableType] = [table]
-    for detail in found.detail.values():
+    for detail in filter(None, found.detail.values()):
         parts.append(breakdown_view(detail.get("reward_breakdown") or detail["breakdown"]))
     rows = sorted(found.rows, key=lambda row: row.ok)[:examples]
     if rows:

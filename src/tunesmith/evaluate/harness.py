@@ -21,12 +21,12 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, Where
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.evaluate.metrics import ANSWER_METRICS, LOSS_METRICS, Score, exact_match
-from tunesmith.evaluate.pairs import measure_pairs
+from tunesmith.evaluate.pairs import measure_pairs, measure_rankings
 from tunesmith.evaluate.scored import kind_of
 from tunesmith.models.forward import base_model, score_only
 from tunesmith.models.reference import Reference
 from tunesmith.rollout.generator import Sampling, context_length, generate
-from tunesmith.types import Completion, Conversation, Example
+from tunesmith.types import Completion, Conversation, Example, Kind
 
 MICROBATCH_TOKENS = 4096
 
@@ -60,7 +60,7 @@ class Row:
 class Evaluation:
     """Scores by task and metric, every generated answer, and how many records could not be used, by reason.
 
-    A task of pairs has no answers but a row in `pairs` for each, and groups of them in `detail`.
+    A task of pairs or rankings has no answers but a row in `pairs` for each, and groups of pairs in `detail`.
     """
 
     scores: dict[str, dict[str, Score]]
@@ -88,17 +88,19 @@ def evaluate(
 ) -> Evaluation:
     """Every source of `settings.data` is a task; greedy answers, so that the result repeats.
 
-    A source of pairs is measured by which answer the model finds likelier, and has no answers of its own; `reference`
-    is what its rewards are measured against. `data` says which tokens the loss sees and how long records may be.
-    `on_progress` hears (task, done, all) answers or pairs.
+    A source of pairs or rankings is measured by which answer the model finds likelier, and has no answers of its own;
+    `reference` is what its rewards are measured against. `data` says which tokens the loss sees and how long records
+    may be. `on_progress` hears (task, done, all) answers or pairs.
     """
     data = data or DataConfig()
     result = Evaluation({}, [])
     scores, unused, rows = result.scores, result.unused, result.rows
     for task, source in name_tasks(settings.data):
         left_out: Counter[str] = Counter()
-        if holds_pairs(source):
-            add_pairs(result, task, source, PairReading(model, tokenizer, data, settings.limit, reference, on_progress))
+        kind = kind_held(source)
+        if kind != "sequence":
+            how = Comparing(model, tokenizer, data, settings.limit, reference, on_progress)
+            add_compared(result, task, source, kind, how)
             continue
         entries = list(read_entries(source, Tally(data.on_bad), settings.limit))
         found: dict[str, Score] = {}
@@ -115,13 +117,16 @@ def evaluate(
     return result
 
 
-def holds_pairs(source: SourceConfig) -> bool:
-    return source.shape == "transcript" or kind_of(source, ("pair",), otherwise="sequence") == "pair"
+def kind_held(source: SourceConfig) -> Kind:
+    """Whether a source holds answers to compare, pairs or rankings, or single sequences."""
+    if source.shape == "transcript":
+        return "pair"
+    return kind_of(source, ("pair", "sequence", "ranking"), otherwise="sequence")
 
 
 @dataclass(frozen=True, slots=True)
-class PairReading:
-    """With what, and how, pairs are measured."""
+class Comparing:
+    """With what, and how, pairs and rankings are measured."""
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -131,14 +136,15 @@ class PairReading:
     on_progress: Progress | None
 
 
-def add_pairs(result: Evaluation, task: str, source: SourceConfig, how: PairReading) -> None:
-    """Measure a source of pairs."""
+def add_compared(result: Evaluation, task: str, source: SourceConfig, kind: Kind, how: Comparing) -> None:
+    """Measure a source of pairs or rankings."""
     left_out: Counter[str] = Counter()
     hear = how.on_progress
-    found = measure_pairs(
+    measure = measure_pairs if kind == "pair" else measure_rankings
+    found = measure(
         how.model,
         how.tokenizer,
-        read_entries(source, Tally(how.data.on_bad), how.limit, "pair"),
+        read_entries(source, Tally(how.data.on_bad), how.limit, kind),
         how.data,
         left_out,
         reference=how.reference,

@@ -1,4 +1,4 @@
-"""What a language model thinks of pairs: which answer it finds likelier, by how much, and against its reference."""
+"""What a language model thinks of pairs and rankings: which answer is likelier, by how much, against its reference."""
 
 from __future__ import annotations
 
@@ -19,45 +19,53 @@ from tunesmith.data.entries import Entry
 from tunesmith.data.packing import batch_of, pack
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.evaluate.metrics import Score, mean, proportion
-from tunesmith.evaluate.rewards import Comparison, group, parts_of
+from tunesmith.evaluate.rewards import Comparison, Ranked, best_margins, group, parts_of, ranking_scores
 from tunesmith.models.forward import base_model, read_only
 from tunesmith.models.reference import Reference
 from tunesmith.types import Batch, Example, Task
 
 MICROBATCH_TOKENS = 4096
 PAIRS = Task("pair")
+RANKINGS = Task("ranking")
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """Summed log-probabilities of the chosen and the rejected answer of each pair, and their tokens.
+    """Summed log-probabilities of all answers of the examples, end to end, and their tokens.
 
     `reference` are the same sums under the reference, when there is one.
     """
 
     examples: list[Example]
-    sums: Float[np.ndarray, "P 2"]
-    lengths: Float[np.ndarray, "P 2"]
-    reference: Float[np.ndarray, "P 2"] | None
+    sums: Float[np.ndarray, " S"]
+    lengths: Float[np.ndarray, " S"]
+    reference: Float[np.ndarray, " S"] | None
 
-    def compared(self, figures: Float[np.ndarray, "P 2"]) -> list[Comparison]:
-        """The pairs with a figure for each answer."""
+    def by_record(self, figures: Float[np.ndarray, " S"]) -> list[list[float]]:
+        """The figures of each example's answers."""
+        ends = np.cumsum([len(example.cuts) for example in self.examples])
+        return [part.tolist() for part in np.split(figures, ends[:-1])]
+
+    def compared(self, figures: Float[np.ndarray, " S"]) -> list[Comparison]:
+        """Pairs, chosen answers before rejected ones, with a figure for each answer."""
         return [
             Comparison(
-                float(figure[0]),
-                float(figure[1]),
+                figure[0],
+                figure[1],
                 int(length[0]),
                 int(length[1]),
                 source=Path(example.file).name,
                 record=f"{example.file}:{example.line}",
             )
-            for example, figure, length in zip(self.examples, figures, self.lengths, strict=True)
+            for example, figure, length in zip(
+                self.examples, self.by_record(figures), self.by_record(self.lengths), strict=True
+            )
         ]
 
 
 @dataclass(frozen=True, slots=True)
-class PairsMeasured:
-    """Scores of a set of pairs, groups of them, and a row per pair."""
+class AnswersMeasured:
+    """Scores of a set of pairs or rankings, groups of pairs, and a row per record."""
 
     scores: dict[str, Score]
     detail: dict[str, Any]
@@ -73,20 +81,47 @@ def measure_pairs(
     *,
     reference: Reference | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> PairsMeasured | None:
+) -> AnswersMeasured | None:
     """Accuracy and margin of summed and of per-token log-probabilities, and of rewards where there is a reference.
 
     A reward is the log-ratio to the reference, without the factor beta, which changes neither an accuracy nor a sign.
     None when no pair can be measured. Pairs are compared whole: what is too long is left out, never split.
     """
+    examples = encoded(tokenizer, entries, settings, PAIRS, left_out)
+    return told(likelihoods(model, examples, reference, on_progress)) if examples else None
+
+
+def measure_rankings(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    entries: Iterable[Entry],
+    settings: DataConfig,
+    left_out: Counter[str],
+    *,
+    reference: Reference | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> AnswersMeasured | None:
+    """As `measure_pairs`, of answers ranked best first.
+
+    Accuracy is the share of a record's pairs of unequal rating in the right order, `best_first` how often the best
+    answer is ahead of all others, the margin that of the best above the mean of those below it.
+    """
+    examples = encoded(tokenizer, entries, settings, RANKINGS, left_out)
+    return ranked(likelihoods(model, examples, reference, on_progress)) if examples else None
+
+
+def encoded(
+    tokenizer: Tokenizer, entries: Iterable[Entry], settings: DataConfig, task: Task, left_out: Counter[str]
+) -> list[Example]:
+    """The examples of records that are compared whole; what is too long is left out and counted."""
     whole = settings.model_copy(update={"overlong": "drop"}) if settings.overlong == "split" else settings
     examples: list[Example] = []
     for entry in entries:
-        outcome = encode_record(entry, tokenizer, whole, PAIRS)
+        outcome = encode_record(entry, tokenizer, whole, task)
         if outcome.dropped is not None:
             left_out[outcome.dropped] += 1
         examples += outcome.examples
-    return told(likelihoods(model, examples, reference, on_progress)) if examples else None
+    return examples
 
 
 def likelihoods(
@@ -95,28 +130,58 @@ def likelihoods(
     reference: Reference | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Likelihoods:
-    """The sums of every pair, in order; batched by tokens."""
-    sums, lengths, others = (np.zeros((len(examples), 2)) for _ in range(3))
+    """The sums of every answer, in order; batched by tokens."""
+    answers = np.array([len(example.cuts) for example in examples])
+    starts = np.cumsum(answers) - answers
+    sums, lengths, others = (np.zeros(int(answers.sum())) for _ in range(3))
     device, done = base_model(model).device, 0
     for places in pack([len(example) for example in examples], MICROBATCH_TOKENS):
         batch = batch_of([examples[index] for index in places]).to(device)
-        sums[places] = per_pair(read_only(model, batch, "logprobs").logprobs, batch)
-        lengths[places] = per_pair(torch.ones_like(batch.weight), batch)
+        into = np.concatenate([np.arange(starts[index], starts[index] + answers[index]) for index in places])
+        sums[into] = per_answer(read_only(model, batch, "logprobs").logprobs, batch)
+        lengths[into] = per_answer(torch.ones_like(batch.weight), batch)
         if reference is not None:
-            others[places] = per_pair(reference.logprobs(batch), batch)
+            others[into] = per_answer(reference.logprobs(batch), batch)
         done += len(places)
         if on_progress is not None:
             on_progress(done, len(examples))
     return Likelihoods(list(examples), sums, lengths, None if reference is None else others)
 
 
-def per_pair(values: Float[Tensor, " K"], batch: Batch) -> Float[np.ndarray, "P 2"]:
-    """Sums of a figure of scored tokens over chosen and rejected answers."""
+def per_answer(values: Float[Tensor, " K"], batch: Batch) -> Float[np.ndarray, " S"]:
+    """Sums of a figure of scored tokens over each answer."""
     sums = torch.zeros(len(batch.group), dtype=torch.float64)
-    return sums.index_add(0, batch.sequence.cpu(), values.double().cpu()).view(-1, 2).numpy()
+    return sums.index_add(0, batch.sequence.cpu(), values.double().cpu()).numpy()
 
 
-def told(found: Likelihoods) -> PairsMeasured:
+def ranked(found: Likelihoods) -> AnswersMeasured | None:
+    """None when no record has answers of unequal rating."""
+
+    def worth_of(figures: Float[np.ndarray, " S"], ending: str, beginning: str = "") -> dict[str, Score]:
+        records = [
+            Ranked(tuple(rewards), example.labels)
+            for rewards, example in zip(found.by_record(figures), found.examples, strict=True)
+        ]
+        scores = ranking_scores(records)
+        margins = best_margins(records)
+        scores |= {"margin": mean(margins)} if margins else {}
+        return {f"{beginning}{name}{ending}": score for name, score in scores.items()}
+
+    scores = {**worth_of(found.sums, ""), **worth_of(found.sums / np.maximum(found.lengths, 1), "_per_token")}
+    rows: list[dict[str, Any]] = [
+        {"record": f"{example.file}:{example.line}", "ratings": list(example.labels), "likelihoods": sums}
+        for example, sums in zip(found.examples, found.by_record(found.sums), strict=True)
+    ]
+    for row, lengths in zip(rows, found.by_record(found.lengths), strict=True):
+        row["tokens"] = list(map(int, lengths))
+    if found.reference is not None:
+        scores = {**worth_of(found.sums - found.reference, "", "reward_"), **scores}
+        for row, rewards in zip(rows, found.by_record(found.sums - found.reference), strict=True):
+            row["rewards"] = rewards
+    return AnswersMeasured(scores, {}, rows) if scores else None
+
+
+def told(found: Likelihoods) -> AnswersMeasured:
     summed = found.compared(found.sums)
     averaged = found.compared(found.sums / np.maximum(found.lengths, 1))
     scores = {**worth(summed, ""), **worth(averaged, "_per_token")}
@@ -132,7 +197,7 @@ def told(found: Likelihoods) -> PairsMeasured:
         detail["reward_breakdown"] = breakdown(rewards)
         for row, each in zip(rows, rewards, strict=True):
             row |= {"reward_chosen": each.chosen, "reward_rejected": each.rejected, "reward_margin": each.margin}
-    return PairsMeasured(scores, detail, rows)
+    return AnswersMeasured(scores, detail, rows)
 
 
 def worth(pairs: Sequence[Comparison], ending: str, beginning: str = "") -> dict[str, Score]:

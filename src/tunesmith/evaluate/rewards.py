@@ -126,6 +126,18 @@ def ranking_scores(records: Sequence[Ranked]) -> dict[str, Score]:
     return {"accuracy": mean(known), "best_first": proportion(best)} if known else {}
 
 
+def best_margins(records: Sequence[Ranked]) -> list[float]:
+    """By how much the best answers of each record are above those below them, mean against mean; ties have none."""
+    found = []
+    for each in records:
+        best = [
+            reward for reward, rating in zip(each.rewards, each.ratings, strict=True) if rating == max(each.ratings)
+        ]
+        rest = [reward for reward, rating in zip(each.rewards, each.ratings, strict=True) if rating < max(each.ratings)]
+        found += [float(np.mean(best) - np.mean(rest))] if rest else []
+    return found
+
+
 def order_share(record: Ranked) -> float | None:
     """Share of the record's pairs of unequal ratings that the rewards order alike, ties one half; None without any."""
     hits = [

@@ -12,7 +12,7 @@ from tunesmith.data.probes import check_template
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.evaluate.harness import holds_pairs
+from tunesmith.evaluate.harness import kind_held
 from tunesmith.models.locate import locate
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
@@ -46,7 +46,7 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
         train = prepare(recipe.data.train, recipe.data, tokenizer, told, task)
         held_out = prepare(recipe.data.eval, recipe.data, tokenizer, None, task) if recipe.data.eval else None
         for source in recipe.evaluate.data:  # faults are told before the training, not after it
-            kind = task.kind if task.reads == "values" else "pair" if holds_pairs(source) else "sequence"
+            kind = task.kind if task.reads == "values" else kind_held(source)
             deque(read_entries(source, Tally(recipe.data.on_bad), recipe.evaluate.limit, kind), maxlen=0)
         return Inputs(base, tokenizer, task, train, held_out)
 

@@ -146,6 +146,20 @@ def test_eval_measures_pairs_before_and_after(folder: Path, finished: Path, tmp_
     assert "chosen shorter" in out
 
 
+def test_eval_measures_rankings(folder: Path, finished: Path, tmp_path: Path, capsys) -> None:
+    data = tmp_path / "ranks.jsonl"
+    data.write_text(json.dumps({"prompt": "Hello", "answers": ["Hi.", "Ho there.", "Go away."]}) + "\n")
+    rows = tmp_path / "rows.jsonl"
+    assert call("eval", str(finished), "--data", str(data), "--answers", str(rows), "--json") == 0
+    told = json.loads(capsys.readouterr().out)["ranks"]
+    assert told["reward_accuracy"].keys() == {"value", "low", "high", "n"}
+    assert len(json.loads(rows.read_text())["likelihoods"]) == 3
+    assert call("eval", str(folder), "--data", str(data)) == 0
+    out = capsys.readouterr().out
+    assert "best_first_per_token" in out
+    assert "reward_accuracy" not in out
+
+
 def test_a_full_run_is_compared_with_the_model_it_began_as(folder: Path, tmp_path: Path, capsys) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text(json.dumps({"prompt": "Hello", "chosen": "Hi.", "rejected": "Go away."}) + "\n")

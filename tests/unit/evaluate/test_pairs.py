@@ -106,3 +106,52 @@ def test_pairs_that_are_all_too_long_cannot_be_measured(folder, pairs):
     with pytest.raises(DataError) as caught:
         evaluate(model, tokenizer, EvaluateConfig(data=(pairs,)), DataConfig(max_length=8, overlong="split"))
     assert caught.value.diagnostic.code == "E153"
+
+
+RANKS = [
+    ("Hello", ["Hi.", "Hello, how are you?", "12"], [3.0, 2.0, 2.0]),
+    ("Good morning", ["Guten Morgen.", "Please.", "42", "Paris."], [9.0, 8.0, 7.0, 6.0]),
+    ("Add 12 and 30", ["The answer is 42.", "The answer is 30."], None),
+]
+
+
+@pytest.fixture
+def rankings(tmp_path) -> SourceConfig:
+    rows = [
+        {"prompt": prompt, "answers": answers} | ({"scores": scores} if scores else {})
+        for prompt, answers, scores in RANKS
+    ]
+    return write(tmp_path / "ranks.jsonl", rows)
+
+
+def test_rankings_are_measured_by_which_answers_are_likelier(folder, rankings):
+    model, tokenizer = load_base(folder, ModelConfig(path=str(folder))), load_tokenizer(folder)
+    found = evaluate(model, tokenizer, EvaluateConfig(data=(rankings,)))
+    sums = [[alone(folder, prompt, answer) for answer in answers] for prompt, answers, _ in RANKS]
+    shares, first, margins = [], [], []
+    for record, (_, answers, given) in zip(sums, RANKS, strict=True):
+        ratings = given or list(range(len(answers), 0, -1))
+        logs = [log for log, _ in record]
+        hits = [x > y for x, a in zip(logs, ratings, strict=True) for y, b in zip(logs, ratings, strict=True) if a > b]
+        shares.append(np.mean(hits))
+        first.append(logs[0] == max(logs))
+        margins.append(logs[0] - np.mean(logs[1:]))
+    scores = found.scores["ranks"]
+    names = {"accuracy", "best_first", "margin"}
+    assert set(scores) == names | {f"{name}_per_token" for name in names}
+    assert scores["accuracy"].value == pytest.approx(np.mean(shares))
+    assert scores["best_first"].value == pytest.approx(np.mean(first))
+    assert scores["margin"].value == pytest.approx(np.mean(margins), abs=1e-4)
+    assert all(score.n == 3 and score.low <= score.value <= score.high for score in scores.values())
+    for row, record in zip(found.pairs, sums, strict=True):
+        assert row["likelihoods"] == pytest.approx([log for log, _ in record], abs=1e-4)
+        assert row["tokens"] == [count for _, count in record]
+
+
+def test_rankings_have_rewards_against_a_reference(folder, rankings):
+    model = attach(load_base(folder, ModelConfig(path=str(folder))), LoraConfig(rank=4))
+    assert isinstance(model, PeftModel)
+    found = evaluate(model, load_tokenizer(folder), EvaluateConfig(data=(rankings,)), reference=AdapterOff(model))
+    assert found.scores["ranks"]["reward_accuracy"].value == 0.5
+    assert found.scores["ranks"]["reward_margin"].value == 0.0
+    assert [len(row["rewards"]) for row in found.pairs] == [3, 4, 2]

@@ -16,6 +16,7 @@ from tunesmith.evaluate.rewards import (
     Comparison,
     Ranked,
     Steps,
+    best_margins,
     feedback_scores,
     first_error,
     order_share,
@@ -149,3 +150,8 @@ def test_classes_by_hand() -> None:
     right, wrong = math.exp(4) / (math.exp(4) + 2), 1 / (math.exp(4) + 2)
     assert probabilities(values)[0].tolist() == pytest.approx([right, wrong, wrong])
     assert scores["log_loss"].value == pytest.approx(-(3 * math.log(right) + 3 * math.log(wrong)) / 6)
+
+
+def test_the_best_answer_is_compared_with_the_mean_of_those_below_it() -> None:
+    records = [Ranked((2.0, 3.0, 1.0), (5, 4, 4)), Ranked((1.0, 3.0, 0.0), (2, 2, 1)), Ranked((1.0, 2.0), (1, 1))]
+    assert best_margins(records) == [0.0, 2.0]
