@@ -10,7 +10,8 @@ from tunesmith.models.inventory import Inventory, Trainable
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
 USABLE = 0.9  # share of the free memory that a plan may promise
 HEAD_ROWS = 256  # rows of the vocabulary projection alive at once
-ATTENTION_ROWS = 256  # rows of attention probabilities alive at once
+PAIRS = 2**18  # pairs of row and key whose attention is alive at once; a block of rows of a long document may be more
+BLOCK = 96  # rows of such a block
 
 # Measured on whole processes, not derived (a nightly test compares plan and peak); the CUDA column is an estimate.
 BASELINE = {"cpu": 920e6, "cuda": 600e6}  # without a model: libraries and kernels per shape; the CUDA context
@@ -19,8 +20,9 @@ PASSING = {"cpu": 4.0, "cuda": 2.0}  # results that one layer's passes drop agai
 
 # Norms of a layer that keep an fp32 copy of the hidden state, where it is not two; models that norm queries and keys.
 NORMS = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4}
-FUSED = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3"])  # norms and gated layers of models/fused.py
 NORMED_QUERIES = frozenset(["qwen3", "gemma3", "gemma3_text", "olmo2"])
+WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # layers of models/layer
+NORMED_AFTERWARDS = frozenset(["olmo2"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +99,54 @@ def estimate(inventory: Inventory, trained: Trainable, adapter: Adapter, load: L
 
 
 def activation_sizes(inventory: Inventory, trained: Trainable, adapter: Adapter, load: Load) -> Sizes:
-    """What modules keep for the backward pass around ragged attention and the fast LoRA linear."""
+    """What layers keep for the backward pass, and what passes through one of them."""
     width = WIDTH.get(load.dtype, 2)
-    hidden, query, key = inventory.hidden, inventory.query, inventory.key
-    fused = inventory.model_type in FUSED
-    norms = NORMS.get(inventory.model_type, 2)
-    kept = float(norms * hidden * (width if fused else 4))  # the input of a norm, plain ones in fp32
-    if inventory.model_type in NORMED_QUERIES and not fused:
-        kept += 4 * (query + key)
-    kept += 2 * width * hidden  # inputs of the attention's and the MLP's first projections
-    kept += 2 * width * (query + key)  # queries, keys, values and the output of attention
-    kept += (3 if fused else 4) * width * inventory.intermediate  # gate, up, their product; plain ones silu(gate) too
+    drops = isinstance(adapter, LoraConfig) and adapter.dropout > 0
+    if inventory.model_type in WRITTEN_OUT and not load.dense and not drops:
+        kept = width * float(values_kept(inventory, adapter))
+        passing = width * float(values_passing(inventory))
+    else:
+        kept = plain_kept(inventory, adapter, load, width)
+        passing = PASSING[load.device] * kept
+    slack = SLACK[load.device]
+    alive = min(max(PAIRS, BLOCK * load.longest), load.tokens * load.longest)
+    once = 3 * width * inventory.heads * alive if load.device == "cpu" else 0  # scores, and twice as much for slopes
+    layers = max(0, inventory.layers - trained.lowest_layer)
+    return Sizes(slack * kept, slack * width * inventory.hidden, passing, once, layers)
+
+
+def values_kept(inventory: Inventory, adapter: Adapter) -> int:
+    """Numbers per token that a layer of models/layer keeps: its output, q k v, mixed values, middle, gate and up."""
+    heads = inventory.query + 2 * inventory.key
+    kept = 2 * inventory.hidden + heads + inventory.query + 2 * inventory.intermediate
+    if inventory.model_type in NORMED_QUERIES:
+        kept += heads
+    if inventory.model_type in NORMED_AFTERWARDS:
+        kept += 2 * inventory.hidden
+    return kept + (7 * adapter.rank if isinstance(adapter, LoraConfig) else 0)
+
+
+def values_passing(inventory: Inventory) -> int:
+    """Numbers per token that one layer's passes need for a moment, in scratch memory and in results."""
+    heads = inventory.query + 2 * inventory.key
+    return 4 * heads + 2 * inventory.query + 7 * inventory.hidden + 6 * inventory.intermediate
+
+
+def plain_kept(inventory: Inventory, adapter: Adapter, load: Load, width: int) -> float:
+    """Bytes per token that modules of transformers keep around ragged attention and the fast LoRA linear."""
+    kept = 4.0 * NORMS.get(inventory.model_type, 2) * inventory.hidden  # the input of a norm, in fp32
+    if inventory.model_type in NORMED_QUERIES:
+        kept += 4 * (inventory.query + inventory.key)
+    kept += 2 * width * inventory.hidden  # inputs of the attention's and the MLP's first projections
+    kept += 2 * width * (inventory.query + inventory.key)  # queries, keys, values and the output of attention
+    kept += 4 * width * inventory.intermediate  # gate, silu(gate), up, their product
     if isinstance(adapter, LoraConfig):
         kept += 7 * width * adapter.rank
     else:
-        kept += 2 * width * hidden  # a trained norm keeps its input as well
+        kept += 2 * width * inventory.hidden  # a trained norm keeps its input as well
     if load.dense:
         kept += (4 + width) * inventory.heads * load.tokens
-    slack = SLACK[load.device]
-    once = 4 * width * inventory.heads * ATTENTION_ROWS * load.longest if load.device == "cpu" else 0
-    layers = max(0, inventory.layers - trained.lowest_layer)
-    return Sizes(slack * kept, slack * width * hidden, PASSING[load.device] * kept, once, layers)
+    return kept
 
 
 def head_bytes(inventory: Inventory, trained: Trainable, width: int) -> int:

@@ -1,11 +1,27 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tests.tiny import tiny_model_folder
 
-from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
+from tunesmith.data.packing import batch_of
+from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig, ModelConfig
+from tunesmith.models.forward import score
 from tunesmith.models.headers import TensorInfo
-from tunesmith.models.inventory import Inventory, trainable
-from tunesmith.planning.memory import Load, activation_sizes, compute_type, estimate, layers_to_checkpoint
+from tunesmith.models.inventory import Inventory, take_inventory, trainable
+from tunesmith.models.layer import function
+from tunesmith.models.layer.module import WINDOWS
+from tunesmith.models.load import load_model
+from tunesmith.planning.memory import (
+    WRITTEN_OUT,
+    Load,
+    activation_sizes,
+    compute_type,
+    estimate,
+    layers_to_checkpoint,
+    values_kept,
+)
+from tunesmith.types import Example
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 64, 128, 4, 1000
 
@@ -90,3 +106,36 @@ def test_the_type_is_the_checkpoints_own_unless_asked():
     assert compute_type(inventory("float32"), "auto") == "float32"
     assert compute_type(inventory("float16"), "auto") == "bfloat16"
     assert compute_type(inventory("bfloat16"), "float32") == "float32"
+
+
+def tensors_of(kept):
+    halves = (kept.attention, kept.mlp)
+    parts = [part for half in halves for part in (half.low_in, half.low_out, half.before_norm)]
+    heads = kept.attended
+    parts += [kept.raw, heads.query, heads.key, heads.value, kept.mixed, kept.middle, kept.both]
+    return [part for part in parts if part is not None]
+
+
+@pytest.mark.parametrize("architecture", sorted(WRITTEN_OUT))
+@pytest.mark.parametrize("adapter", [FullConfig(), LoraConfig(rank=4)], ids=["full", "lora"])
+def test_a_layer_keeps_as_many_numbers_as_planned(architecture, adapter, tmp_path, monkeypatch):
+    """Every tensor that a forward pass keeps, and the layer's output, are counted."""
+    folder = tiny_model_folder(tmp_path, architecture)
+    model = load_model(folder, ModelConfig(path=str(folder), adapter=adapter))
+    counted = []
+    forward = function.forward_layer
+
+    def counting(x, call):
+        out, kept = forward(x, call)
+        counted.append(sum(part.numel() for part in (out, *tensors_of(kept))) / len(x))
+        return out, kept
+
+    monkeypatch.setattr(function, "forward_layer", counting)
+    weights = np.array([0, *[1] * 20], dtype=np.float32)
+    score(model, batch_of([Example(np.arange(3, 24, dtype=np.int32), weights, "a.jsonl", 1)]))
+    assert counted[0] == values_kept(take_inventory(folder), adapter)
+
+
+def test_the_planned_layers_are_those_that_are_written_out():
+    planned = {name.replace("_", "").lower() for name in WRITTEN_OUT}
+    assert planned == {name.removesuffix("DecoderLayer").lower() for name in WINDOWS}
