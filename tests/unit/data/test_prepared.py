@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer, with_template
 
 from tunesmith.data.chat import encode
 from tunesmith.data.check import check_data
@@ -199,8 +199,7 @@ def test_the_key_covers_bytes_template_tokenizer_mask_and_length(tmp_path, token
     sources = written(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}])
     settings = DataConfig()
     plain = prepare_key(sources, settings, tokenizer)
-    template = tmp_path / "other.jinja"
-    template.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     smaller = load_tokenizer(tiny_tokenizer(tmp_path / "smaller", vocabulary=380))
     keys = {
         "mask": prepare_key(sources, DataConfig(train_on="all"), tokenizer),
@@ -210,7 +209,7 @@ def test_the_key_covers_bytes_template_tokenizer_mask_and_length(tmp_path, token
         "control tokens": prepare_key(sources, DataConfig(special_tokens_in_text="error"), tokenizer),
         "columns": prepare_key((sources[0].model_copy(update={"columns": {"text": "t"}}),), settings, tokenizer),
         "shape": prepare_key((sources[0].model_copy(update={"shape": "text"}),), settings, tokenizer),
-        "template": prepare_key(sources, settings, tokenizer.with_template(template)),
+        "template": prepare_key(sources, settings, with_template(tokenizer, template)),
         "tokenizer": prepare_key(sources, settings, smaller),
         "order of files": prepare_key((*written(tmp_path / "b.jsonl", [{"text": "b"}]), *sources), settings, tokenizer),
     }
