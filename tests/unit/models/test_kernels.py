@@ -140,6 +140,13 @@ def test_hidden_keys_get_exactly_nothing_and_what_is_not_a_number_stays_so():
     assert out.isnan().all()
 
 
+@pytest.mark.parametrize("other", [draw(4, 16, dtype=torch.float32), draw(16, 4, dtype=torch.bfloat16).T])
+def test_tensors_that_would_be_read_as_nonsense_are_refused(other):
+    x, factor = draw(4, 16, dtype=torch.bfloat16), torch.ones(4, 1)
+    with pytest.raises(AssertionError, match="mixed types or split rows"):
+        parts.norm_backward(other, x, torch.ones(16), factor)
+
+
 def test_numbers_do_not_depend_on_the_number_of_threads():
     both = draw(513, 2 * 96, dtype=torch.bfloat16)
     threads = torch.get_num_threads()

@@ -28,6 +28,7 @@ class Kernels:
 
     def norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor, factor: Tensor) -> None:
         """out = x / sqrt(mean(x^2) + eps) * weight in rows of the last dimension; factor: 1 / sqrt(...), in fp32."""
+        require_alike(x, out)
         outer, inner, width = rows_of(x)
         self.call("norm", x, x.stride(0), weight, eps, out, out.stride(0), factor, outer, inner, width)
 
@@ -35,6 +36,7 @@ class Kernels:
         self, grad: Tensor, x: Tensor, weight: Tensor, factor: Tensor, beside: Tensor | None, out: Tensor
     ) -> None:
         """out = the gradient of x, plus `beside`."""
+        require_alike(x, grad, out, *([] if beside is None else [beside]))
         outer, inner, width = rows_of(x)
         self.call(
             "norm_backward", grad, grad.stride(0), x, x.stride(0), weight, factor, beside, out, outer, inner, width
@@ -43,29 +45,39 @@ class Kernels:
     def rotate(
         self, x: Float[Tensor, "K T G E"], cos: Tensor, sin: Tensor, out: Float[Tensor, "K T G E"], sign: float
     ) -> None:
+        require_alike(x, cos, sin, out)
         keys, rows, group, width = x.shape
         places = x.stride(0), x.stride(1), cos, sin, out, out.stride(0), out.stride(1)
         self.call("rotate", x, *places, keys, rows, group, width, sign)
 
     def gate(self, both: Float[Tensor, "T 2I"], out: Float[Tensor, "T I"]) -> None:
+        require_alike(both, out)
         self.call("gate", both, out, *out.shape)
 
     def gate_backward(self, grad: Tensor, both: Tensor, grad_both: Tensor, product: Tensor) -> None:
+        require_alike(grad, both, grad_both, product)
         self.call("gate_backward", grad, both, grad_both, product, *grad.shape)
 
     def softmax(self, scores: Float[Tensor, "B RG L"], bias: Float[Tensor, "N R C"]) -> None:
         """scores = softmax(scores + bias), the bias that of unit b modulo N, for the last C keys."""
+        require_alike(scores, bias)
         units, rows, masked = bias.shape
         batches, height, width = scores.shape
         self.call("softmax", scores, bias, batches, units, rows, height // rows, width, masked)
 
     def softmax_backward(self, slopes: Tensor, chances: Tensor) -> None:
         """slopes = the gradient in front of the softmax, from that behind it."""
+        require_alike(slopes, chances)
         self.call("softmax_backward", slopes, chances, chances.numel() // chances.shape[-1], chances.shape[-1])
 
     def powers(self, logits: Float[Tensor, "R V"], largest: Tensor, sums: Tensor) -> None:
         """logits = exp(logits - largest of the row); `largest` and `sums` of the powers are fp32."""
         self.call("powers", logits, largest, sums, *logits.shape)
+
+
+def require_alike(*states: Tensor) -> None:
+    """The kernels see addresses alone: a tensor of another type or with gaps in its rows would be read as nonsense."""
+    assert all(each.dtype == states[0].dtype and each.stride(-1) == 1 for each in states), "mixed types or split rows"
 
 
 def as_argument(value: Tensor | int | float | None) -> c_void_p | c_int64 | c_float:
