@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from tunesmith.models.layer.parts import norm, norm_backward, norm_weight_gradient
+
 # Modules that compute exactly these formulas in transformers; any other module is left alone.
 NORMS = frozenset(f"{family}RMSNorm" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3"))
 GATED = frozenset(f"{family}MLP" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"))
@@ -40,28 +42,22 @@ class RMSNorm(nn.Module):
 
 
 class NormFunction(torch.autograd.Function):
+    """`parts.norm` with its gradient."""
+
     @staticmethod
     def forward(ctx, x, weight, eps):  # pyright: ignore[reportIncompatibleMethodOverride]
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
-        scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        if x.dtype == torch.float32:
-            return x * scale * weight
-        return (x * scale).to(x.dtype).mul_(weight)
+        rows, out = x.reshape(-1, x.shape[-1]), torch.empty_like(x, memory_format=torch.contiguous_format)
+        factor = norm(rows, weight, eps, out.view(rows.shape))
+        ctx.save_for_backward(x, weight, factor)
+        return out
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, scale = ctx.saved_tensors
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            rows = (grad.float() * (x * scale)).reshape(-1, x.shape[-1])
-            grad_weight = rows.sum(0).to(weight.dtype)
-        if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None
-        inner = grad.float().mul_(weight)
-        dot = (inner * x).sum(-1, keepdim=True)
-        grad_x = inner.mul_(scale).addcmul_(x.float(), dot * scale.pow(3), value=-1 / x.shape[-1])
-        return grad_x.to(x.dtype), grad_weight, None
+        x, weight, factor = ctx.saved_tensors
+        rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1])
+        grad_weight = norm_weight_gradient(grads, rows, factor).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        grad_x = norm_backward(grads, rows, weight, factor).view(x.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_weight, None
 
 
 class GatedLayer(nn.Module):
