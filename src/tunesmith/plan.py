@@ -31,6 +31,7 @@ from tunesmith.planning.calibration import (
     record_speed,
 )
 from tunesmith.planning.counting import Counted, count_data
+from tunesmith.planning.inputs import find_inputs
 from tunesmith.planning.machine import Machine, this_machine
 from tunesmith.planning.memory import (
     USABLE,
@@ -166,7 +167,7 @@ def make_plan(
     machine = machine or this_machine(recipe.train.threads)
     if machine.device == "cpu":
         machine = replace(machine, memory_free=machine.memory_free // ranks)
-    folder = locate(recipe.model.path, recipe.model.revision, progress)
+    folder = find_inputs(recipe, progress)
     task = resolve_task(recipe)
     inventory = take_inventory(folder, task.outputs)
     tokenizer = load_tokenizer(folder)

@@ -9,7 +9,7 @@ import typer
 
 from tunesmith.cli.convert import register as register_convert
 from tunesmith.cli.options import AsJson, Overrides, RecipeName
-from tunesmith.cli.output import answer, console, emit_json, show
+from tunesmith.cli.output import answer, console, emit_json, fetching, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,12 +111,13 @@ def fix(
 def load(recipe: str, overrides: list[str] | None) -> tuple[Recipe, Tokenizer, Task]:
     """The recipe, the tokenizer of its model, and what records are to it; no weight is loaded."""
     from tunesmith.data.tokenizer import load_tokenizer
-    from tunesmith.models.locate import locate
+    from tunesmith.planning.inputs import find_inputs
     from tunesmith.recipe import load_recipe
     from tunesmith.recipe.task import resolve_task
 
     loaded = load_recipe(recipe, overrides or ()).recipe
-    tokenizer = load_tokenizer(locate(loaded.model.path, loaded.model.revision))
+    with fetching() as progress:
+        tokenizer = load_tokenizer(find_inputs(loaded, progress))
     return loaded, tokenizer, resolve_task(loaded)
 
 

@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,22 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def fetching() -> Iterator[Callable[[str, float], None]]:
+    """What to tell how far a model is fetched: a phase and its share from 0 to 1; silent when none needs to be."""
+    from tunesmith.track.progress import Progress, make_progress
+
+    with ExitStack() as stack:
+        shown: list[Progress] = []
+
+        def tell(phase: str, share: float) -> None:
+            if not shown:
+                shown.append(stack.enter_context(make_progress(console())))
+            shown[0].phase(f"model, {phase}, percent", round(share * 100), 100)
+
+        yield tell
 
 
 def answer(content: RenderableType) -> None:

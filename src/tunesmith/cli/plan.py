@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tunesmith.cli.options import AsJson, Overrides, RecipeName
-from tunesmith.cli.output import answer, emit_json, show
+from tunesmith.cli.output import answer, emit_json, fetching, show
 
 
 def register(app: typer.Typer) -> None:
@@ -21,12 +21,13 @@ def plan(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fals
 
     loaded = load_recipe(recipe, overrides or ())
     words = " ".join([recipe, *(overrides or ())])
-    if loaded.recipe.online is None:
-        made = make_plan(loaded.recipe, file=words)
-    else:
-        from tunesmith.iterate.planning import plan_any  # loads transformers
+    with fetching() as progress:
+        if loaded.recipe.online is None:
+            made = make_plan(loaded.recipe, file=words, progress=progress)
+        else:
+            from tunesmith.iterate.planning import plan_any  # loads transformers
 
-        made = plan_any(loaded.recipe, file=words)
+            made = plan_any(loaded.recipe, file=words, progress=progress)
     if as_json:
         emit_json(made.to_json())
     else:

@@ -111,7 +111,7 @@ def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
 
 def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult | OnlineResult | None:
     """Plan, ask, make or open the run directory, execute; None when the answer was no."""
-    from tunesmith.cli.output import console, show
+    from tunesmith.cli.output import console, fetching, show
     from tunesmith.cli.plan_view import plan_view
     from tunesmith.iterate.loop import iterate
     from tunesmith.iterate.planning import plan_any
@@ -119,7 +119,8 @@ def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult |
     from tunesmith.run import execute
     from tunesmith.track.progress import make_progress
 
-    plan = mesh.first_then_others(lambda: plan_any(loaded.recipe, ranks=mesh.world, file=name))
+    with fetching() as progress:
+        plan = mesh.first_then_others(lambda: plan_any(loaded.recipe, ranks=mesh.world, file=name, progress=progress))
     if mesh.is_first:
         console().print(plan_view(plan))
         if loaded.recipe.online is not None:

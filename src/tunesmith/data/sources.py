@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tunesmith.data.config import SourceConfig
@@ -41,6 +41,13 @@ def find_files(path: str) -> list[Path]:
     if kind_of(given) is None:
         raise _unknown_kind(given)
     return [given]
+
+
+def check_present(sources: Iterable[SourceConfig]) -> None:
+    """Raise DataError (E041) for the first source without files; nothing is opened, and the hub is not asked."""
+    for source in sources:
+        if not source.path.startswith(PREFIX):
+            find_files(source.path)
 
 
 def read_records(path: Path, tally: Tally | None = None, *, by_line: bool = False) -> Iterator[Record]:

@@ -9,18 +9,19 @@ import numpy as np
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.evaluate.labelling import check_choice
 from tunesmith.iterate.rounds import all_prompts, settings_of, target_of
-from tunesmith.models.locate import locate
+from tunesmith.models.cache import Progress
 from tunesmith.plan import Plan, make_plan
 from tunesmith.planning.counting import CHOSEN, Counted, SourceCount
+from tunesmith.planning.inputs import find_inputs
 from tunesmith.recipe import Recipe
 
 
-def plan_any(recipe: Recipe, *, ranks: int = 1, file: str = "RECIPE") -> Plan:
+def plan_any(recipe: Recipe, *, ranks: int = 1, file: str = "RECIPE", progress: Progress | None = None) -> Plan:
     """`make_plan`; of a recipe with rounds the first round, as if every answer were as long as it may be."""
     if recipe.online is None:
-        return make_plan(recipe, ranks=ranks, file=file)
+        return make_plan(recipe, ranks=ranks, file=file, progress=progress)
     check_choice(recipe.online.label)
-    tokenizer = load_tokenizer(locate(recipe.model.path, recipe.model.revision))
+    tokenizer = load_tokenizer(find_inputs(recipe, progress))
     plan = make_plan(recipe, counted=count_round(recipe, tokenizer), ranks=ranks, file=file)
     return replace(plan, recipe=recipe)
 

@@ -1,0 +1,19 @@
+"""What a recipe starts from: its files are looked for before its model is fetched, which may take minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunesmith.data.sources import check_present
+from tunesmith.models.cache import Progress
+from tunesmith.models.locate import locate
+from tunesmith.recipe import Recipe
+
+
+def find_inputs(recipe: Recipe, progress: Progress | None = None) -> Path:
+    """The model's folder, fetched when it is not here; `progress` hears the phase and its share from 0 to 1.
+
+    Raises DataError E041 for data that is not there, then what `locate` raises.
+    """
+    check_present([*recipe.data.train, *recipe.data.eval, *recipe.evaluate.data])
+    return locate(recipe.model.path, recipe.model.revision, progress)
