@@ -18,6 +18,7 @@ from tunesmith.data.mismatch import spread
 from tunesmith.data.savings import saved_share
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
+from tunesmith.models.base_products import check_machine
 from tunesmith.models.cache import Progress
 from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
 from tunesmith.models.locate import locate
@@ -128,7 +129,7 @@ class Plan:
             "dtype": self.dtype,
             "microbatch": {"largest_tokens": steps.largest, "per_step": steps.microbatches},
             "calibration": {
-                "key": calibration_key(self.machine, self.dtype),
+                "key": calibration_key(self.machine, computed(self.recipe, self.dtype)),
                 "flops_per_token": round(self.flops),
                 "flops_per_second": round(self.speed.flops),
             },
@@ -167,6 +168,7 @@ def make_plan(
     machine = machine or this_machine(recipe.train.threads)
     if machine.device == "cpu":
         machine = replace(machine, memory_free=machine.memory_free // ranks)
+    check_machine(recipe.model.base_products, machine.device)
     folder = find_inputs(recipe, progress)
     task = resolve_task(recipe)
     inventory = take_inventory(folder, task.outputs)
@@ -195,7 +197,7 @@ def make_plan(
         memory=memory,
         checkpointed_layers=checkpointed,
         flops=flops,
-        speed=known_speed(machine, dtype),
+        speed=known_speed(machine, computed(recipe, dtype)),
         ranks=ranks,
         problems=find_problems(facts, peak_of),
     )
@@ -230,6 +232,12 @@ def planned_type(recipe: Recipe, inventory: Inventory, machine: Machine) -> str:
     if recipe.model.dtype != "auto" or stored == "float32":
         return stored
     return "bfloat16" if computing_type(torch.bfloat16, machine.device) == torch.bfloat16 else "float32"
+
+
+def computed(recipe: Recipe, dtype: str) -> str:
+    """What products are formed in, for speeds to be told apart."""
+    products = recipe.model.base_products
+    return dtype if products == "exact" else f"{dtype} and {products}"
 
 
 def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Machine) -> tuple[Memory, int]:
@@ -330,5 +338,5 @@ def record_actual(plan: Plan, actual: Mapping[str, Any]) -> tuple[Diagnostic, ..
     `actual` holds `tokens`, `saved_tokens`, `seconds` and `peak_memory_bytes`.
     """
     work = (actual["tokens"] - actual.get("saved_tokens", 0)) * plan.flops / plan.ranks
-    record_speed(calibration_key(plan.machine, plan.dtype), work, actual["seconds"])
+    record_speed(calibration_key(plan.machine, computed(plan.recipe, plan.dtype)), work, actual["seconds"])
     return peak_off(plan.memory, actual["peak_memory_bytes"])

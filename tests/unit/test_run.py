@@ -11,6 +11,7 @@ from tests.tiny import tiny_model_folder
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import CheckpointError, DataError, NumericalError
+from tunesmith.models.base_products import has_int8
 from tunesmith.recipe import load_recipe
 from tunesmith.run import execute
 from tunesmith.track.progress import make_progress
@@ -84,6 +85,21 @@ def test_early_stopping_keeps_the_best_weights_and_stays_stopped(model, tmp_path
     again, resumed = start(model, data, *settings, run=run)
     assert resumed.steps == result.steps
     assert len(losses(again)) == result.steps
+
+
+@pytest.mark.skipif(not has_int8("cpu"), reason="this processor has no 8-bit products")
+def test_products_in_8_bits_change_losses_little_and_resume_to_the_bit(model, tmp_path):
+    data = write_data(tmp_path / "d.jsonl")
+    settings = ["train.epochs=2", "train.checkpoint.every=3", "train.optimizer.lr=1e-2"]
+    (run, _), (exact, _) = (start(model, data, *settings, f"model.base_products={kind}") for kind in ("int8", "exact"))
+    whole = losses(run)
+    assert whole != losses(exact)
+    assert whole == pytest.approx(losses(exact), rel=0.02)
+    shutil.rmtree(run.checkpoints / "step-6")
+    start(model, data, *settings, "model.base_products=int8", run=run)
+    assert losses(run)[-3:] == whole[-3:]
+    with pytest.raises(CheckpointError, match=r"model\.base_products"):
+        start(model, data, *settings, run=run)
 
 
 def test_fixed_prompts_are_answered_every_n_steps(model, tmp_path):

@@ -42,7 +42,9 @@ def _title(plan: Plan) -> Text:
     threads = f", {plan.machine.threads} threads" if plan.machine.device == "cpu" else ""
     words = {"bfloat16": "bf16", "float32": "fp32"}
     title.append(f"  {_method(plan)}", style="default")
-    title.append(f"  {words.get(plan.dtype, plan.dtype)} on {plan.machine.name}{threads}", style="dim")
+    products = plan.recipe.model.base_products
+    eight = "" if products == "exact" else f", frozen products in {products}"
+    title.append(f"  {words.get(plan.dtype, plan.dtype)}{eight} on {plan.machine.name}{threads}", style="dim")
     return title
 
 

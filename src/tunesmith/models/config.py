@@ -70,6 +70,11 @@ class ModelConfig(Config):
         default="auto",
         description="Type of the frozen weights and the computation; auto: as stored, or fp32 on a CPU without bf16.",
     )
+    base_products: Literal["exact", "int8", "fp8"] = Field(
+        default="exact",
+        description="Products with frozen weights while training: exact, or in 8 bits on a CPU (int8) or GPU (fp8), "
+        "which is faster and not exact. What is saved goes with the exact weights.",
+    )
     attention: Literal["auto", "ragged", "dense"] = Field(
         default="auto", description="ragged never multiplies across segments; dense is the masked reference."
     )

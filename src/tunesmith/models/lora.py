@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from peft.tuners.lora import Linear as PeftLinear
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class LoraFunction(torch.autograd.Function):
@@ -38,10 +38,10 @@ class FastLoraLinear(PeftLinear):
 
     def forward(self, x: Float[Tensor, "*batch in"], *args: object, **kwargs: object) -> Float[Tensor, "*batch out"]:
         adapters = self.active_adapters
-        if not self.is_fast(adapters) or args or kwargs:
+        base = self.get_base_layer()
+        if not self.is_fast(adapters) or args or kwargs or type(base) is not nn.Linear:
             return super().forward(x, *args, **kwargs)
         (name,) = adapters
-        base = self.get_base_layer()
         rows = x.reshape(-1, x.shape[-1])
         out = LoraFunction.apply(
             rows, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]

@@ -48,6 +48,13 @@ def _step_size(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]
         yield Clash("a step has neither tokens nor sequences", fields, {"train.sequences_per_step": 16})
 
 
+def _products(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    fields = ("model.base_products", "model.adapter.method")
+    if recipe.model.base_products != "exact" and isinstance(recipe.model.adapter, FullConfig):
+        message = f"products of frozen weights in {recipe.model.base_products}, and every weight is trained"
+        yield Clash(message, fields, {"model.base_products": "exact"})
+
+
 def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     train = recipe.train
     warmup = train.schedule.warmup
@@ -115,5 +122,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, company, *OBJECTIVE_RULES,
+    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, company,
+    *OBJECTIVE_RULES,
 )  # fmt: skip

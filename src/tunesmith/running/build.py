@@ -21,6 +21,7 @@ from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.adapters import trainable
+from tunesmith.models.base_products import use_products
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import base_model
@@ -104,6 +105,7 @@ def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any]
     planned = int((plan or {}).get("checkpointed_layers", 0))
     layers = {"off": 0, "auto": planned, "full": 10**6}[wanted]
     checkpoint_layers(model, layers)
+    use_products(model, recipe.model.base_products)
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tunesmith.models.eight_bit import Linear8, Weights8
 from tunesmith.models.lora import FastLoraLinear
 
 
@@ -28,12 +29,15 @@ class LowRank:
 class Part:
     """One linear layer of a projection."""
 
-    weight: Tensor
+    width: int
+    weight: Tensor | None  # None where there are products in 8 bits instead
     bias: Tensor | None
     low_rank: LowRank | None
+    eight: Weights8 | None = None  # of all parts of the projection
 
     def tensors(self) -> Iterator[Tensor]:
-        yield self.weight
+        if self.weight is not None:
+            yield self.weight
         if self.bias is not None:
             yield self.bias
         if self.low_rank is not None:
@@ -45,14 +49,13 @@ Gradients = dict[Tensor, Tensor]  # of the parameters that want one
 
 def part_of(module: nn.Module) -> Part | None:
     """The linear layer, as PEFT has it now; None for anything that is more than W x + bias + s B A x."""
-    if type(module) is nn.Linear:
-        return Part(module.weight, module.bias, None)
-    if not isinstance(module, FastLoraLinear) or module.merged:
+    if not isinstance(module, FastLoraLinear):
+        return plain_part_of(module)
+    if module.merged:
         return None
-    base = module.get_base_layer()
-    if type(base) is not nn.Linear:
+    plain = plain_part_of(module.get_base_layer())
+    if plain is None:
         return None
-    plain = Part(base.weight, base.bias, None)
     if module.disable_adapters:
         return plain
     if not module.is_fast(module.active_adapters):
@@ -60,6 +63,14 @@ def part_of(module: nn.Module) -> Part | None:
     (name,) = module.active_adapters
     a, b = (module.get_parameter(f"{factor}.{name}.weight") for factor in ("lora_A", "lora_B"))
     return replace(plain, low_rank=LowRank(a, b, module.scaling[name]))
+
+
+def plain_part_of(module: nn.Module) -> Part | None:
+    if isinstance(module, Linear8):
+        return Part(module.out_features, None, module.bias, None, module.weights)
+    if type(module) is nn.Linear:
+        return Part(module.out_features, module.weight, module.bias, None)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +81,16 @@ class Projection:
 
     @property
     def width(self) -> int:
-        return sum(len(part.weight) for part in self.parts)
+        return sum(part.width for part in self.parts)
 
     def apply(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> Float[Tensor, "T R"] | None:
         """out = x W^T + bias + s (x A^T) B^T; returns x A^T, which the gradient needs."""
-        torch.mm(x, side_by_side([part.weight for part in self.parts]).T, out=out)
+        if (eight := self.parts[0].eight) is not None:
+            eight.product(x, out)
+        else:
+            torch.mm(x, self.weight().T, out=out)
         if any(part.bias is not None for part in self.parts):
-            out += torch.cat([bias_of(part) for part in self.parts])
+            out += torch.cat([x.new_zeros(part.width) if part.bias is None else part.bias for part in self.parts])
         factors = self.factors(x.dtype)
         if factors is None:
             return None
@@ -84,6 +98,9 @@ class Projection:
         low = x @ a.T
         out.addmm_(low, b.T)
         return low
+
+    def weight(self) -> Float[Tensor, "O I"]:
+        return side_by_side([part.weight for part in self.parts if part.weight is not None])
 
     def factors(self, dtype: torch.dtype) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]] | None:
         """A of all parts one below the other, and s B of each part in its own rows and columns."""
@@ -101,13 +118,16 @@ class Projection:
         row = rank = 0
         for part in self.parts:
             if part.low_rank is not None:
-                yield slice(row, row + len(part.weight)), slice(rank, rank + len(part.low_rank.a))
+                yield slice(row, row + part.width), slice(rank, rank + len(part.low_rank.a))
                 rank += len(part.low_rank.a)
-            row += len(part.weight)
+            row += part.width
 
     def rows_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
         """out = the gradient of the rows that went in."""
-        torch.mm(grad, side_by_side([part.weight for part in self.parts]), out=out)
+        if (eight := self.parts[0].eight) is not None:
+            eight.product_backward(grad, out)
+        else:
+            torch.mm(grad, self.weight(), out=out)
         factors = self.factors(grad.dtype)
         return out if factors is None else out.addmm_(grad @ factors[1], factors[0])
 
@@ -132,17 +152,13 @@ class Projection:
         gradients: Gradients = {}
         row = 0
         for part in self.parts:
-            own = grad[:, row : row + len(part.weight)]
-            row += len(part.weight)
-            if part.weight.requires_grad:
+            own = grad[:, row : row + part.width]
+            row += part.width
+            if part.weight is not None and part.weight.requires_grad:
                 gradients[part.weight] = own.T @ x
             if part.bias is not None and part.bias.requires_grad:
                 gradients[part.bias] = own.sum(0, dtype=torch.float32).to(part.bias.dtype)
         return gradients
-
-
-def bias_of(part: Part) -> Float[Tensor, " O"]:
-    return part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias
 
 
 def side_by_side(weights: Sequence[Tensor]) -> Float[Tensor, "O I"]:

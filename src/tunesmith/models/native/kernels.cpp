@@ -10,6 +10,13 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
+#define TILES
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 struct bf16 { uint16_t bits; };
@@ -226,6 +233,107 @@ void powers(T *logits, float *largest, float *sums, int64_t rows, int64_t width,
     }
 }
 
+// Rows in 8 bits: the largest figure of each becomes 127; scale times a result is the row again.
+template <class T>
+void quantize(const T *x, int8_t *result, int64_t result_step, float *scale, int64_t rows, int64_t width,
+              int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *from = x + row * width;
+        int8_t *to = result + row * result_step;
+        float top = 0;
+#pragma omp simd reduction(max : top)
+        for (int64_t i = 0; i < width; i++) top = greater(std::fabs(wide(from[i])), top);
+        float times = top > 0 ? 127 / top : 0;
+        scale[row] = top / 127;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) to[i] = static_cast<int8_t>(std::nearbyint(wide(from[i]) * times));
+    }
+}
+
+#ifdef TILES
+struct TileConfig {  // palette 1: 16 rows of 64 bytes in every tile
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+inline void put_32(float *place, __m512 first, __m512 second, __mmask32 which) {
+    _mm512_mask_storeu_ps(place, which, first);
+    _mm512_mask_storeu_ps(place + 16, which >> 16, second);
+}
+inline void put_32(bf16 *place, __m512 first, __m512 second, __mmask32 which) {
+    __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+    if (which == 0xffffffff) _mm512_storeu_si512(place, both);
+    else _mm512_mask_storeu_epi16(place, which, both);
+}
+
+// A block of 32 rows and 32 columns: sums over `depth` times 64 products.
+inline void tile_products(const int8_t *x, int64_t step, const int8_t *weights, int64_t depth, int32_t *sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < depth; k++) {
+        _tile_loadd(4, x + k * 64, step);
+        _tile_loadd(6, weights + k * 1024, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(7, weights + (depth + k) * 1024, 64);
+        _tile_dpbssd(1, 4, 7);
+        _tile_loadd(5, x + 16 * step + k * 64, step);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+    _tile_stored(0, sums, 128);
+    _tile_stored(1, sums + 16, 128);
+    _tile_stored(2, sums + 16 * 32, 128);
+    _tile_stored(3, sums + 16 * 32 + 16, 128);
+}
+
+inline int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
+
+template <class T>
+inline void put_block(const int32_t *sums, const float *row_scale, const float *scale, T *out, int64_t step,
+                      int64_t rows, int64_t columns) {
+    const __m512 first = _mm512_loadu_ps(scale), second = _mm512_loadu_ps(scale + 16);
+    const __mmask32 which = columns == 32 ? 0xffffffff : (1u << columns) - 1;
+    for (int64_t i = 0; i < rows; i++) {
+        __m512 own = _mm512_set1_ps(row_scale[i]);
+        __m512 one = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * 32));
+        __m512 other = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i * 32 + 16));
+        put_32(out + i * step, _mm512_mul_ps(_mm512_mul_ps(one, first), own),
+               _mm512_mul_ps(_mm512_mul_ps(other, second), own), which);
+    }
+}
+
+// out = (x * its scale) (weights * their scale). x stands in rows of `step` bytes, a multiple of 32 rows of them;
+// weights [N / 16, K / 64, 16, 16, 4] hold in each tile 4 inputs of 16 outputs side by side, K = step, N a multiple of 32.
+template <class T>
+void products(const int8_t *x, int64_t step, const float *x_scale, const int8_t *weights, const float *scale, T *out,
+              int64_t rows, int64_t width, int threads) {
+    const int64_t depth = step / 64, held = (1 << 20) / step / 32 * 32, panel = held > 32 ? held : 32;
+#pragma omp parallel num_threads(threads)
+    {
+        TileConfig ours, before;
+        _tile_storeconfig(&before);
+        _tile_loadconfig(&ours);
+        alignas(64) int32_t sums[32 * 32];
+#pragma omp for collapse(2)
+        for (int64_t left = 0; left < width; left += panel)  // weights of a panel stay in the cache
+            for (int64_t row = 0; row < rows; row += 32)
+                for (int64_t column = left; column < width && column < left + panel; column += 32) {
+                    tile_products(x + row * step, step, weights + column * step, depth, sums);
+                    put_block(sums, x_scale + row, scale + column, out + row * width + column, width,
+                              least(rows - row, 32), least(width - column, 32));
+                }
+        if (before.palette) _tile_loadconfig(&before); else _tile_release();
+    }
+}
+#else
+template <class T>
+void products(const int8_t *, int64_t, const float *, const int8_t *, const float *, T *, int64_t, int64_t, int) {}
+#endif
+
 }  // namespace
 
 #define EXPORT(NAME, T)                                                                                                \
@@ -259,7 +367,25 @@ void powers(T *logits, float *largest, float *sums, int64_t rows, int64_t width,
     }                                                                                                                  \
     extern "C" void powers_##NAME(T *logits, float *largest, float *sums, int64_t rows, int64_t width, int threads) {  \
         powers(logits, largest, sums, rows, width, threads);                                                           \
+    }                                                                                                                  \
+    extern "C" void quantize_##NAME(const T *x, int8_t *result, int64_t step, float *scale, int64_t rows,              \
+                                    int64_t width, int threads) {                                                      \
+        quantize(x, result, step, scale, rows, width, threads);                                                        \
+    }                                                                                                                  \
+    extern "C" void products_##NAME(const int8_t *x, int64_t step, const float *xs, const int8_t *w, const float *ws,  \
+                                    T *out, int64_t rows, int64_t width, int threads) {                                \
+        products(x, step, xs, w, ws, out, rows, width, threads);                                                       \
     }
 
 EXPORT(bfloat16, bf16)
 EXPORT(float32, float)
+
+// Whether `products` can be used: the processor has tiles, and the system lets this process use them.
+extern "C" int has_tiles() {
+#ifdef TILES
+    const int request = 0x1023, tiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request, tiles) == 0;
+#else
+    return 0;
+#endif
+}

@@ -6,13 +6,14 @@ import ctypes
 from ctypes import c_float, c_int, c_int64, c_void_p
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 
 from tunesmith.models.native.build import library
 
 NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 KERNELS = ("norm", "norm_backward", "rotate", "gate", "gate_backward", "softmax", "softmax_backward", "powers")
+KERNELS += ("quantize", "products")
 
 
 class Kernels:
@@ -73,6 +74,31 @@ class Kernels:
     def powers(self, logits: Float[Tensor, "R V"], largest: Tensor, sums: Tensor) -> None:
         """logits = exp(logits - largest of the row); `largest` and `sums` of the powers are fp32."""
         self.call("powers", logits, largest, sums, *logits.shape)
+
+    def quantize(self, x: Float[Tensor, "T I"], result: Int8[Tensor, "T K"], scale: Float[Tensor, "T 1"]) -> None:
+        """result = x / scale to the nearest whole number, where scale is the largest figure of a row / 127, in fp32.
+
+        Columns and rows of `result` beyond those of x are left as they are.
+        """
+        require_rows(x, result)
+        self.call("quantize", x, result, result.stride(0), scale, *x.shape)
+
+    def products(self, x: Int8[Tensor, "S K"], x_scale: Tensor, weights: Tensor, scale: Tensor, out: Tensor) -> None:
+        """out (T, O) = x_scale x W^T scale; W in the order of `Int8Matrix`. Only where `has_tiles`."""
+        require_rows(x, out)
+        assert len(x) == -(-len(out) // 32) * 32, "rows are read in blocks of 32"
+        assert weights.numel() == len(scale) * x.shape[1], "weights of another depth"
+        self.call("products", x, x.stride(0), x_scale, weights, scale, out, *out.shape)
+
+
+def has_tiles() -> bool:
+    """Whether this processor multiplies blocks of 8-bit numbers at once, and the kernels can make it do so."""
+    loaded = library()
+    return loaded is not None and bool(loaded.has_tiles())
+
+
+def require_rows(*states: Tensor) -> None:
+    assert all(each.is_contiguous() for each in states), "rows must follow each other"
 
 
 def require_alike(*states: Tensor) -> None:

@@ -1,0 +1,105 @@
+"""Put the products with frozen weights in 8 bits, in every decoder layer of a model that is ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from tunesmith.errors import Fix, MachineError, UsageError, Where
+from tunesmith.models.adapters import LAYER
+from tunesmith.models.eight_bit import Products, join
+from tunesmith.models.layer.module import FastLayer
+
+FIELD = "model.base_products"
+TOGETHER = (  # in each of our own layers
+    ("self_attn", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", ("o_proj",)),
+    ("mlp", ("gate_proj", "up_proj")),
+    ("mlp", ("down_proj",)),
+)
+
+
+def use_products(model: nn.Module, products: Products) -> int:
+    """Replace frozen linear layers, those that read the same rows together; returns how many products there are now.
+
+    Raises UsageError E097 when no linear layer of a decoder layer is frozen.
+    """
+    if products == "exact":
+        return 0
+    count = 0
+    for group in list(groups(model)):
+        bases = [base_of(model.get_submodule(name)) for name in group]
+        frozen = [base for base in bases if base is not None and not base.weight.requires_grad]
+        if len(frozen) != len(group) or any(base.bias is not None and base.bias.requires_grad for base in frozen):
+            continue
+        for name, layer in zip(group, join(frozen, products), strict=True):
+            put_base(model, name, layer)
+        count += 1
+    if count == 0:
+        raise UsageError(
+            "E097",
+            f"{FIELD}={products} is for frozen weights, and every weight is trained",
+            where=Where(field=FIELD),
+            fixes=[
+                Fix("train an adapter", {"model.adapter.method": "lora"}),
+                Fix("keep the products exact", {FIELD: "exact"}),
+            ],
+        )
+    return count
+
+
+def groups(model: nn.Module) -> Iterator[Sequence[str]]:
+    """Names of the linear layers of decoder layers; together where our own layer forms one product of them."""
+    taken: set[str] = set()  # what is in a group, or inside an adapter's module
+    for name, module in model.named_modules():
+        if isinstance(module, FastLayer):
+            for parent, names in TOGETHER:
+                group = [f"{name}.{parent}.{own}" for own in names]
+                taken.update(group)
+                yield group
+        elif name.rpartition(".")[0] in taken:
+            taken.add(name)
+        elif name not in taken and base_of(module) is not None and LAYER.search(name):
+            taken.add(name)
+            yield [name]
+
+
+def base_of(module: nn.Module) -> nn.Linear | None:
+    """The linear layer itself, or the one below an adapter."""
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return base if type(base) is nn.Linear else None
+
+
+def put_base(model: nn.Module, name: str, layer: nn.Module) -> None:
+    adapted = isinstance(model.get_submodule(name), BaseTunerLayer)
+    model.set_submodule(f"{name}.base_layer" if adapted else name, layer)
+
+
+def check_machine(products: Products, device: str) -> None:
+    """MachineError E098 when the processor or the GPU has no fast products of that kind."""
+    if products == "exact":
+        return
+    able = {"int8": has_int8, "fp8": has_fp8}[products](device)
+    if not able:
+        needs = {
+            "int8": "a CPU run on x86 with VNNI or AMX instructions (int8 is not for GPUs)",
+            "fp8": "an NVIDIA GPU of compute capability 8.9 or more",
+        }
+        raise MachineError(
+            "E098",
+            f"{FIELD}={products} needs {needs[products]}",
+            where=Where(field=FIELD),
+            evidence=[f"this run is on {device}"],
+            fixes=[Fix("keep the products exact", {FIELD: "exact"})],
+        )
+
+
+def has_int8(device: str) -> bool:
+    return device == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
+def has_fp8(device: str) -> bool:
+    return device == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
