@@ -89,6 +89,14 @@ class RunDir:
         return self.path / "tb"
 
     @property
+    def profile_file(self) -> Path:
+        return self.path / "profile.json"
+
+    @property
+    def profile_text(self) -> Path:
+        return self.path / "profile.txt"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
