@@ -22,6 +22,7 @@ from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
 from tunesmith.running.identity import DATA_HASH, check_identity, identity
 from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings
+from tunesmith.running.layers import tell_layers
 from tunesmith.running.profile import profiled
 from tunesmith.running.references import mend
 from tunesmith.track.hardware import describe_machine
@@ -95,6 +96,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
     loop = build_loop(recipe, inputs, around)
+    tell_layers(recipe, loop.parts.model, around)
     resume(loop, recipe, inputs, around)
     tracker.status("running", total=loop.parts.total, phase="train")
     loop.parts.on_step = tell_steps(around)

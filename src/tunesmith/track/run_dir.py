@@ -120,6 +120,10 @@ class RunDir:
         """Write the resolved recipe as YAML; it stands once `run.json` is written."""
         self._write_once(self.config_file, text)
 
+    def add_to_run(self, about: Mapping[str, Any]) -> None:
+        """Put what was found out later into `run.json`; the rest stays."""
+        replace_text(self.run_file, to_json({**self.read_run(), **about}, indent=1) + "\n")
+
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write the plan; it stands once `run.json` is written."""
         self._write_once(self.plan_file, to_json(dict(plan), indent=1) + "\n")
