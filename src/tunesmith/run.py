@@ -22,6 +22,8 @@ from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
 from tunesmith.running.identity import DATA_HASH, check_identity, identity
 from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings
+from tunesmith.running.layers import tell_layers
+from tunesmith.running.profile import profiled
 from tunesmith.running.references import mend
 from tunesmith.track.hardware import describe_machine
 from tunesmith.track.outcome import FINISH
@@ -94,10 +96,12 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
     loop = build_loop(recipe, inputs, around)
+    tell_layers(recipe, loop.parts.model, around)
     resume(loop, recipe, inputs, around)
     tracker.status("running", total=loop.parts.total, phase="train")
     loop.parts.on_step = tell_steps(around)
-    position = loop.run(signals)
+    with profiled(recipe, inputs, loop, around):
+        position = loop.run(signals)
     tracker.status("saving", phase="save")
     finish(loop, run, inputs, mesh)
     result = summarise(run, position, mesh)
@@ -113,8 +117,8 @@ def tell_steps(around: Context) -> Callable[[int, int, dict[str, float]], None]:
 
     def tell(step: int, total: int, values: dict[str, float]) -> None:
         around.display.step(step, total, values)
-        speed = values["perf/tok_s"]
-        around.tracker.text(f"step {step}/{total} loss {values['train/loss']:.4f} {speed:.0f} tokens/s")
+        speed = f"{values['perf/tok_s']:.0f} tokens/s, MFU {values['perf/mfu']:.0%}"
+        around.tracker.text(f"step {step}/{total} loss {values['train/loss']:.4f} {speed}")
 
     return tell
 

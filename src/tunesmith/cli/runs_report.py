@@ -39,6 +39,7 @@ def report_of(run: RunDir) -> dict[str, Any]:
         "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],
         "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
         "checkpoints": _checkpoints(run),
+        "profile": str(run.profile_text) if run.profile_text.exists() else None,
         "log": _last_lines(run) if summary.state in ("lost", "failed") else [],
         "next": next_commands(summary, about),
     }

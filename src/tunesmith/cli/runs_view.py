@@ -37,6 +37,8 @@ NAMES = {
     "tokens_per_step": "tokens per step",
     "seconds": "time",
     "tokens_per_second": "tokens/s",
+    "scored_tokens_per_second": "scored tokens/s",
+    "mfu": "model FLOP utilisation",
     "peak_memory_bytes": "peak memory",
     "first_loss": "first loss",
     "last_loss": "last loss",
@@ -49,6 +51,7 @@ LABELS = {
     "train/lr": "lr",
     "train/grad_norm": "grad",
     "perf/tok_s": "tokens/s",
+    "perf/mfu": "MFU",
     "mem/peak_gb": "GB",
 }
 
@@ -84,6 +87,8 @@ def show_view(report: dict[str, Any]) -> list[RenderableType]:
         parts += [_title("checkpoints"), _line(f"step {steps}")]
     if report["warnings"]:
         parts += [_title("warnings"), *(_line(_warning(row), "yellow") for row in report["warnings"][-10:])]
+    if report["profile"]:
+        parts += [_title("profile"), _line(report["profile"])]
     if report["log"]:
         parts += [_title("last lines of the log"), *(_line(line, "dim") for line in report["log"])]
     if report.get("plot"):
@@ -140,6 +145,8 @@ def figure(name: str, value: float | None) -> str:
         return ""
     if name == "seconds":
         return duration(value)
+    if name == "mfu":
+        return f"{value:.1%}"
     if name == "peak_memory_bytes":
         return f"{value / 1e9:.2f} GB"
     return f"{value:.4f}" if name.endswith("loss") else f"{value:,.0f}"

@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from tunesmith.models.attention_cuda import cuda_attention
 from tunesmith.models.forest import Forest, dense_mask
 from tunesmith.models.forest_attention import ForestAttention
+from tunesmith.track.clock import part
 
 RAGGED = "tunesmith_ragged"
 DENSE = "tunesmith_dense"
@@ -21,6 +22,7 @@ def register() -> None:
     AttentionInterface.register(DENSE, dense_attention)
 
 
+@part("attention")
 def ragged_attention(
     module: nn.Module,
     query: Float[Tensor, "1 H T E"],
@@ -61,6 +63,7 @@ def by_heads(
     return out.transpose(0, 1).unflatten(2, (-1, width)).flatten(1, 2)
 
 
+@part("attention")
 def dense_attention(
     module: nn.Module,
     query: Float[Tensor, "1 H T E"],

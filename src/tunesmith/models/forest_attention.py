@@ -13,6 +13,7 @@ from torch import Tensor
 from tunesmith.models.forest import Forest, Stack
 from tunesmith.models.native.kernels import kernels_for
 from tunesmith.models.scratch import scratch
+from tunesmith.track.clock import part
 
 
 def attend(
@@ -107,6 +108,7 @@ class ForestAttention(torch.autograd.Function):
         return attend(query, key, value, forest, scale, window)
 
     @staticmethod
+    @part("attention")
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value = ctx.saved_tensors
         grads = attend_backward(grad, query, key, value, ctx.forest, ctx.scale, ctx.window)

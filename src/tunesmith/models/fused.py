@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunesmith.models.layer.parts import norm, norm_backward, norm_weight_gradient
+from tunesmith.models.layer.parts import BETWEEN, norm, norm_backward, norm_weight_gradient
 
 # Modules that compute exactly these formulas in transformers; any other module is left alone.
 NORMS = frozenset(f"{family}RMSNorm" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3"))
@@ -75,11 +75,13 @@ class GatedLayer(nn.Module):
 
 class GateFunction(torch.autograd.Function):
     @staticmethod
+    @BETWEEN
     def forward(ctx, gate, up):  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.save_for_backward(gate, up)
         return functional.silu(gate).mul_(up)
 
     @staticmethod
+    @BETWEEN
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         gate, up = ctx.saved_tensors
         grad_up = functional.silu(gate).mul_(grad)

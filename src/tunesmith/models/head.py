@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models.native.kernels import kernels_for
+from tunesmith.track.clock import part
 
+HEAD = part("head and loss")
 CHUNK = 256  # rows of the vocabulary projection alive at once
 
 
+@HEAD
 def token_logprobs(
     rows_KD: Float[Tensor, "K D"], head: nn.Module, target_K: Int[Tensor, " K"], softcap: float | None = None
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
@@ -81,6 +84,7 @@ class FrozenHead(torch.autograd.Function):
         return logprobs, correct
 
     @staticmethod
+    @HEAD
     def backward(ctx, grad_logprobs, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         (slopes,) = ctx.saved_tensors
         return slopes * grad_logprobs[:, None].to(slopes.dtype), None, None
@@ -101,6 +105,7 @@ class TrainedHead(torch.autograd.Function):
         return logprobs, correct
 
     @staticmethod
+    @HEAD
     def backward(ctx, grad_logprobs, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, weight, target = ctx.saved_tensors
         grad_rows = torch.empty_like(rows)

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 
+from tunesmith.track.clock import current
+
 
 class LoraFunction(torch.autograd.Function):
     """y = x W^T + bias + s (x A^T) B^T with W frozen; A and B may be fp32 masters, the products run in x's type."""
@@ -17,20 +19,21 @@ class LoraFunction(torch.autograd.Function):
         low = x @ small_a.T
         y = torch.nn.functional.linear(x, weight, bias).addmm_(low, small_b.T)
         ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale = scale
+        ctx.scale, ctx.mark = scale, current()
         return y
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, a, b, low = ctx.saved_tensors
-        small_a, small_b = a.to(x.dtype), (b * ctx.scale).to(x.dtype)
-        grad_low = grad @ small_b
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, small_a)
-        grad_a = (grad_low.T @ x).to(a.dtype)
-        grad_b = (grad.T @ low).to(b.dtype) * ctx.scale
-        return grad_x, None, None, grad_a, grad_b, None
+        with ctx.mark:
+            x, weight, a, b, low = ctx.saved_tensors
+            small_a, small_b = a.to(x.dtype), (b * ctx.scale).to(x.dtype)
+            grad_low = grad @ small_b
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                grad_x = (grad @ weight).addmm_(grad_low, small_a)
+            grad_a = (grad_low.T @ x).to(a.dtype)
+            grad_b = (grad.T @ low).to(b.dtype) * ctx.scale
+            return grad_x, None, None, grad_a, grad_b, None
 
 
 class FastLoraLinear(PeftLinear):

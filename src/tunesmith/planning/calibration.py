@@ -85,7 +85,8 @@ def flops_per_token(
     """
     reached = max(0, inventory.layers - trained.lowest_layer) / inventory.layers
     body, head = inventory.body, scored * inventory.head
-    weights = 2 * trained.adapters * 3 + 2 * min(trained.base, body + inventory.head)
+    trained_head = inventory.head if trained.head else 0
+    weights = 2 * trained.adapters * 3 + 2 * min(max(0, trained.base - trained_head), body) + 2 * scored * trained_head
     attention = 2 * length * inventory.query * inventory.layers
     again = checkpointed / inventory.layers * (2 * body + attention)
     return 2 * body * (1 + reached) + 4 * head + weights + attention * (1 + 2.5 * reached) + again

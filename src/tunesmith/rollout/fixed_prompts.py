@@ -9,6 +9,7 @@ from torch import nn
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.rollout.generator import Sampling, generate
+from tunesmith.track.clock import phase
 from tunesmith.track.tracker import Tracking
 
 
@@ -22,6 +23,7 @@ class FixedPrompts:
     tracker: Tracking
     max_new_tokens: int = 128
 
+    @phase("evaluation")
     def __call__(self, step: int) -> None:
         tokens = [ids for _, ids in self.prompts]
         answers = generate(self.model, self.tokenizer, tokens, Sampling(self.max_new_tokens))

@@ -35,6 +35,7 @@ from tunesmith.rollout.fixed_prompts import FixedPrompts
 from tunesmith.running.identity import identity
 from tunesmith.running.inputs import Inputs
 from tunesmith.running.references import build_streams, find_referee
+from tunesmith.running.speed import work_of
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
@@ -84,6 +85,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         mesh=mesh,
         settings=settings,
         total=settings.steps or source.steps_for(settings.epochs),
+        work=work_of(recipe, inputs, model, mesh),
         evaluate=None if held_out is None else lambda memory: evaluation_loss(model, held_out, objectives, memory),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
         about=identity(recipe, inputs),

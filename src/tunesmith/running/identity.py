@@ -13,7 +13,15 @@ from tunesmith.train.loop import check_same, without
 
 DATA_HASH = "data hash"
 HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path", "model.reference.path")  # by content
-FREE_TO_CHANGE = ("run.", "evaluate.", "train.checkpoint.", "train.evaluate_every", "train.sample_", "train.threads")
+FREE_TO_CHANGE = (
+    "run.",
+    "evaluate.",
+    "train.checkpoint.",
+    "train.evaluate_every",
+    "train.sample_",
+    "train.threads",
+    "train.profile",
+)
 
 
 def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,10 @@ FINISH = "finish"  # the event whose fields are those of Outcome
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Seconds are those of training steps; `tokens_per_step` is a mean; what is unknown is None."""
+    """Seconds are those of training steps; `tokens_per_step` is a mean; what is unknown is None.
+
+    `mfu` is the share of the machine's measured peak that the model FLOP of the steps used.
+    """
 
     steps: int = 0
     tokens: int = 0
@@ -23,6 +27,8 @@ class Outcome:
     seconds: float | None = None
     tokens_per_step: float | None = None
     tokens_per_second: float | None = None
+    scored_tokens_per_second: float | None = None
+    mfu: float | None = None
     peak_memory_bytes: float | None = None
     first_loss: float | None = None
     last_loss: float | None = None
@@ -53,6 +59,8 @@ def from_metrics(rows: list[Row]) -> Outcome:
     _, durations = series(rows, "perf/step_s")
     _, sizes = series(rows, "train/tokens_per_step")
     _, saved = series(rows, "train/saved_per_step")
+    _, scored = series(rows, "train/scored_per_step")
+    _, shares = series(rows, "perf/mfu")
     seconds = sum(durations) if durations else None
     tokens = max((int(value) for value in series(rows, "tokens")[1]), default=0)
     return Outcome(
@@ -62,6 +70,8 @@ def from_metrics(rows: list[Row]) -> Outcome:
         seconds=seconds,
         tokens_per_step=sum(sizes) / len(sizes) if sizes else None,
         tokens_per_second=tokens / seconds if seconds else None,
+        scored_tokens_per_second=sum(scored) / seconds if scored and seconds else None,
+        mfu=sum(map(operator.mul, shares, durations)) / seconds if len(shares) == len(durations) and seconds else None,
         peak_memory_bytes=max(peaks) * 1e9 if peaks else None,
         first_loss=losses[0] if losses else None,
         last_loss=losses[-1] if losses else None,

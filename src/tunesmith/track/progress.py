@@ -19,6 +19,9 @@ from tunesmith.track.status import Pace
 
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN_SECONDS = 10.0
+BETWEEN = "  ·  "
+SPEED, UTILISATION = "perf/tok_s", "perf/mfu"
+LESS = ("train/loss", UTILISATION)  # left out of the panel's second line where it is narrow
 
 
 class Progress(Protocol):
@@ -172,7 +175,9 @@ class PanelProgress:
 
     def _detail(self) -> RenderableType:
         figures = [figure for figure in _figures(self._values) if not figure.startswith("loss")]
-        return Text("  ·  ".join(figures), style="dim", no_wrap=True, overflow="ellipsis")
+        if len(BETWEEN.join(figures)) > self._console.width:
+            figures = _figures({name: value for name, value in self._values.items() if name not in LESS})
+        return Text(BETWEEN.join(figures), style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def sparkline(values: list[float], width: int) -> str:
@@ -216,10 +221,13 @@ def _figures(values: Mapping[str, float]) -> list[str]:
         ("eval/loss", "eval {:.4f}"),
         ("train/rewards/accuracy", "accuracy {:.0%}"),
         ("train/rewards/margin", "margin {:.3f}"),
-        ("perf/tok_s", "{:,.0f} tokens/s"),
+        (SPEED, "{:,.0f} tokens/s"),
         ("train/lr", "lr {:.2e}"),
         ("train/grad_norm", "grad {:.2f}"),
         ("mem/peak_gb", "{:.2f} GB"),
         ("train/epoch", "epoch {:.2f}"),
     )
-    return [shape.format(values[name]) for name, shape in shapes if name in values]
+    figures = {name: shape.format(values[name]) for name, shape in shapes if name in values}
+    if SPEED in figures and UTILISATION in values:
+        figures[SPEED] += f", {values[UTILISATION]:.0%} MFU"
+    return list(figures.values())

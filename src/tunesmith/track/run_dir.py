@@ -89,6 +89,14 @@ class RunDir:
         return self.path / "tb"
 
     @property
+    def profile_file(self) -> Path:
+        return self.path / "profile.json"
+
+    @property
+    def profile_text(self) -> Path:
+        return self.path / "profile.txt"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -111,6 +119,10 @@ class RunDir:
     def write_config(self, text: str) -> None:
         """Write the resolved recipe as YAML; it stands once `run.json` is written."""
         self._write_once(self.config_file, text)
+
+    def add_to_run(self, about: Mapping[str, Any]) -> None:
+        """Put what was found out later into `run.json`; the rest stays."""
+        replace_text(self.run_file, to_json({**self.read_run(), **about}, indent=1) + "\n")
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write the plan; it stands once `run.json` is written."""

@@ -115,6 +115,7 @@ class TrainConfig(Config):
     )
     stability: StabilityConfig = Field(default=StabilityConfig(), description="What happens at NaN and at spikes.")
     threads: Positive | None = Field(default=None, description="CPU threads; all cores when empty.")
+    profile: bool = Field(default=False, description="Write a breakdown of the steps' time by part.")
 
     def microbatch_limit(self, device: str) -> int:
         """Tokens of a microbatch on a kind of device (`cpu`, `cuda`)."""

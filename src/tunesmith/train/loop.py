@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import CheckpointError, Fix
 from tunesmith.faults import fault
 from tunesmith.objectives import Objective
+from tunesmith.track.clock import phase
 from tunesmith.track.tracker import Tracking
 from tunesmith.train import random_state
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
@@ -28,7 +29,8 @@ from tunesmith.train.stability import Guard, Verdict, nonfinite_gradients
 from tunesmith.train.start import judge_start
 from tunesmith.train.step import StepResult, compute_step
 from tunesmith.train.streams import Streams
-from tunesmith.types import BatchSource
+from tunesmith.train.work import Load, Work, load_of
+from tunesmith.types import Batch, BatchSource
 
 
 @dataclass(slots=True)
@@ -65,10 +67,20 @@ class Parts:
     mesh: Mesh
     settings: TrainConfig
     total: int
+    work: Work
     evaluate: Callable[[dict[str, float]], dict[str, float]] | None = None  # "loss" and metrics of held-out data
     show_samples: Callable[[int], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of a step and of its wait for data, and the share of the machine's peak that its model FLOP used."""
+
+    took: float
+    waited: float
+    utilisation: float
 
 
 class Loop:
@@ -77,6 +89,7 @@ class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.position = Position()
+        self.loads = Load(), Load()  # of the last step on this rank: passes with gradient, passes without
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
@@ -102,7 +115,8 @@ class Loop:
     def step(self) -> None:
         parts, position = self.parts, self.position
         started = time.monotonic()
-        microbatches = parts.source.next_step()
+        with phase("waiting for data"):
+            microbatches = parts.source.next_step()
         waited = time.monotonic() - started
         fault("train.step", position.step + 1)
         result = compute_step(
@@ -135,7 +149,8 @@ class Loop:
         took = time.monotonic() - started
         position.seconds += took
         self.account(result, verdict)
-        self.report(result, verdict, rate, took, waited)
+        utilisation = self.flops(microbatches) / (took * parts.work.peak * parts.mesh.world)
+        self.report(result, verdict, rate, Timing(took, waited, utilisation))
         if verdict.action == "stop":
             raise verdict.error(self.last_checkpoint())
 
@@ -157,7 +172,7 @@ class Loop:
         position.first_loss = result.loss if position.first_loss is None else position.first_loss
         position.last_loss = result.loss
 
-    def report(self, result: StepResult, verdict: Verdict, rate: float, took: float, waited: float) -> None:
+    def report(self, result: StepResult, verdict: Verdict, rate: float, timing: Timing) -> None:
         parts, position = self.parts, self.position
         if verdict.action != "update":
             parts.tracker.bad_batch(position.step, {"reason": verdict.reason, **verdict.evidence})
@@ -171,9 +186,11 @@ class Loop:
             "train/scored_per_step": result.scored,
             "train/saved_per_step": float(parts.source.step_saved),
             "train/skipped": float(position.skipped),
-            "perf/tok_s": parts.source.step_tokens / took,
-            "perf/step_s": took,
-            "perf/data_s": waited,
+            "perf/tok_s": parts.source.step_tokens / timing.took,
+            "perf/scored_tok_s": result.scored / timing.took,
+            "perf/mfu": timing.utilisation,
+            "perf/step_s": timing.took,
+            "perf/data_s": timing.waited,
             "mem/peak_gb": memory_gb(parts.mesh.device()),
         }
         values |= {f"train/{name}": value for name, value in result.metrics.items()}
@@ -181,6 +198,17 @@ class Loop:
         if parts.on_step is not None:
             parts.on_step(position.step, parts.total, values)
 
+    def flops(self, microbatches: Sequence[Batch]) -> float:
+        """Model FLOP of the step's passes over all ranks; what the backward pass computes again does not count."""
+        parts, forward = self.parts, Load()
+        if any(objective.looks_ahead for objective in parts.objectives):
+            forward = load_of(batch if batch.mismatched is None else batch.mismatched for batch in microbatches)
+        forward.include(parts.streams.load)
+        parts.streams.load.clear()
+        self.loads = load_of(microbatches), forward
+        return parts.mesh.sum([parts.work.flops(*self.loads)])[0]
+
+    @phase("evaluation")
     def evaluate(self) -> None:
         """The evaluation loss, the best one so far, and whether patience has run out."""
         parts, position = self.parts, self.position
@@ -228,6 +256,7 @@ class Loop:
         late = minutes > 0 and time.monotonic() - self.saved_when >= 60 * minutes
         return self.parts.mesh.largest(float(late)) > 0
 
+    @phase("checkpoint")
     def save(self, *, best: bool = False) -> Path:
         """Commit everything a resume needs; saving the same step again only marks it."""
         parts, position = self.parts, self.position

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from tunesmith.track.clock import phase
 from tunesmith.train.config import OptimizerConfig
 
 
@@ -39,6 +40,7 @@ class Optimizer:
                 master.grad = torch.zeros_like(master)
         return [master.grad for master in self.masters.values() if master.grad is not None]
 
+    @phase("optimizer")
     def step(self, factor: float) -> None:
         """One update at `factor` times each group's peak rate."""
         for group, peak in zip(self.torch.param_groups, self.peaks, strict=True):
@@ -108,12 +110,14 @@ def parameter_groups(
     return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
 
 
+@phase("clip")
 @torch.no_grad()
 def gradient_norm(gradients: list[Tensor]) -> float:
     """Euclidean norm over all gradients together; NaN or Inf comes through."""
     return torch.nn.utils.get_total_norm(gradients, foreach=True).item()
 
 
+@phase("clip")
 @torch.no_grad()
 def clip(gradients: list[Tensor], norm: float, limit: float) -> None:
     """Scale the gradients down to `limit` when `norm` exceeds it; a limit of 0 never clips."""

@@ -13,6 +13,7 @@ from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.forward import base_model, read, read_only
 from tunesmith.objectives import Objective
 from tunesmith.objectives.logratios import REFERENCE
+from tunesmith.track.clock import part, phase
 from tunesmith.train.optimizer import Optimizer, gradient_norm
 from tunesmith.types import Batch, Context, Scores
 
@@ -49,6 +50,7 @@ class Tally:
         self.sums: Tensor | None = None  # fp64, every objective's loss and metrics end to end, then the drift
         self.has_reference = any(REFERENCE in objective.needs for objective in objectives)
 
+    @part("head and loss")
     def add(self, scores: Scores, batch: Batch, contexts: Sequence[Context]) -> Tensor:
         """The microbatch's share of the loss, with its graph."""
         shares, found = [], []
@@ -96,17 +98,22 @@ def compute_step(
     """
     optimizer.clear()
     *counts, scored = global_counts(microbatches, objectives, mesh)
-    ready = [attach(batch.to(mesh.device())) for batch in microbatches]
-    contexts = look_ahead(model, ready, objectives, mesh, memory or {})
+    with phase("batch to device"):
+        ready = [attach(batch.to(mesh.device())) for batch in microbatches]
+    with phase("look ahead"):
+        contexts = look_ahead(model, ready, objectives, mesh, memory or {})
     tally = Tally(objectives, counts)
     for batch in ready:
-        embeddings = noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None
-        scores = read(model, batch, objectives[0].reads, embeddings)
-        share = tally.add(scores, batch, contexts)
+        with phase("forward"):
+            embeddings = noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None
+            scores = read(model, batch, objectives[0].reads, embeddings)
+            share = tally.add(scores, batch, contexts)
         if any(counts):
-            share.backward()
+            with phase("backward"):
+                share.backward()
     gradients = optimizer.gradients()
-    mesh.sum_gradients(gradients)
+    with phase("between ranks"):
+        mesh.sum_gradients(gradients)
     loss, metrics, drift = tally.totals(mesh)
     records = tuple(record for batch in microbatches for record in batch.records)
     drift = drift / scored if tally.has_reference and scored > 0 else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tunesmith.models.reference import Reference, StartWeights
 from tunesmith.objectives.logratios import REFERENCE
+from tunesmith.track.clock import phase
 from tunesmith.train.stream_cache import StreamCache
+from tunesmith.train.work import Load
 from tunesmith.types import Batch
 
 
@@ -25,6 +27,7 @@ class Streams:
     equals_start: bool = False  # whether the reference is exactly the model as the run began
     update_every: int = 0  # steps after which a moving reference follows the policy; 0: never
     update_mix: float = 1.0
+    load: Load = field(default_factory=Load)  # what the reference computed since somebody last took it
 
     def attach(self, batch: Batch) -> Batch:
         """The batch and its mismatched prompts with `ref_logprobs`."""
@@ -32,9 +35,7 @@ class Streams:
             return batch
         if batch.mismatched is None:
             found = collected(self.cache, batch)
-            return with_figures(
-                batch, kept(self.cache, batch, self.reference.logprobs(batch)) if found is None else found
-            )
+            return with_figures(batch, kept(self.cache, batch, self.computed(batch)) if found is None else found)
         return self.attach_both(batch, batch.mismatched)
 
     def attach_both(self, batch: Batch, other: Batch) -> Batch:
@@ -44,12 +45,17 @@ class Streams:
         """
         own, others = collected(self.cache, batch), collected(self.mismatched, other)
         if own is None or others is None:
-            assert self.reference is not None
             assert self.joint is not None, "mismatched prompts come with their joint batch"
             joint = self.joint(batch.examples).to(batch.tokens.device)
-            values, first = self.reference.logprobs(joint), joint.sequence % 2 == 0
+            values, first = self.computed(joint), joint.sequence % 2 == 0
             own, others = kept(self.cache, batch, values[first]), kept(self.mismatched, other, values[~first])
         return replace(with_figures(batch, own), mismatched=with_figures(other, others))
+
+    @phase("reference")
+    def computed(self, batch: Batch) -> Float[Tensor, " K"]:
+        assert self.reference is not None
+        self.load.add(batch)
+        return self.reference.logprobs(batch)
 
     def after_step(self, step: int) -> None:
         """Let a moving reference follow the policy; nothing of it is ever cached."""

@@ -75,6 +75,26 @@ def test_show_compares_plan_and_actual(folder, capsys):
     assert report["evaluations"] == [{"step": 3, "exact_match": 0.875}]
 
 
+def test_show_tells_speed_and_mentions_a_profile(folder, capsys):
+    assert call("runs", "show", "one") == 0
+    assert "profile" not in capsys.readouterr().out
+    run = RunDir.create(folder, "three")
+    run.profile_text.write_text("a table")
+    run.write_run({})
+    with Tracker(run) as tracker:
+        for step, seconds, share in ((1, 3.0, 0.2), (2, 1.0, 0.6)):
+            values = {"train/loss": 1.0, "perf/step_s": seconds, "perf/mfu": share, "train/scored_per_step": 10.0}
+            tracker.metrics(step, step * 60, values)
+    assert call("runs", "show", "three") == 0
+    text = capsys.readouterr().out
+    assert str(run.profile_text.relative_to(folder.parent)) in text
+    figures = {" ".join(line.split()[:-1]): line.split()[-1] for line in text.splitlines() if line.strip()}
+    assert figures["model FLOP utilisation"] == "30.0%"
+    assert figures["scored tokens/s"] == "5"
+    assert call("runs", "show", "three", "--json") == 0
+    assert answer_of(capsys)["outcome"]["mfu"] == pytest.approx(0.3)
+
+
 def test_show_plot_prints_the_path(folder, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     assert call("runs", "show", "one", "--plot", "--json") == 0

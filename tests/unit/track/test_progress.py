@@ -76,6 +76,19 @@ def test_the_panel_fits_its_terminal(width):
         assert "1,234 tokens/s" in lines[1]
 
 
+def test_utilisation_stands_beside_the_speed_where_there_is_room():
+    values = {**VALUES, "perf/mfu": 0.42, "train/epoch": 0.5}
+    shown = console(terminal=False)
+    LineProgress(shown).step(1, 2, values)
+    assert "1,234 tokens/s, 42% MFU  lr" in text_of(shown)
+    for width, there in ((120, True), (80, True), (79, False), (60, False)):
+        panel = PanelProgress(console(terminal=True, width=width))
+        panel.step(1, 2, values)
+        plain = Console(file=io.StringIO(), width=width, highlight=False)
+        plain.print(panel._detail())
+        assert ("42% MFU" in text_of(plain)) == there, width
+
+
 def test_no_color_is_honoured(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     shown = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False)

@@ -12,6 +12,7 @@ from tunesmith.models.attention_cuda import cuda_attention
 from tunesmith.models.forest import Forest
 from tunesmith.models.forest_attention import attend, attend_backward
 from tunesmith.models.layer.weights import Shape
+from tunesmith.track.clock import part
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Attended:
     graph: Float[Tensor, "T H E"] | None = None
 
 
+@part("attention")
 def attended(heads: Attended, forest: Forest, shape: Shape) -> tuple[Attended, Float[Tensor, "T Q"]]:
     """The mixed values of every row, and what its gradient needs."""
     if not written_out(heads.query):
@@ -39,6 +41,7 @@ def written_out(states: Tensor) -> bool:
     return states.device.type == "cpu"
 
 
+@part("attention")
 def attended_backward(
     grad: Float[Tensor, "T Q"], heads: Attended, forest: Forest, shape: Shape
 ) -> tuple[Float[Tensor, "K T W"], Float[Tensor, "K T E"], Float[Tensor, "K T E"]]:

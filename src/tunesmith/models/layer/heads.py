@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from tunesmith.models.layer.parts import norm, norm_backward, norm_weight_gradient, rotate, rotate_backward
+from tunesmith.models.layer.parts import BETWEEN, norm, norm_backward, norm_weight_gradient, rotate, rotate_backward
 from tunesmith.models.layer.projection import Gradients
 from tunesmith.models.layer.weights import Norm, Shape
 from tunesmith.models.scratch import scratch
@@ -24,6 +24,7 @@ class Rotation:
     sin: Float[Tensor, "T E"]
 
 
+@BETWEEN
 def heads_of(
     rows: Float[Tensor, "T O"], count: int, shape: Shape, own_norm: Norm | None, rotation: Rotation
 ) -> Float[Tensor, "K T X"]:
@@ -41,6 +42,7 @@ def heads_of(
     return out
 
 
+@BETWEEN
 def heads_backward(
     grad: Float[Tensor, "K T X"],
     rows: Float[Tensor, "T O"] | None,

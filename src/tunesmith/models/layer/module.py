@@ -16,6 +16,7 @@ from tunesmith.models.layer.function import Call, LayerFunction, forward_layer
 from tunesmith.models.layer.heads import Rotation
 from tunesmith.models.layer.projection import Projection, part_of
 from tunesmith.models.layer.weights import Norm, Norms, Shape, Weights
+from tunesmith.models.marks import MARKS
 
 
 def no_window(attention: nn.Module) -> int | None:
@@ -151,7 +152,7 @@ def shape_of(layer: nn.Module) -> Shape:
 
 def projection(parent: nn.Module, *names: str) -> Projection:
     parts = [part_of(parent.get_submodule(name)) for name in names]
-    return Projection(tuple(part for part in parts if part is not None))
+    return Projection(tuple(part for part in parts if part is not None), MARKS[names[0]])
 
 
 def norm_of(module: nn.Module | None) -> Norm | None:

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from tunesmith.models.native.kernels import kernels_for
 from tunesmith.models.scratch import scratch
+from tunesmith.track.clock import part
+
+BETWEEN = part("norms, rotary, gate")
 
 
+@BETWEEN
 def norm(
     x: Float[Tensor, "*rows D"], weight: Float[Tensor, " D"], eps: float, out: Float[Tensor, "*rows D"]
 ) -> Float[Tensor, "*rows 1"]:
@@ -29,6 +33,7 @@ def norm(
     return factor
 
 
+@BETWEEN
 def norm_backward(
     grad: Float[Tensor, "*rows D"],
     x: Float[Tensor, "*rows D"],
@@ -50,6 +55,7 @@ def norm_backward(
     return out.copy_(wide)
 
 
+@BETWEEN
 def norm_weight_gradient(
     grad: Float[Tensor, "*rows D"], x: Float[Tensor, "*rows D"], factor: Float[Tensor, "*rows 1"]
 ) -> Float[Tensor, " D"]:
@@ -90,6 +96,7 @@ def rotate_backward(
     out[..., half:].addcmul_(grad[..., :half], first, value=-1)
 
 
+@BETWEEN
 def gate(both: Float[Tensor, "T 2I"], out: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
     """out = silu(first half) * second half."""
     if (kernels := kernels_for(both)) is not None:
@@ -99,6 +106,7 @@ def gate(both: Float[Tensor, "T 2I"], out: Float[Tensor, "T I"]) -> Float[Tensor
     return torch.ops.aten.silu.out(first, out=out).mul_(second)
 
 
+@BETWEEN
 def gate_backward(
     grad: Float[Tensor, "T I"], both: Float[Tensor, "T 2I"], grad_both: Float[Tensor, "T 2I"]
 ) -> Float[Tensor, "T I"]:

@@ -5,8 +5,10 @@ Shapes: T rows, I inputs, O outputs of all parts side by side, R ranks of all pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import TypeVar, TypeVarTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 
 from tunesmith.models.eight_bit import Linear8, Weights8
 from tunesmith.models.lora import FastLoraLinear
+from tunesmith.track.clock import Mark
+
+Result = TypeVar("Result")
+Given = TypeVarTuple("Given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +79,29 @@ def plain_part_of(module: nn.Module) -> Part | None:
     return None
 
 
+def marked(method: Callable[[Projection, *Given], Result]) -> Callable[[Projection, *Given], Result]:
+    """The method, with its time charged to what the projection is in its layer."""
+
+    @wraps(method)
+    def timed(self: Projection, *given: *Given) -> Result:
+        with self.mark:
+            return method(self, *given)
+
+    return timed
+
+
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Parts side by side."""
+    """Parts side by side; `mark` names them in a profile."""
 
     parts: tuple[Part, ...]
+    mark: Mark
 
     @property
     def width(self) -> int:
         return sum(part.width for part in self.parts)
 
+    @marked
     def apply(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> Float[Tensor, "T R"] | None:
         """out = x W^T + bias + s (x A^T) B^T; returns x A^T, which the gradient needs."""
         if (eight := self.parts[0].eight) is not None:
@@ -122,6 +141,7 @@ class Projection:
                 rank += len(part.low_rank.a)
             row += part.width
 
+    @marked
     def rows_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
         """out = the gradient of the rows that went in."""
         if (eight := self.parts[0].eight) is not None:
@@ -131,6 +151,7 @@ class Projection:
         factors = self.factors(grad.dtype)
         return out if factors is None else out.addmm_(grad @ factors[1], factors[0])
 
+    @marked
     def parameters_backward(
         self, grad: Float[Tensor, "T O"], x: Float[Tensor, "T I"], low: Float[Tensor, "T R"] | None
     ) -> Gradients:

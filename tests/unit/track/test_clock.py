@@ -1,0 +1,120 @@
+"""The clock charges every second to one place, and marks mean nothing while no clock runs."""
+
+import time
+
+import pytest
+
+from tunesmith.track import clock
+from tunesmith.track.clock import Clock, current, part, phase
+
+
+def spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+@pytest.fixture
+def running():
+    made = Clock()
+    made.start()
+    yield made
+    made.stop()
+    assert clock.RUNNING == []
+
+
+def walls(made: Clock) -> dict[tuple[str, str], float]:
+    return {place: spent.wall for place, spent in made.spent.items()}
+
+
+def test_time_goes_to_the_innermost_mark_and_adds_up_to_the_whole(running):
+    started = time.perf_counter()
+    with phase("forward"):
+        spin(0.02)
+        with part("qkv"):
+            spin(0.03)
+            with part("norms"):
+                spin(0.01)
+    spin(0.01)
+    running.stop()
+    whole = time.perf_counter() - started
+    found = walls(running)
+    assert found.keys() == {("forward", ""), ("forward", "qkv"), ("forward", "norms"), ("other", "")}
+    assert found["forward", "qkv"] >= 0.03
+    assert found["forward", "qkv"] < 0.06
+    assert found["forward", "norms"] >= 0.01
+    assert sum(found.values()) == pytest.approx(whole, abs=2e-3)
+    assert running.spent["forward", "qkv"].cpu > 0
+
+
+def test_parts_are_told_apart_in_forward_and_backward_only(running):
+    for name in ("forward", "backward", "evaluation"):
+        with phase(name), part("attention"):
+            spin(0.001)
+    assert {("forward", "attention"), ("backward", "attention")} < running.spent.keys()
+    assert ("evaluation", "attention") not in running.spent
+    running.stop()
+    assert running.spent["evaluation", ""].wall >= 0.001
+
+
+def test_a_phase_inside_another_one_has_its_own_time(running):
+    with phase("evaluation"):
+        with phase("checkpoint"):
+            spin(0.002)
+        assert running.stack[-1] == ("evaluation", "")
+    assert running.spent["checkpoint", ""].wall >= 0.002
+
+
+def test_marks_that_were_open_before_the_start_or_after_the_stop_do_no_harm():
+    made = Clock()
+    with phase("forward"):
+        with part("qkv"):
+            made.start()
+        with part("out"):
+            pass
+    assert made.stack == [("other", "")]
+    with phase("backward"), part("down"):
+        made.stop()
+    made.stop()
+    assert clock.RUNNING == []
+    assert made.spent.keys() <= {("other", ""), ("backward", ""), ("backward", "down")}
+
+
+def test_a_decorated_function_and_an_exception(running):
+    @phase("optimizer")
+    def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        fail()
+    assert running.stack == [("other", "")]
+    assert ("optimizer", "") in running.spent
+
+
+def test_a_gradient_is_charged_to_the_part_of_its_forward_pass(running):
+    with phase("forward"), part("down"):
+        mark = current()
+    with phase("backward"), mark:
+        spin(0.001)
+    assert running.spent["backward", "down"].wall >= 0.001
+
+
+def test_without_a_clock_nothing_is_kept_and_little_is_paid():
+    mark = part("qkv")
+    started = time.process_time()
+    for _ in range(10_000):
+        with mark:
+            pass
+    assert time.process_time() - started < 0.1
+    assert clock.RUNNING == []
+    assert (current().phase, current().part) == ("", "")
+
+
+def test_a_device_is_waited_for_before_the_time_is_read():
+    waited: list[int] = []
+    made = Clock(lambda: waited.append(1))
+    made.start()
+    with phase("forward"):
+        pass
+    made.stop()
+    assert len(waited) == 3
