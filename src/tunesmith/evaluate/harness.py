@@ -21,7 +21,7 @@ from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, Fix, Where
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.evaluate.metrics import ANSWER_METRICS, LOSS_METRICS, Score, exact_match
-from tunesmith.evaluate.pairs import measure_pairs, measure_rankings
+from tunesmith.evaluate.pairs import PAIRS, RANKINGS, measure_answers
 from tunesmith.evaluate.scored import kind_of
 from tunesmith.models.forward import base_model, score_only
 from tunesmith.models.reference import Reference
@@ -140,12 +140,12 @@ def add_compared(result: Evaluation, task: str, source: SourceConfig, kind: Kind
     """Measure a source of pairs or rankings."""
     left_out: Counter[str] = Counter()
     hear = how.on_progress
-    measure = measure_pairs if kind == "pair" else measure_rankings
-    found = measure(
+    found = measure_answers(
         how.model,
         how.tokenizer,
         read_entries(source, Tally(how.data.on_bad), how.limit, kind),
         how.data,
+        PAIRS if kind == "pair" else RANKINGS,
         left_out,
         reference=how.reference,
         on_progress=None if hear is None else lambda done, total: hear(task, done, total),

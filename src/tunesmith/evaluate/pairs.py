@@ -72,11 +72,12 @@ class AnswersMeasured:
     rows: list[dict[str, Any]]
 
 
-def measure_pairs(
+def measure_answers(
     model: nn.Module,
     tokenizer: Tokenizer,
     entries: Iterable[Entry],
     settings: DataConfig,
+    task: Task,
     left_out: Counter[str],
     *,
     reference: Reference | None = None,
@@ -85,29 +86,15 @@ def measure_pairs(
     """Accuracy and margin of summed and of per-token log-probabilities, and of rewards where there is a reference.
 
     A reward is the log-ratio to the reference, without the factor beta, which changes neither an accuracy nor a sign.
-    None when no pair can be measured. Pairs are compared whole: what is too long is left out, never split.
+    Of rankings, best first, accuracy is the share of a record's pairs of unequal rating in the right order,
+    `best_first` how often the best answer is ahead of all others, the margin that of the best above the mean of those
+    below it. None when nothing can be measured. Records are compared whole: what is too long is left out, never split.
     """
-    examples = encoded(tokenizer, entries, settings, PAIRS, left_out)
-    return told(likelihoods(model, examples, reference, on_progress)) if examples else None
-
-
-def measure_rankings(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    entries: Iterable[Entry],
-    settings: DataConfig,
-    left_out: Counter[str],
-    *,
-    reference: Reference | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> AnswersMeasured | None:
-    """As `measure_pairs`, of answers ranked best first.
-
-    Accuracy is the share of a record's pairs of unequal rating in the right order, `best_first` how often the best
-    answer is ahead of all others, the margin that of the best above the mean of those below it.
-    """
-    examples = encoded(tokenizer, entries, settings, RANKINGS, left_out)
-    return ranked(likelihoods(model, examples, reference, on_progress)) if examples else None
+    examples = encoded(tokenizer, entries, settings, task, left_out)
+    if not examples:
+        return None
+    found = likelihoods(model, examples, reference, on_progress)
+    return told(found) if task == PAIRS else ranked(found)
 
 
 def encoded(
