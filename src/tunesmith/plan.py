@@ -22,6 +22,7 @@ from tunesmith.models.base_products import check_machine
 from tunesmith.models.cache import Progress
 from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
 from tunesmith.models.locate import locate
+from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.models.processor import computing_type
 from tunesmith.planning.calibration import (
     Speed,
@@ -41,8 +42,8 @@ from tunesmith.planning.memory import (
     activation_sizes,
     compute_type,
     estimate,
-    layers_to_checkpoint,
 )
+from tunesmith.planning.policies import choose, costs_of, cut, possible, smallest
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.planning.reference import find_reference
 from tunesmith.planning.sharing import shares_prefixes
@@ -64,6 +65,7 @@ class Steps:
     largest: int
     longest: int
     all_tokens: float
+    mean_length: float
     saved: float = 0.0  # share of the tokens that examples of a microbatch begin with alike, computed once
 
 
@@ -79,8 +81,9 @@ class Plan:
     steps: Steps
     dtype: str
     memory: Memory
-    checkpointed_layers: int
-    flops: float  # of one token
+    checkpointing: Checkpointing
+    again: float  # FLOP of one token in layers that are computed again
+    flops: float  # of one token, `again` included
     speed: Speed  # of one rank
     ranks: int
     problems: tuple[Diagnostic, ...]
@@ -88,6 +91,11 @@ class Plan:
     @property
     def seconds(self) -> float:
         return self.steps.all_tokens * (1 - self.steps.saved) * self.flops / (self.speed.flops * self.ranks)
+
+    @property
+    def seconds_again(self) -> float:
+        """What checkpointing costs of them."""
+        return self.seconds * self.again / self.flops
 
     @property
     def fits(self) -> bool:
@@ -115,7 +123,7 @@ class Plan:
             "problems": [problem.to_json() for problem in self.problems],
             "fits": self.fits,
             "free_bytes": self.machine.memory_free,
-            "checkpointed_layers": self.checkpointed_layers,
+            "checkpointing": {**self.checkpointing.to_json(), "seconds": float(f"{self.seconds_again:.4g}")},
             "arithmetic": list(self.arithmetic()),
             "data": {
                 "records": counted.records,
@@ -179,8 +187,9 @@ def make_plan(
     share = shares_prefixes(recipe, folder)
     steps = count_steps(recipe, counted, ranks, machine.device, share=share)
     dtype = planned_type(recipe, inventory, machine)
-    memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
-    flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
+    memory, checkpointing = plan_memory(recipe, inventory, steps, machine)
+    again = costs_of(inventory, counted.mean_length).of(checkpointing)
+    flops = again + flops_per_token(inventory, trained, counted.scored_share, counted.mean_length)
     flops += further_passes(recipe, counted.prompt_share) * forward_flops(
         inventory, counted.scored_share, counted.mean_length
     )
@@ -195,7 +204,8 @@ def make_plan(
         steps=steps,
         dtype=dtype,
         memory=memory,
-        checkpointed_layers=checkpointed,
+        checkpointing=checkpointing,
+        again=again,
         flops=flops,
         speed=known_speed(machine, computed(recipe, dtype)),
         ranks=ranks,
@@ -240,20 +250,22 @@ def computed(recipe: Recipe, dtype: str) -> str:
     return dtype if products == "exact" else f"{dtype} and {products}"
 
 
-def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Machine) -> tuple[Memory, int]:
-    """Peak memory, and how many layers are recomputed: none, all, or as few as memory needs."""
+def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Machine) -> tuple[Memory, Checkpointing]:
+    """Peak memory, and what is formed again: as asked, or with `auto` what is cheapest in time and fits."""
     adapter, trained = recipe.model.adapter, trainable_of(recipe, inventory)
     dtype = planned_type(recipe, inventory, machine)
     load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense")
-    memory = estimate(inventory, trained, adapter, load)
     sizes = activation_sizes(inventory, trained, adapter, load)
-    if recipe.train.activation_checkpointing == "off":
-        return memory, 0
-    room = USABLE * machine.memory_free - (memory.peak - memory.activations)
-    needed = layers_to_checkpoint(sizes, load.tokens, room)
-    if recipe.train.activation_checkpointing == "full" or needed is None:
-        needed = sizes.layers
-    return estimate(inventory, trained, adapter, load, needed), needed
+    wanted = recipe.train.activation_checkpointing
+    if wanted != "auto":
+        chosen = cut(everywhere(wanted), sizes.layers)
+    else:
+        others = estimate(inventory, trained, adapter, load)
+        room = USABLE * machine.memory_free - (others.peak - others.activations)
+        allowed = possible(inventory, machine.device)
+        found = choose(sizes, load.tokens, room, costs_of(inventory, steps.mean_length), allowed)
+        chosen = smallest(sizes, load.tokens, allowed) if found is None else found
+    return estimate(inventory, trained, adapter, load, chosen), chosen
 
 
 def _peak_of(
@@ -294,6 +306,7 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = 
         largest=max(sums),
         longest=max(int(step[:, 1].max()) for step in drawn),
         all_tokens=epochs * counted.examples * counted.mean_length,
+        mean_length=counted.mean_length,
         saved=saved,
     )
 

@@ -11,6 +11,7 @@ from tunesmith.data.loader import Builder, OfflineSource
 from tunesmith.data.prepared import prepare
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import DoesNotFit
+from tunesmith.models.policy import Checkpointing
 from tunesmith.plan import Plan, further_passes, make_plan, record_actual
 from tunesmith.planning.machine import Machine
 from tunesmith.recipe import load_recipe
@@ -113,7 +114,7 @@ def test_the_json_form_holds_what_programs_rely_on(model, data):
     assert content["steps"] == 13
     assert content["guess"] is True
     assert [problem["code"] for problem in content["problems"]] == ["W181"]
-    assert content["checkpointed_layers"] == 0
+    assert content["checkpointing"] == {"offloaded": 0, "full": 0, "selective": 0, "seconds": 0}
     assert content["seconds"] > 0
 
 
@@ -158,15 +159,33 @@ def test_what_does_not_fit_is_refused_with_fixes_that_do(model, data):
         assert planned(model, data, *mended, machine=tight).fits, fix
 
 
-def test_layers_are_recomputed_only_when_memory_needs_it(model, data):
+def test_layers_form_again_only_what_memory_needs(model, data):
     loose = planned(model, data)
-    assert loose.checkpointed_layers == 0
+    assert loose.checkpointing == Checkpointing()
     tight = replace(MACHINE, memory_free=int(loose.memory.peak / 0.9) - 1000)
     plan = planned(model, data, machine=tight)
     assert plan.fits
-    assert 0 < plan.checkpointed_layers <= plan.inventory.layers
+    assert plan.checkpointing == Checkpointing(selective=1)
     assert plan.flops > loose.flops
-    assert planned(model, data, "train.activation_checkpointing=full").checkpointed_layers == 2
+    assert 0 < plan.seconds_again < plan.seconds
+    assert plan.seconds - plan.seconds_again == pytest.approx(loose.seconds)
+    assert planned(model, data, "train.activation_checkpointing=full").checkpointing == Checkpointing(full=2)
+
+
+def test_offloading_is_refused_on_a_cpu(model, data):
+    problem = planned(model, data, "train.activation_checkpointing=offloaded").problems[0]
+    assert (problem.code, problem.level) == ("E188", "error")
+    assert problem.fixes[0].set == {"train.activation_checkpointing": "full"}
+    gpu = replace(MACHINE, device="cuda")
+    assert "E188" not in codes(planned(model, data, "train.activation_checkpointing=offloaded", machine=gpu))
+
+
+def test_the_view_tells_what_is_formed_again(model, data):
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(plan_view(planned(model, data, "train.activation_checkpointing=selective")))
+    assert "gate and up of 2 of 2 layers, " in console.export_text()
 
 
 def test_few_steps_are_a_warning_unless_asked_for(model, data):

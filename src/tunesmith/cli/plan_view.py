@@ -73,7 +73,7 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
         ("", _bar(plan)),
         ("", _legend(plan)),
     ]
-    if plan.checkpointed_layers:
+    if plan.checkpointing.layers:
         rows.append(("recompute", Text(_recompute(plan))))
     rows.append(("time", _time(plan)))
     return rows
@@ -130,10 +130,12 @@ def _legend(plan: Plan) -> Text:
 
 
 def _recompute(plan: Plan) -> str:
-    layers, count = plan.inventory.layers, plan.checkpointed_layers
-    again = count / layers * 2 * plan.inventory.body
-    why = "asked for" if plan.recipe.train.activation_checkpointing == "full" else "to fit into memory"
-    return f"{count} of {layers} layers in the backward pass, {again / plan.flops:.0%} of the work, {why}"
+    chosen, layers = plan.checkpointing, plan.inventory.layers
+    words = {"selective": "gate and up", "full": "whole", "offloaded": "whole, inputs offloaded"}
+    counts = [f"{words[name]} of {count}" for name, count in chosen.to_json().items() if count]
+    why = "to fit into memory" if plan.recipe.train.activation_checkpointing == "auto" else "asked for"
+    cost = f"{plan.again / plan.flops:.0%} of the work, {duration(plan.seconds_again)}"
+    return f"{', '.join(counts)} of {layers} layers, {cost}, {why}"
 
 
 def _time(plan: Plan) -> Text:

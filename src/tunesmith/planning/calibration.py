@@ -76,9 +76,7 @@ def _read() -> dict[str, dict[str, Any]]:
         return {}
 
 
-def flops_per_token(
-    inventory: Inventory, trained: Trainable, scored: float, length: float, checkpointed: int = 0
-) -> float:
+def flops_per_token(inventory: Inventory, trained: Trainable, scored: float, length: float) -> float:
     """Useful FLOP of one training token; `scored` is the share that the loss reads, `length` the mean document.
 
     Forward 2N, gradient of the inputs 2N above the lowest trained layer, gradient of what is trained 2n more.
@@ -88,8 +86,7 @@ def flops_per_token(
     trained_head = inventory.head if trained.head else 0
     weights = 2 * trained.adapters * 3 + 2 * min(max(0, trained.base - trained_head), body) + 2 * scored * trained_head
     attention = 2 * length * inventory.query * inventory.layers
-    again = checkpointed / inventory.layers * (2 * body + attention)
-    return 2 * body * (1 + reached) + 4 * head + weights + attention * (1 + 2.5 * reached) + again
+    return 2 * body * (1 + reached) + 4 * head + weights + attention * (1 + 2.5 * reached)
 
 
 def forward_flops(inventory: Inventory, scored: float, length: float) -> float:

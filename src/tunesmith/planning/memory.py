@@ -1,4 +1,4 @@
-"""Peak memory from sizes alone, and how many layers must be recomputed to stay below what is free."""
+"""Peak memory from sizes alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from tunesmith.models.config import Adapter, LoraConfig
 from tunesmith.models.inventory import Inventory, Trainable
+from tunesmith.models.policy import Checkpointing
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
 USABLE = 0.9  # share of the free memory that a plan may promise
@@ -23,6 +24,7 @@ NORMS = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4}
 NORMED_QUERIES = frozenset(["qwen3", "gemma3", "gemma3_text", "olmo2"])
 WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # layers of models/layer
 NORMED_AFTERWARDS = frozenset(["olmo2"])
+NOTHING = Checkpointing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,24 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Bytes that activations take: per token and layer with and without recomputation, and once whatever happens."""
+    """Bytes that activations take: per token and layer by policy, per token for the layer at work, and once."""
 
     kept: float
-    recomputed: float
-    passing: float  # per token, whatever is recomputed
-    once: float
+    selective: float
+    full: float
+    passing: float  # of the layer at work, whatever is formed again
+    wide: float  # its gate and up, where some layer forms them again
+    again: float  # what else a layer that is computed again keeps for a moment
+    once: float  # not per token
     layers: int  # that the backward pass goes through
 
-    def total(self, tokens: int, checkpointed: int) -> int:
-        """With the `checkpointed` lowest of those layers recomputed."""
-        again = min(checkpointed, self.layers)
-        per_token = (self.layers - again) * self.kept + again * self.recomputed + self.passing
+    def total(self, tokens: int, chosen: Checkpointing = NOTHING) -> int:
+        """With as many of the lowest of those layers checkpointed as there are."""
+        away, full = min(chosen.offloaded, self.layers), min(chosen.offloaded + chosen.full, self.layers)
+        part = min(chosen.layers, self.layers)
+        per_token = (self.layers - part) * self.kept + (part - full) * self.selective + (full - away) * self.full
+        per_token += self.passing + self.wide * (part > 0) + self.again * (full > 0)
+        per_token += 2 * self.full * (away > 0)  # one that is used and one on its way
         return round(tokens * per_token + self.once)
 
 
@@ -80,7 +88,9 @@ def compute_type(inventory: Inventory, wanted: str) -> str:
     return inventory.dtype if inventory.dtype in ("float32", "bfloat16") else "bfloat16"
 
 
-def estimate(inventory: Inventory, trained: Trainable, adapter: Adapter, load: Load, checkpointed: int = 0) -> Memory:
+def estimate(
+    inventory: Inventory, trained: Trainable, adapter: Adapter, load: Load, chosen: Checkpointing = NOTHING
+) -> Memory:
     """Peak of training with AdamW: fp32 gradients and moments, and fp32 masters of what is trained below fp32."""
     width = WIDTH.get(load.dtype, 2)
     adapter_width = 2 if isinstance(adapter, LoraConfig) and adapter.dtype == "bfloat16" and width == 2 else 4
@@ -92,7 +102,7 @@ def estimate(inventory: Inventory, trained: Trainable, adapter: Adapter, load: L
         adapters=adapter_width * trained.adapters,
         gradients=4 * trained.total,
         optimizer=8 * trained.total + masters,
-        activations=sizes.total(load.tokens, checkpointed),
+        activations=sizes.total(load.tokens, chosen),
         head=head_bytes(inventory, trained, width),
         other=round(BASELINE[load.device]),
     )
@@ -102,17 +112,28 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: Adapter,
     """What layers keep for the backward pass, and what passes through one of them."""
     width = WIDTH.get(load.dtype, 2)
     drops = isinstance(adapter, LoraConfig) and adapter.dropout > 0
+    wide = 2 * width * inventory.intermediate
     if inventory.model_type in WRITTEN_OUT and not load.dense and not drops:
         kept = width * float(values_kept(inventory, adapter))
         passing = width * float(values_passing(inventory))
+        dropped = float(wide)
     else:
         kept = plain_kept(inventory, adapter, load, width)
         passing = PASSING[load.device] * kept
+        dropped = 2.0 * wide  # silu of gate and the product as well
     slack = SLACK[load.device]
     alive = min(max(PAIRS, BLOCK * load.longest), load.tokens * load.longest)
     once = 3 * width * inventory.heads * alive if load.device == "cpu" else 0  # scores, and twice as much for slopes
-    layers = max(0, inventory.layers - trained.lowest_layer)
-    return Sizes(slack * kept, slack * width * inventory.hidden, passing, once, layers)
+    return Sizes(
+        kept=slack * kept,
+        selective=slack * (kept - dropped),
+        full=slack * width * inventory.hidden,
+        passing=passing,
+        wide=wide,
+        again=kept - dropped,
+        once=once,
+        layers=max(0, inventory.layers - trained.lowest_layer),
+    )
 
 
 def values_kept(inventory: Inventory, adapter: Adapter) -> int:
@@ -153,11 +174,3 @@ def head_bytes(inventory: Inventory, trained: Trainable, width: int) -> int:
     """Logits of one chunk of rows, and the gradient of a trained head in the computing type."""
     chunk = 2 * HEAD_ROWS * inventory.projected * width
     return chunk + (width * inventory.head if trained.head else 0)
-
-
-def layers_to_checkpoint(sizes: Sizes, tokens: int, room: float) -> int | None:
-    """The fewest lowest layers to recompute so that activations fit into `room` bytes; None when all are not enough."""
-    for count in range(sizes.layers + 1):
-        if sizes.total(tokens, count) <= room:
-            return count
-    return None

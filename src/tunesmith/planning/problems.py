@@ -17,6 +17,7 @@ from tunesmith.planning.counting import Counted
 from tunesmith.planning.judged import label_problems, rating_problems
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.memory import USABLE, Memory
+from tunesmith.planning.policies import possible
 from tunesmith.recipe import Recipe
 
 FEW_STEPS = 20
@@ -45,7 +46,7 @@ class Facts:
 
 def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
-    rules = (_length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
+    rules = (_policy, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
     return (*facts.counted.doubts, *_memory(facts, peak_of), *(problem for rule in rules for problem in rule(facts)))
 
 
@@ -70,7 +71,7 @@ def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnost
 def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     """Ways to need less, the least painful first."""
     train, data = recipe.train, recipe.data
-    if train.activation_checkpointing == "off":
+    if train.activation_checkpointing != "auto":
         yield {"train.activation_checkpointing": "auto"}
     size = train.microbatch_limit(device) // 2
     while size >= SMALLEST_LENGTH:
@@ -106,6 +107,19 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
             place = place[group]
         place[last] = value
     return Recipe.model_validate(tree)
+
+
+def _policy(facts: Facts) -> Iterator[Diagnostic]:
+    wanted, device = facts.recipe.train.activation_checkpointing, facts.machine.device
+    if wanted == "auto" or wanted in possible(facts.inventory, device):
+        return
+    reasons = {
+        "offloaded": f"on a {device.upper()} activations are in host memory already, there is nowhere to offload them",
+        "selective": "selective checkpointing forms the MLP of a layer again, and the layers of this model have none",
+    }
+    key = "train.activation_checkpointing"
+    fixes = (Fix(f"{key}=full", {key: "full"}), Fix(f"{key}=auto", {key: "auto"}, effect="what is cheapest and fits"))
+    yield Diagnostic("E188", reasons[wanted], where=Where(field=key), fixes=fixes)
 
 
 def _length(facts: Facts) -> Iterator[Diagnostic]:

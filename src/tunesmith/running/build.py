@@ -28,6 +28,7 @@ from tunesmith.models.forward import base_model
 from tunesmith.models.heads import head_modules
 from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.noise import silence
+from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.models.verify import verify_scores
 from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
@@ -104,9 +105,8 @@ def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any]
         probe = batch_of([first_answer(one) if flat else one for one in examples], inputs.task.reads)
         verify_scores(model, probe.to(mesh.device()))
     wanted = recipe.train.activation_checkpointing
-    planned = int((plan or {}).get("checkpointed_layers", 0))
-    layers = {"off": 0, "auto": planned, "full": 10**6}[wanted]
-    checkpoint_layers(model, layers)
+    planned = Checkpointing.of_json((plan or {}).get("checkpointing", {}))
+    checkpoint_layers(model, planned if wanted == "auto" else everywhere(wanted))
     use_products(model, recipe.model.base_products)
     return model
 

@@ -94,8 +94,9 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="How gradients become updates.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="The learning rate over the run.")
     clip_norm: Annotated[float, Field(ge=0)] = Field(default=1.0, description="Largest gradient norm; 0: no clipping.")
-    activation_checkpointing: Literal["auto", "off", "full"] = Field(
-        default="auto", description="auto recomputes only what the plan says memory cannot hold."
+    activation_checkpointing: Literal["auto", "off", "selective", "full", "offloaded"] = Field(
+        default="auto",
+        description="What layers form again in backward: selective gate and up, full everything; auto: what must be.",
     )
     neftune_alpha: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Embedding noise (arXiv:2310.05914); 0: off."

@@ -35,11 +35,10 @@ def adapted(model: PreTrainedModel, targets: tuple[str, ...] | None) -> nn.Modul
     return wrapped
 
 
-def fast(architecture: str, targets: tuple[str, ...] | None = None, recompute: bool = False) -> nn.Module:
+def fast(architecture: str, targets: tuple[str, ...] | None = None) -> nn.Module:
     model = adapted(put_fast_layers(build(architecture)), targets)
     for layer in layers_of(model):
         assert layer.obstacle() is None
-        layer.recompute = recompute
     return model
 
 
@@ -71,14 +70,14 @@ def test_losses_and_gradients_equal_those_of_transformers(architecture, targets,
     assert_alike(loss_and_gradients(fast(architecture, TARGETS[targets]), shared), theirs)
 
 
-@pytest.mark.parametrize("targets", ["full", "all"])
 @pytest.mark.parametrize("architecture", FAMILY)
-def test_a_layer_computed_again_gives_the_same_gradients(architecture, targets):
+def test_bf16_stays_as_close_to_fp32_as_transformers_own(architecture):
     shared, _ = batches(PAIRS)
-    once = loss_and_gradients(fast(architecture, TARGETS[targets]), shared)
-    again = loss_and_gradients(fast(architecture, TARGETS[targets], recompute=True), shared)
-    assert torch.equal(once[0], again[0])
-    assert all(torch.equal(once[2][name], again[2][name]) for name in once[2])
+    exact = loss_and_gradients(build(architecture), shared)[0]
+    ours, theirs = (
+        loss_and_gradients(model.to(torch.bfloat16), shared)[0] for model in (fast(architecture), build(architecture))
+    )
+    assert (ours - exact).norm() <= 1.2 * (theirs - exact).norm()
 
 
 @pytest.mark.parametrize("architecture", FAMILY)

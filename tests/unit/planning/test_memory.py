@@ -12,13 +12,13 @@ from tunesmith.models.inventory import Inventory, take_inventory, trainable
 from tunesmith.models.layer import function
 from tunesmith.models.layer.module import WINDOWS
 from tunesmith.models.load import load_model
+from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.planning.memory import (
+    NOTHING,
     WRITTEN_OUT,
     Load,
-    activation_sizes,
     compute_type,
     estimate,
-    layers_to_checkpoint,
     values_kept,
 )
 from tunesmith.types import Example
@@ -40,10 +40,10 @@ def inventory(dtype="bfloat16", model_type="llama"):
     )  # fmt: skip
 
 
-def memory(adapter, tokens=1000, checkpointed=0, **changes):
+def memory(adapter, tokens=1000, chosen=NOTHING, **changes):
     model = inventory()
     load = Load(**{"tokens": tokens, "longest": 100, "dtype": "bfloat16", **changes})
-    return estimate(model, trainable(model, adapter), adapter, load, checkpointed)
+    return estimate(model, trainable(model, adapter), adapter, load, chosen)
 
 
 def test_full_tuning_takes_18_bytes_a_parameter():
@@ -80,26 +80,16 @@ def test_activations_grow_with_tokens_and_layers_that_backward_reaches():
     assert memory(FreezeConfig(last=1)).activations < memory(FreezeConfig(last=4)).activations
 
 
-def test_recomputed_layers_keep_only_their_input():
-    whole, half, none = (memory(LoraConfig(), checkpointed=count).activations for count in (LAYERS, 2, 0))
-    assert whole < half < none
-    assert memory(LoraConfig(), checkpointed=99).activations == whole
+def test_layers_keep_less_the_more_they_form_again():
+    policies = ("offloaded", "full", "selective", "off")
+    totals = [memory(LoraConfig(), chosen=everywhere(policy)).activations for policy in policies]
+    assert totals == sorted(totals)
+    assert len(set(totals)) == len(totals)
+    assert memory(LoraConfig(), chosen=Checkpointing(full=LAYERS)) == memory(LoraConfig(), chosen=everywhere("full"))
 
 
 def test_dense_attention_pays_for_its_square():
     assert memory(LoraConfig(), dense=True).activations > memory(LoraConfig()).activations
-
-
-@pytest.mark.parametrize("adapter", [LoraConfig(), FullConfig()])
-def test_as_few_layers_are_recomputed_as_memory_needs(adapter):
-    model = inventory()
-    trained = trainable(model, adapter)
-    sizes = activation_sizes(model, trained, adapter, Load(1000, 100, "bfloat16"))
-    totals = [sizes.total(1000, count) for count in range(LAYERS + 1)]
-    assert layers_to_checkpoint(sizes, 1000, totals[0]) == 0
-    for count in range(1, LAYERS + 1):
-        assert layers_to_checkpoint(sizes, 1000, totals[count - 1] - 1) == count
-    assert layers_to_checkpoint(sizes, 1000, totals[-1] - 1) is None
 
 
 def test_the_type_is_the_checkpoints_own_unless_asked():

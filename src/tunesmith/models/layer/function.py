@@ -3,13 +3,14 @@
     x -> norm -> q k v -> heads -> attention -> out -> (+ x) -> norm -> gate up -> silu * -> down -> (+) ->
 
 What is kept for the backward pass is chosen: the input, queries, keys and values, mixed values, the sum in the middle,
-gate and up. Norms and the gated product are formed anew, because that costs less than keeping them. With `recompute`
-only the input is kept.
+gate and up. Norms and the gated product are formed anew, because that costs less than keeping them. By its policy a
+layer keeps less: selective drops gate and up, more than half of all bytes, and forms them again from the middle; full
+keeps the input alone; offloaded puts that away as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,8 @@ from tunesmith.models.layer.heads import Rotation, heads_backward, heads_of
 from tunesmith.models.layer.parts import gate, gate_backward, norm, norm_backward, norm_weight_gradient
 from tunesmith.models.layer.projection import Gradients, Projection
 from tunesmith.models.layer.weights import Norm, Shape, Weights
+from tunesmith.models.offload import HostStore
+from tunesmith.models.policy import Policy
 from tunesmith.models.scratch import scratch
 
 
@@ -34,7 +37,8 @@ class Call:
     rotation: Rotation
     forest: Forest
     rows: Int[Tensor, " R"] | None  # the only rows wanted of the layer; None: all
-    recompute: bool
+    policy: Policy = "off"
+    store: HostStore | None = None  # where the input waits when it is offloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class Kept:
     mixed: Float[Tensor, "T Q"]
     attention: Half
     middle: Float[Tensor, "T D"]
-    both: Float[Tensor, "T 2I"]
+    both: Float[Tensor, "T 2I"] | None  # gate and up side by side; None: formed again
     mlp: Half
 
 
@@ -63,19 +67,28 @@ class LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, call, *trained):  # pyright: ignore[reportIncompatibleMethodOverride]
         out, kept = forward_layer(x, call)
-        ctx.save_for_backward(x)
-        ctx.call, ctx.kept = call, None if call.recompute else kept
+        ctx.parcel = None if call.store is None or call.policy != "offloaded" else call.store.put(x)
+        if ctx.parcel is None:
+            ctx.save_for_backward(x)
+        ctx.call, ctx.kept = call, kept_of(kept, call.policy)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors
+        x = ctx.saved_tensors[0] if ctx.parcel is None else ctx.parcel.open()
         kept, ctx.kept = ctx.kept, None
         if kept is None:
             _, kept = forward_layer(x, ctx.call)
         grad_x, gradients = backward_layer(grad, x, kept, ctx.call, ctx.needs_input_grad[0])
         return grad_x, None, *(gradients.get(each) for each in ctx.call.weights.trained())
+
+
+def kept_of(kept: Kept, policy: Policy) -> Kept | None:
+    """What a layer of that policy keeps besides its input."""
+    if policy == "selective":
+        return replace(kept, both=None)
+    return kept if policy == "off" else None
 
 
 def forward_layer(x: Float[Tensor, "T D"], call: Call) -> tuple[Float[Tensor, "R D"], Kept]:
@@ -94,11 +107,17 @@ def forward_layer(x: Float[Tensor, "T D"], call: Call) -> tuple[Float[Tensor, "R
     if call.rows is not None:
         x, mixed = x[call.rows], mixed[call.rows]
     middle, attention = close_half(mixed, weights.out, weights.norms.after_attention, x, low)
-    both = x.new_empty(len(middle), weights.gate_up.width)
-    low = weights.gate_up.apply(normed(middle, weights.norms.before_mlp), both)
+    size = len(middle), weights.gate_up.width
+    both = x.new_empty(size) if call.policy == "off" else scratch("both", size, x)
+    low = widen(middle, weights, both)
     product = gate(both, out=scratch("product", (len(both), weights.gate_up.width // 2), x))
     out, mlp = close_half(product, weights.down, weights.norms.after_mlp, middle, low)
     return out, Kept(raw if has_norms else None, heads, mixed, attention, middle, both, mlp)
+
+
+def widen(middle: Float[Tensor, "T D"], weights: Weights, both: Float[Tensor, "T 2I"]) -> Tensor | None:
+    """both = gate and up; returns their low-rank rows."""
+    return weights.gate_up.apply(normed(middle, weights.norms.before_mlp), both)
 
 
 def close_half(
@@ -128,11 +147,15 @@ def backward_layer(
     weights, norms = call.weights, call.weights.norms
     gradients: Gradients = {}
     grad = grad.contiguous()
+    both = kept.both
+    if both is None:
+        both = scratch("both", (len(kept.middle), weights.gate_up.width), x)
+        widen(kept.middle, weights, both)
 
     inner = norm_after_backward(grad, kept.mlp, norms.after_mlp, gradients)
-    product = weights.down.rows_backward(inner, scratch("product_grad", (len(grad), kept.both.shape[1] // 2), x))
-    grad_both = scratch("both_grad", kept.both.shape, x)
-    product = gate_backward(product, kept.both, grad_both)
+    product = weights.down.rows_backward(inner, scratch("product_grad", (len(grad), both.shape[1] // 2), x))
+    grad_both = scratch("both_grad", both.shape, x)
+    product = gate_backward(product, both, grad_both)
     gradients |= weights.down.parameters_backward(inner, product, kept.mlp.low_out)
     grad = norm_before_backward(grad_both, grad, kept.middle, weights.gate_up, norms.before_mlp, kept.mlp, gradients)
 

@@ -17,6 +17,8 @@ from tunesmith.models.layer.heads import Rotation
 from tunesmith.models.layer.projection import Projection, part_of
 from tunesmith.models.layer.weights import Norm, Norms, Shape, Weights
 from tunesmith.models.marks import MARKS
+from tunesmith.models.offload import HostStore, checkpoint_away
+from tunesmith.models.policy import Policy
 
 
 def no_window(attention: nn.Module) -> int | None:
@@ -63,7 +65,8 @@ class FastLayer(nn.Module):
         self._modules = layer._modules  # one set of children for both, whoever replaces one
         self.plain = (layer,)  # in a tuple, so that its parameters are not found twice
         self.is_last = is_last
-        self.recompute = False
+        self.policy: Policy = "off"
+        self.store: HostStore | None = None
         self.shape = shape_of(layer)
 
     def forward(
@@ -82,11 +85,12 @@ class FastLayer(nn.Module):
             return out if rows is None else out.index_select(1, rows)
         cos, sin = position_embeddings
         weights = self.weights()
-        call = Call(
-            weights, self.shape, Rotation(cos[0].contiguous(), sin[0].contiguous()), forest, rows, self.recompute
-        )
         trained = weights.trained()
-        if torch.is_grad_enabled() and (trained or hidden_states.requires_grad):
+        wants_gradient = torch.is_grad_enabled() and (trained or hidden_states.requires_grad)
+        policy = self.policy if wants_gradient else "full"
+        rotation = Rotation(*(each[0].to(hidden_states.dtype).contiguous() for each in (cos, sin)))  # OLMo 2: fp32
+        call = Call(weights, self.shape, rotation, forest, rows, policy, self.store)
+        if wants_gradient:
             return LayerFunction.apply(hidden_states[0], call, *trained)[None]
         return forward_layer(hidden_states[0], call)[0][None]
 
@@ -96,9 +100,11 @@ class FastLayer(nn.Module):
         def run(states: Tensor) -> Tensor:
             return layer.forward(states, position_embeddings=position_embeddings, **given)
 
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(run, hidden_states, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return run(hidden_states)
+        if not torch.is_grad_enabled() or self.policy in ("off", "selective"):
+            return run(hidden_states)
+        if self.policy == "offloaded" and self.store is not None:
+            return checkpoint_away(run, hidden_states, self.store)
+        return checkpoint(run, hidden_states, use_reentrant=False)  # pyright: ignore[reportReturnType]
 
     def obstacle(self) -> str | None:
         """What keeps the layer from the fast path just now, in words."""
