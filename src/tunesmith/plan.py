@@ -55,13 +55,17 @@ SIMULATED = 200  # steps drawn, at most, to find the largest microbatch
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """How the data becomes optimiser steps; `largest` is the biggest microbatch in tokens, `longest` its document."""
+    """How the data becomes optimiser steps; `largest` is the biggest microbatch in tokens, `longest` its document.
+
+    `microbatches` is the usual number of a step, `most` that of the step with the most.
+    """
 
     total: int
     per_epoch: int
     sequences: float
     tokens: float
     microbatches: int
+    most: int
     largest: int
     longest: int
     all_tokens: float
@@ -193,7 +197,19 @@ def make_plan(
     flops += further_passes(recipe, counted.prompt_share) * forward_flops(
         inventory, counted.scored_share, counted.mean_length
     )
-    facts = Facts(recipe, inventory, counted, steps.total, steps.sequences, steps.longest, memory, machine, file)
+    facts = Facts(
+        recipe,
+        inventory,
+        counted,
+        steps.total,
+        steps.sequences,
+        steps.most,
+        steps.longest,
+        memory,
+        machine,
+        ranks,
+        file,
+    )
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks, share=share)
     return Plan(
         recipe=recipe,
@@ -254,7 +270,8 @@ def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Mac
     """Peak memory, and what is formed again: as asked, or with `auto` what is cheapest in time and fits."""
     adapter, trained = recipe.model.adapter, trainable_of(recipe, inventory)
     dtype = planned_type(recipe, inventory, machine)
-    load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense")
+    at_once = recipe.train.optimizer.in_backward and steps.most == 1
+    load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense", at_once)
     sizes = activation_sizes(inventory, trained, adapter, load)
     wanted = recipe.train.activation_checkpointing
     if wanted != "auto":
@@ -303,6 +320,7 @@ def count_steps(recipe: Recipe, counted: Counted, ranks: int = 1, device: str = 
         sequences=sequences,
         tokens=sequences * counted.mean_length,
         microbatches=round(float(np.median(packed))),
+        most=max(packed),
         largest=max(sums),
         longest=max(int(step[:, 1].max()) for step in drawn),
         all_tokens=epochs * counted.examples * counted.mean_length,

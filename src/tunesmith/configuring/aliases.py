@@ -63,6 +63,8 @@ ALIASES: dict[str, Alias] = {
     "adam_beta2": Alias("train.optimizer.beta2"),
     "adam_epsilon": Alias("train.optimizer.eps"),
     "weight_decay": Alias("train.optimizer.weight_decay"),
+    "optimizer_in_bwd": Alias("train.optimizer.in_backward", "needs train.clip_norm: 0"),
+    "optimizer_in_backward": Alias("train.optimizer.in_backward", "needs train.clip_norm: 0"),
     "lr_scheduler": Alias("train.schedule.name"),
     "lr_scheduler_type": Alias("train.schedule.name"),
     "scheduler": Alias("train.schedule.name"),

@@ -56,6 +56,7 @@ class Load:
     dtype: str
     device: str = "cpu"
     dense: bool = False  # attention under one mask over the whole microbatch
+    in_backward: bool = False  # every gradient is used up as soon as it is complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def estimate(
     return Memory(
         weights=width * (inventory.total + copies),
         adapters=adapter_width * trained.adapters,
-        gradients=4 * trained.total,
+        gradients=gradient_bytes(inventory, trained, width, load),
         optimizer=8 * trained.total + masters,
         activations=sizes.total(load.tokens, chosen),
         head=head_bytes(inventory, trained, width),
@@ -168,6 +169,13 @@ def plain_kept(inventory: Inventory, adapter: Adapter, load: Load, width: int) -
     if load.dense:
         kept += (4 + width) * inventory.heads * load.tokens
     return kept
+
+
+def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: Load) -> int:
+    """fp32 gradients of everything trained, or of one layer where they are used up in the backward pass."""
+    if not load.in_backward:
+        return 4 * trained.total
+    return (4 + width) * trained.total // inventory.layers
 
 
 def head_bytes(inventory: Inventory, trained: Trainable, width: int) -> int:

@@ -38,15 +38,17 @@ class Facts:
     counted: Counted
     steps: int
     sequences: float  # of a step
+    microbatches: int  # of the step with the most
     longest: int
     memory: Memory
     machine: Machine
+    ranks: int
     file: str
 
 
 def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
-    rules = (_policy, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
+    rules = (_policy, _in_backward, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
     return (*facts.counted.doubts, *_memory(facts, peak_of), *(problem for rule in rules for problem in rule(facts)))
 
 
@@ -120,6 +122,25 @@ def _policy(facts: Facts) -> Iterator[Diagnostic]:
     key = "train.activation_checkpointing"
     fixes = (Fix(f"{key}=full", {key: "full"}), Fix(f"{key}=auto", {key: "auto"}, effect="what is cheapest and fits"))
     yield Diagnostic("E188", reasons[wanted], where=Where(field=key), fixes=fixes)
+
+
+def _in_backward(facts: Facts) -> Iterator[Diagnostic]:
+    """What keeps an optimiser step in the backward pass from being possible, or from saving anything."""
+    train, key = facts.recipe.train, "train.optimizer.in_backward"
+    off = Fix(f"{key}=false", {key: False})
+    if not train.optimizer.in_backward:
+        return
+    if facts.ranks > 1:
+        message = f"{facts.ranks} processes add up their gradients after the backward pass: none can be used up inside"
+        yield Diagnostic("E189", message, where=Where(field=key), fixes=(off, Fix("start one process")))
+    elif facts.microbatches > 1:
+        message = (
+            f"steps of up to {facts.microbatches} forward passes hold every gradient until the last: nothing is saved"
+        )
+        size = math.floor(facts.sequences / facts.microbatches)
+        smaller = {"train.sequences_per_step": max(1, size), "train.tokens_per_step": None}
+        one = Fix(f"train.sequences_per_step={max(1, size)}", smaller, effect="about one forward pass per step")
+        yield Diagnostic("W188", message, "warning", Where(field=key), fixes=(one, off))
 
 
 def _length(facts: Facts) -> Iterator[Diagnostic]:

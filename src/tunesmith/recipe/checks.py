@@ -13,7 +13,7 @@ from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.settings import Recipe
-from tunesmith.recipe.step_checks import company
+from tunesmith.recipe.step_checks import company, in_backward
 
 
 def contradictions(recipe: Recipe, origins: Mapping[str, Origin], path: str) -> list[Diagnostic]:
@@ -122,6 +122,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, company,
+    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, company, in_backward,
     *OBJECTIVE_RULES,
 )  # fmt: skip

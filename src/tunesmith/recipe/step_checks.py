@@ -1,4 +1,4 @@
-"""Steps that are too small for what an objective compares within them."""
+"""What a step must be for what is done with it."""
 
 from __future__ import annotations
 
@@ -20,3 +20,20 @@ def company(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
             fields = ("train.sequences_per_step", "objective.name")
             yield Clash(message, fields, {"train.sequences_per_step": 16})
             return
+
+
+def in_backward(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    """Updates inside the backward pass come before the norm of the whole gradient is known."""
+    train, key = recipe.train, "train.optimizer.in_backward"
+    if not train.optimizer.in_backward:
+        return
+    if train.clip_norm > 0:
+        message = (
+            f"gradients are clipped to a norm of {train.clip_norm:g} over all of them, but with in_backward each is "
+            "used up before the others exist"
+        )
+        yield Clash(message, (key, "train.clip_norm"), {"train.clip_norm": 0.0}, effect=f"or {key}=false")
+    if train.stability.on_spike == "skip":
+        message = "a step with a spike is left out, but with in_backward its updates are done before that is known"
+        spike = "train.stability.on_spike"
+        yield Clash(message, (key, spike), {spike: "off"}, effect=f"or {key}=false")

@@ -43,8 +43,8 @@ from tunesmith.track.tracker import Tracking
 from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.commit import Writers
 from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
+from tunesmith.train.in_backward import make_optimizer
 from tunesmith.train.loop import Loop, Parts
-from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
 from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking
@@ -79,7 +79,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         objectives=objectives,
         source=Ahead(source),
         streams=streams,
-        optimizer=Optimizer(trainable(model), settings.optimizer, new_layers(recipe, model)),
+        optimizer=make_optimizer(trainable(model), settings.optimizer, new_layers(recipe, model), mesh),
         guard=Guard(settings.stability),
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,

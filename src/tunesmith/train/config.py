@@ -23,6 +23,10 @@ class OptimizerConfig(Config):
     lr_new_layers: Annotated[float, Field(gt=0, le=10)] | None = Field(
         default=None, description="Own rate for modules_to_save; the peak rate when empty."
     )
+    in_backward: bool = Field(
+        default=False,
+        description="Update each parameter in the backward pass and free its gradient; needs clip_norm=0.",
+    )
 
 
 class ScheduleConfig(Config):

@@ -25,7 +25,7 @@ from tunesmith.train.measure import memory_gb
 from tunesmith.train.optimizer import Optimizer, clip
 from tunesmith.train.schedule import factor
 from tunesmith.train.signals import Request, Signals, stop_error
-from tunesmith.train.stability import Guard, Verdict, nonfinite_gradients
+from tunesmith.train.stability import Guard, Verdict
 from tunesmith.train.start import judge_start
 from tunesmith.train.step import StepResult, compute_step
 from tunesmith.train.streams import Streams
@@ -119,6 +119,8 @@ class Loop:
             microbatches = parts.source.next_step()
         waited = time.monotonic() - started
         fault("train.step", position.step + 1)
+        rate = factor(parts.settings.schedule, position.step, parts.total)
+        parts.optimizer.set_rate(rate)
         result = compute_step(
             parts.model,
             microbatches,
@@ -133,8 +135,9 @@ class Loop:
             self.check_start(result)
         verdict = parts.guard.judge(position.step + 1, result.loss, result.grad_norm, result.records)
         if not result.is_finite:
-            verdict.evidence["parameters"] = nonfinite_gradients(parts.optimizer.masters.items())
-        rate = factor(parts.settings.schedule, position.step, parts.total)
+            verdict.evidence["parameters"] = parts.optimizer.nonfinite()
+        if verdict.action != "update" and parts.optimizer.has_updated:
+            verdict = verdict.too_late()
         if verdict.action == "update":
             clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
             parts.optimizer.step(rate)

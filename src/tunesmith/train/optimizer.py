@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from tunesmith.distributed.mesh import Mesh
 from tunesmith.track.clock import phase
 from tunesmith.train.config import OptimizerConfig
+from tunesmith.train.stability import nonfinite_gradients
 
 
 class Optimizer:
@@ -28,10 +30,37 @@ class Optimizer:
             if self.masters[name] is not parameter
         ]
         self.groups = parameter_groups(self.masters, settings, tuple(new_layers))
-        self.torch = torch.optim.AdamW(
-            self.groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
-        )
-        self.peaks = [group["lr"] for group in self.torch.param_groups]
+        self.steppers = self.make_steppers(settings)
+
+    def make_steppers(self, settings: OptimizerConfig) -> dict[str, torch.optim.AdamW]:
+        """The torch optimizer that updates each parameter: one for all of them."""
+        return dict.fromkeys(self.masters, adamw(self.groups, settings))
+
+    def set_rate(self, factor: float) -> None:
+        """From now on each group learns at `factor` times its peak rate."""
+        for stepper in set(self.steppers.values()):
+            for group in stepper.param_groups:
+                group["lr"] = factor * group["peak"]
+
+    def complete(self, is_finite: Callable[[], bool]) -> bool:
+        """Told before the last backward pass of a step; whether that pass is wanted."""
+        return True
+
+    def finish(self, mesh: Mesh) -> float:
+        """Sum the gradients over ranks; returns their norm."""
+        gradients = self.gradients()
+        with phase("between ranks"):
+            mesh.sum_gradients(gradients)
+        return gradient_norm(gradients)
+
+    @property
+    def has_updated(self) -> bool:
+        """Whether some parameters of this step were updated before `step`."""
+        return False
+
+    def nonfinite(self) -> list[str]:
+        """Names of the first parameters whose gradient holds NaN or Inf."""
+        return nonfinite_gradients(self.masters.items())
 
     def gradients(self) -> list[Tensor]:
         """Every master's gradient, zeros where no loss reached it, in a fixed order."""
@@ -43,13 +72,17 @@ class Optimizer:
     @phase("optimizer")
     def step(self, factor: float) -> None:
         """One update at `factor` times each group's peak rate."""
-        for group, peak in zip(self.torch.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        self.torch.step()
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                if self.masters[name] is not parameter:
-                    parameter.copy_(self.masters[name])
+        self.set_rate(factor)
+        for stepper in set(self.steppers.values()):
+            stepper.step()
+        for name in self.masters:
+            self.copy_back(name)
+
+    @torch.no_grad()
+    def copy_back(self, name: str) -> None:
+        """The master's new value to the parameter below fp32."""
+        if self.masters[name] is not self.parameters[name]:
+            self.parameters[name].copy_(self.masters[name])
 
     def clear(self) -> None:
         for parameter in self.parameters.values():
@@ -61,7 +94,7 @@ class Optimizer:
         """Moments, step counts and masters as `name.kind` tensors, for a checkpoint."""
         tensors: dict[str, Tensor] = {}
         for name, master in self.masters.items():
-            tensors |= {f"{name}.{kind}": value for kind, value in self.torch.state.get(master, {}).items()}
+            tensors |= {f"{name}.{kind}": value for kind, value in self.steppers[name].state.get(master, {}).items()}
             if master is not self.parameters[name]:
                 tensors[f"{name}.master"] = master.detach()
         return tensors
@@ -71,7 +104,8 @@ class Optimizer:
         for name, master in self.masters.items():
             kinds = ("step", "exp_avg", "exp_avg_sq")
             if f"{name}.step" in tensors:
-                self.torch.state[master] = {kind: tensors[f"{name}.{kind}"].to(master.device).clone() for kind in kinds}
+                state = {kind: tensors[f"{name}.{kind}"].to(master.device).clone() for kind in kinds}
+                self.steppers[name].state[master] = state
             if master is self.parameters[name]:
                 continue
             with torch.no_grad():
@@ -107,7 +141,16 @@ def parameter_groups(
         rate = settings.lr_new_layers if is_new and settings.lr_new_layers is not None else settings.lr
         decay = settings.weight_decay if master.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(master)
-    return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+    return [
+        {"params": members, "lr": rate, "peak": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+
+
+def adamw(groups: list[dict], settings: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
+    )
 
 
 @phase("clip")

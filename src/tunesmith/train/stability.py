@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +27,16 @@ class Verdict:
     reason: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
 
+    def too_late(self) -> Verdict:
+        """The same, of a step whose updates ran in the backward pass: it can no longer be left out."""
+        return replace(self, action="stop", evidence={**self.evidence, "kind": "too late"})
+
     def error(self, checkpoint: Path | None) -> NumericalError:
         """The error that ends the run, naming the last good checkpoint."""
         records = ", ".join(self.evidence["records"][:10]) or "unknown"
         last = f"last good checkpoint: {checkpoint}" if checkpoint else "no checkpoint was saved yet"
         return NumericalError(
-            "E120" if self.evidence["kind"] == "nonfinite" else "E121",
+            {"nonfinite": "E120", "spike": "E121", "too late": "E122"}[self.evidence["kind"]],
             f"step {self.evidence['step']}: {self.reason}",
             evidence=(f"{self.evidence['skips_in_a_row']} bad steps in a row", f"records: {records}", last),
             fixes=(

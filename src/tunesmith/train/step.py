@@ -14,7 +14,7 @@ from tunesmith.models.forward import base_model, read, read_only
 from tunesmith.objectives import Objective
 from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.track.clock import part, phase
-from tunesmith.train.optimizer import Optimizer, gradient_norm
+from tunesmith.train.optimizer import Optimizer
 from tunesmith.types import Batch, Context, Scores
 
 
@@ -64,6 +64,10 @@ class Tally:
         self.sums = sums if self.sums is None else self.sums + sums
         return torch.stack(shares).sum()
 
+    def is_finite(self) -> bool:
+        """Whether all sums so far are, on this rank."""
+        return self.sums is None or bool(self.sums.isfinite().all())
+
     def totals(self, mesh: Mesh) -> tuple[float, dict[str, float], float]:
         """The loss, every metric by name, and the summed drift."""
         width = sum(map(len, self.names)) + self.has_reference
@@ -91,7 +95,7 @@ def compute_step(
     neftune_alpha: float = 0.0,
     attach: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> StepResult:
-    """Leave the summed gradient of the loss in the optimizer and report it; nothing is updated.
+    """Leave the summed gradient of the loss in the optimizer, unless it updates in the backward pass, and report it.
 
     An objective whose global count is 0 adds loss 0 and no gradient. `memory` is what `Objective.remember` kept, and
     `attach` adds the streams to a microbatch that is on the device.
@@ -103,21 +107,20 @@ def compute_step(
     with phase("look ahead"):
         contexts = look_ahead(model, ready, objectives, mesh, memory or {})
     tally = Tally(objectives, counts)
-    for batch in ready:
+    for number, batch in enumerate(ready, 1):
         with phase("forward"):
             embeddings = noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None
             scores = read(model, batch, objectives[0].reads, embeddings)
             share = tally.add(scores, batch, contexts)
-        if any(counts):
+        is_wanted = number < len(ready) or optimizer.complete(tally.is_finite)
+        if any(counts) and is_wanted:
             with phase("backward"):
                 share.backward()
-    gradients = optimizer.gradients()
-    with phase("between ranks"):
-        mesh.sum_gradients(gradients)
+    grad_norm = optimizer.finish(mesh)
     loss, metrics, drift = tally.totals(mesh)
     records = tuple(record for batch in microbatches for record in batch.records)
     drift = drift / scored if tally.has_reference and scored > 0 else None
-    return StepResult(loss, tuple(counts), scored, gradient_norm(gradients), metrics, records, drift)
+    return StepResult(loss, tuple(counts), scored, grad_norm, metrics, records, drift)
 
 
 def measure(
