@@ -180,6 +180,20 @@ def test_offloading_is_refused_on_a_cpu(model, data):
     assert "E188" not in codes(planned(model, data, "train.activation_checkpointing=offloaded", machine=gpu))
 
 
+def test_updates_in_the_backward_pass_need_one_pass_and_one_process(model, data):
+    words = ["model.adapter=full", "train.optimizer.lr=2e-5", "train.clip_norm=0", "train.sequences_per_step=4"]
+    inside = [*words, "train.optimizer.in_backward=true"]
+    plain, saving = planned(model, data, *words), planned(model, data, *inside)
+    assert saving.memory.gradients < 0.7 * plain.memory.gradients
+    assert replace(saving.memory, gradients=plain.memory.gradients) == plain.memory
+    several = planned(model, data, *inside, "train.microbatch_tokens=60", "data.max_length=60")
+    assert several.memory.gradients == plain.memory.gradients
+    problem = next(problem for problem in several.problems if problem.code == "W188")
+    assert problem.fixes[0].set["train.sequences_per_step"] < 4
+    assert "E189" in [each.code for each in make_plan(recipe(model, data, *inside), machine=MACHINE, ranks=2).problems]
+    assert not {"W188", "E189"} & set(codes(saving))
+
+
 def test_the_view_tells_what_is_formed_again(model, data):
     from rich.console import Console
 

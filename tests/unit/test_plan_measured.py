@@ -9,7 +9,9 @@ import pytest
 
 from tunesmith.models.cache import is_intact
 from tunesmith.models.starter import starter_folder
-from tunesmith.planning.problems import TOLERANCE
+
+FULL = ["model.adapter=full", "train.optimizer.lr=2e-5"]
+IN_BACKWARD = ["train.optimizer.in_backward=true", "train.clip_norm=0"]
 
 
 def chats(path, count=160):
@@ -30,12 +32,17 @@ def chats(path, count=160):
         [],
         ["data.max_length=1024", "train.microbatch_tokens=2048"],
         ["train.activation_checkpointing=full"],
-        ["model.adapter=full", "train.optimizer.lr=2e-5"],
-        ["model.adapter=full", "train.optimizer.lr=2e-5", "data.max_length=512", "train.microbatch_tokens=2048"],
+        ["train.activation_checkpointing=selective"],
+        ["data.max_length=1024", "train.microbatch_tokens=2048", "train.activation_checkpointing=full"],
+        FULL,
+        [*FULL, "data.max_length=512", "train.microbatch_tokens=2048"],
+        [*FULL, *IN_BACKWARD, "train.microbatch_tokens=2048", "train.sequences_per_step=8"],
+        [*FULL, *IN_BACKWARD, "train.sequences_per_step=4", "train.activation_checkpointing=selective"],
     ],
-    ids=["lora", "lora-2048", "lora-recomputed", "full", "full-2048"],
-)
-def test_planned_memory_is_within_15_percent_of_the_measured_peak(tmp_path, settings):
+    ids=["lora", "lora-2048", "lora-recomputed", "lora-selective", "lora-2048-recomputed",
+         "full", "full-2048", "full-in-backward", "full-in-backward-selective"],
+)  # fmt: skip
+def test_planned_memory_is_within_10_percent_of_the_measured_peak(tmp_path, settings):
     if not is_intact(starter_folder()):
         pytest.skip("the starter model is not fetched here")
     data = chats(tmp_path / "chats.jsonl")
@@ -49,4 +56,4 @@ def test_planned_memory_is_within_15_percent_of_the_measured_peak(tmp_path, sett
     )
     actual = json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"]
     planned = json.loads((tmp_path / "measured" / "plan.json").read_text())["memory"]["peak"]
-    assert planned == pytest.approx(actual, rel=TOLERANCE)
+    assert planned == pytest.approx(actual, rel=0.1)

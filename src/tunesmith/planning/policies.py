@@ -7,7 +7,7 @@ from functools import partial
 
 from tunesmith.models.inventory import Inventory
 from tunesmith.models.policy import Checkpointing, Policy, everywhere
-from tunesmith.planning.memory import Sizes
+from tunesmith.planning.memory import NORMED_AFTERWARDS, WRITTEN_OUT, Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,14 @@ class Costs:
 
 
 def costs_of(inventory: Inventory, length: float) -> Costs:
-    """Of a layer in documents of a mean `length`: gate and up, or the whole forward pass."""
+    """Of a layer in documents of a mean `length`: gate and up, or the whole forward pass.
+
+    A written-out layer leaves out its last product, unless a norm behind that keeps what it gives.
+    """
+    product = 2 * inventory.hidden * inventory.intermediate
+    skipped = product if inventory.model_type in WRITTEN_OUT - NORMED_AFTERWARDS else 0
     attention = 2 * length * inventory.query
-    return Costs(4 * inventory.hidden * inventory.intermediate, 2 * inventory.body / inventory.layers + attention)
+    return Costs(2 * product, 2 * inventory.body / inventory.layers + attention - skipped)
 
 
 def possible(inventory: Inventory, device: str) -> frozenset[Policy]:

@@ -79,7 +79,7 @@ class LayerFunction(torch.autograd.Function):
         x = ctx.saved_tensors[0] if ctx.parcel is None else ctx.parcel.open()
         kept, ctx.kept = ctx.kept, None
         if kept is None:
-            _, kept = forward_layer(x, ctx.call)
+            kept = form_again(x, ctx.call)
         grad_x, gradients = backward_layer(grad, x, kept, ctx.call, ctx.needs_input_grad[0])
         return grad_x, None, *(gradients.get(each) for each in ctx.call.weights.trained())
 
@@ -92,6 +92,31 @@ def kept_of(kept: Kept, policy: Policy) -> Kept | None:
 
 
 def forward_layer(x: Float[Tensor, "T D"], call: Call) -> tuple[Float[Tensor, "R D"], Kept]:
+    weights = call.weights
+    kept = up_to_gate(x, call)
+    out, mlp = close_half(gated(kept, call), weights.down, weights.norms.after_mlp, kept.middle, kept.mlp.low_in)
+    return out, replace(kept, mlp=mlp)
+
+
+def form_again(x: Float[Tensor, "T D"], call: Call) -> Kept:
+    """What `forward_layer` keeps, without the last product where only the layer's output reads it."""
+    down = call.weights.down
+    if call.weights.norms.after_mlp is not None:
+        return forward_layer(x, call)[1]
+    kept = up_to_gate(x, call)
+    low_out = down.low_rows(gated(kept, call)) if down.has_low_rank else None
+    return replace(kept, mlp=replace(kept.mlp, low_out=low_out))
+
+
+def gated(kept: Kept, call: Call) -> Float[Tensor, "T I"]:
+    """silu(gate) * up in scratch memory."""
+    assert kept.both is not None
+    size = len(kept.both), call.weights.gate_up.width // 2
+    return gate(kept.both, out=scratch("product", size, kept.both))
+
+
+def up_to_gate(x: Float[Tensor, "T D"], call: Call) -> Kept:
+    """The layer without its last product."""
     weights, shape = call.weights, call.shape
     size = weights.qkv.width
     has_norms = weights.norms.query is not None
@@ -110,9 +135,7 @@ def forward_layer(x: Float[Tensor, "T D"], call: Call) -> tuple[Float[Tensor, "R
     size = len(middle), weights.gate_up.width
     both = x.new_empty(size) if call.policy == "off" else scratch("both", size, x)
     low = widen(middle, weights, both)
-    product = gate(both, out=scratch("product", (len(both), weights.gate_up.width // 2), x))
-    out, mlp = close_half(product, weights.down, weights.norms.after_mlp, middle, low)
-    return out, Kept(raw if has_norms else None, heads, mixed, attention, middle, both, mlp)
+    return Kept(raw if has_norms else None, heads, mixed, attention, middle, both, Half(low, None, None))
 
 
 def widen(middle: Float[Tensor, "T D"], weights: Weights, both: Float[Tensor, "T 2I"]) -> Tensor | None:

@@ -121,6 +121,15 @@ class Projection:
     def weight(self) -> Float[Tensor, "O I"]:
         return side_by_side([part.weight for part in self.parts if part.weight is not None])
 
+    @property
+    def has_low_rank(self) -> bool:
+        return any(part.low_rank is not None for part in self.parts)
+
+    def low_rows(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T R"] | None:
+        """x A^T alone, as `apply` returns it."""
+        factors = self.factors(x.dtype)
+        return None if factors is None else x @ factors[0].T
+
     def factors(self, dtype: torch.dtype) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]] | None:
         """A of all parts one below the other, and s B of each part in its own rows and columns."""
         found = [part.low_rank for part in self.parts if part.low_rank is not None]
