@@ -193,10 +193,6 @@ def make_plan(
     dtype = planned_type(recipe, inventory, machine)
     memory, checkpointing = plan_memory(recipe, inventory, steps, machine)
     again = costs_of(inventory, counted.mean_length).of(checkpointing)
-    flops = again + flops_per_token(inventory, trained, counted.scored_share, counted.mean_length)
-    flops += further_passes(recipe, counted.prompt_share) * forward_flops(
-        inventory, counted.scored_share, counted.mean_length
-    )
     facts = Facts(
         recipe,
         inventory,
@@ -222,11 +218,18 @@ def make_plan(
         memory=memory,
         checkpointing=checkpointing,
         again=again,
-        flops=flops,
+        flops=again + flops_kept(recipe, inventory, trained, counted),
         speed=known_speed(machine, computed(recipe, dtype)),
         ranks=ranks,
         problems=find_problems(facts, peak_of),
     )
+
+
+def flops_kept(recipe: Recipe, inventory: Inventory, trained: Trainable, counted: Counted) -> float:
+    """FLOP of one token where every layer keeps what it computed, further forward passes included."""
+    scored, length = counted.scored_share, counted.mean_length
+    passes = further_passes(recipe, counted.prompt_share)
+    return flops_per_token(inventory, trained, scored, length) + passes * forward_flops(inventory, scored, length)
 
 
 def further_passes(recipe: Recipe, prompt_share: float = 0.0) -> float:

@@ -97,13 +97,14 @@ def estimate(
     adapter_width = 2 if isinstance(adapter, LoraConfig) and adapter.dtype == "bfloat16" and width == 2 else 4
     masters = 4 * (trained.base if width < 4 else 0) + 4 * (trained.adapters if adapter_width < 4 else 0)
     sizes = activation_sizes(inventory, trained, adapter, load)
+    activations = sizes.total(load.tokens, chosen)
     copies = trained.base if trained.adapters else 0  # modules trained in full beside an adapter
     return Memory(
         weights=width * (inventory.total + copies),
         adapters=adapter_width * trained.adapters,
-        gradients=gradient_bytes(inventory, trained, width, load),
+        gradients=gradient_bytes(inventory, trained, width, load, activations),
         optimizer=8 * trained.total + masters,
-        activations=sizes.total(load.tokens, chosen),
+        activations=activations,
         head=head_bytes(inventory, trained, width),
         other=round(BASELINE[load.device]),
     )
@@ -171,11 +172,18 @@ def plain_kept(inventory: Inventory, adapter: Adapter, load: Load, width: int) -
     return kept
 
 
-def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: Load) -> int:
-    """fp32 gradients of everything trained, or of one layer where they are used up in the backward pass."""
+def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: Load, activations: int) -> int:
+    """fp32 gradients of everything trained. Used up in the backward pass: of one layer, and last of the embedding.
+
+    By then the activations are gone, so it counts as far as it is larger: its rows, their sum with the gradient of a
+    tied head, and the sum in fp32.
+    """
     if not load.in_backward:
         return 4 * trained.total
-    return (4 + width) * trained.total // inventory.layers
+    copy = 4 if width < 4 else 0
+    layer = (copy + width) * trained.total // inventory.layers
+    embedded = inventory.hidden * inventory.vocabulary if trained.base >= inventory.total else 0
+    return layer + max(0, (copy + 2 * width) * embedded - activations)
 
 
 def head_bytes(inventory: Inventory, trained: Trainable, width: int) -> int:

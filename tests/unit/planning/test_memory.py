@@ -88,6 +88,14 @@ def test_layers_keep_less_the_more_they_form_again():
     assert memory(LoraConfig(), chosen=Checkpointing(full=LAYERS)) == memory(LoraConfig(), chosen=everywhere("full"))
 
 
+def test_gradients_that_are_used_up_at_once_take_a_layer_or_the_embedding():
+    total = inventory().total
+    long, short = (memory(FullConfig(), tokens, in_backward=True) for tokens in (1000, 10))
+    assert long.gradients == 6 * total // LAYERS
+    assert long.gradients < short.gradients <= 6 * total // LAYERS + 8 * HIDDEN * VOCABULARY
+    assert memory(FullConfig(), in_backward=True, dtype="float32").gradients == total
+
+
 def test_dense_attention_pays_for_its_square():
     assert memory(LoraConfig(), dense=True).activations > memory(LoraConfig()).activations
 
