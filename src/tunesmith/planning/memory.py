@@ -15,8 +15,8 @@ PAIRS = 2**18  # pairs of row and key whose attention is alive at once; a block 
 BLOCK = 96  # rows of such a block
 
 # Measured on whole processes, not derived (a nightly test compares plan and peak); the CUDA column is an estimate.
-BASELINE = {"cpu": 920e6, "cuda": 600e6}  # without a model: libraries and kernels per shape; the CUDA context
-SLACK = {"cpu": 1.22, "cuda": 1.05}  # what the allocator takes per byte that is kept
+BASELINE = {"cpu": 870e6, "cuda": 600e6}  # without a model: libraries and kernels per shape; the CUDA context
+SLACK = {"cpu": 1.15, "cuda": 1.05}  # what the allocator takes per byte that is kept
 PASSING = {"cpu": 4.0, "cuda": 2.0}  # results that one layer's passes drop again, in units of what a layer keeps
 
 # Norms of a layer that keep an fp32 copy of the hidden state, where it is not two; models that norm queries and keys.
