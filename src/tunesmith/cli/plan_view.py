@@ -52,6 +52,8 @@ def _method(plan: Plan) -> str:
     adapter = plan.recipe.model.adapter
     if isinstance(adapter, LoraConfig):
         where = "all linear layers" if adapter.targets == ("all",) else ", ".join(adapter.targets)
+        if adapter.last:
+            where += f" of the last {adapter.last} layers"
         return f"LoRA, rank {adapter.rank}, on {where}"
     if isinstance(adapter, FreezeConfig):
         parts = [f"first {adapter.first}", f"last {adapter.last}", *adapter.names]
