@@ -20,8 +20,7 @@ from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
 from tunesmith.models.base_products import check_machine
 from tunesmith.models.cache import Progress
-from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
-from tunesmith.models.locate import locate
+from tunesmith.models.inventory import Inventory, Trainable, take_inventory
 from tunesmith.models.processor import computing_type
 from tunesmith.planning.calibration import (
     Speed,
@@ -32,7 +31,7 @@ from tunesmith.planning.calibration import (
     record_speed,
 )
 from tunesmith.planning.counting import Counted, count_data
-from tunesmith.planning.inputs import find_inputs
+from tunesmith.planning.inputs import find_inputs, trainable_of
 from tunesmith.planning.machine import Machine, this_machine
 from tunesmith.planning.memory import (
     USABLE,
@@ -46,6 +45,7 @@ from tunesmith.planning.memory import (
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.planning.reference import find_reference
 from tunesmith.planning.sharing import shares_prefixes
+from tunesmith.planning.trunk import TrunkPlan, plan_trunk
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
 
@@ -80,14 +80,29 @@ class Plan:
     dtype: str
     memory: Memory
     checkpointed_layers: int
-    flops: float  # of one token
+    flops: float  # of one token in a step
     speed: Speed  # of one rank
     ranks: int
     problems: tuple[Diagnostic, ...]
+    trunk: TrunkPlan | None = None
 
     @property
     def seconds(self) -> float:
         return self.steps.all_tokens * (1 - self.steps.saved) * self.flops / (self.speed.flops * self.ranks)
+
+    @property
+    def trunk_seconds(self) -> float:
+        """Time before the first step in which frozen layers are computed, when no earlier run has done so."""
+        if self.trunk is None:
+            return 0.0
+        ranks = self.ranks if self.trunk.where == "disk" else 1  # memory is not shared: every rank computes everything
+        return self.trunk.tokens * self.trunk.flops / (self.speed.flops * ranks)
+
+    @property
+    def trunk_saving(self) -> float:
+        """Time that the steps would take longer if nothing were cached."""
+        flops = 0.0 if self.trunk is None else self.trunk.flops
+        return self.steps.all_tokens * (1 - self.steps.saved) * flops / (self.speed.flops * self.ranks)
 
     @property
     def fits(self) -> bool:
@@ -116,6 +131,13 @@ class Plan:
             "fits": self.fits,
             "free_bytes": self.machine.memory_free,
             "checkpointed_layers": self.checkpointed_layers,
+            "trunk": None
+            if self.trunk is None
+            else {
+                **self.trunk.to_json(),
+                "seconds": float(f"{self.trunk_seconds:.4g}"),
+                "saved_seconds": float(f"{self.trunk_saving:.4g}"),
+            },
             "arithmetic": list(self.arithmetic()),
             "data": {
                 "records": counted.records,
@@ -179,12 +201,14 @@ def make_plan(
     share = shares_prefixes(recipe, folder)
     steps = count_steps(recipe, counted, ranks, machine.device, share=share)
     dtype = planned_type(recipe, inventory, machine)
-    memory, checkpointed = plan_memory(recipe, inventory, steps, machine)
+    trunk = plan_trunk(recipe, inventory, counted, dtype)
+    memory, checkpointed = plan_memory(recipe, inventory, counted, steps, machine)
     flops = flops_per_token(inventory, trained, counted.scored_share, counted.mean_length, checkpointed)
+    flops -= 0.0 if trunk is None else trunk.flops
     flops += further_passes(recipe, counted.prompt_share) * forward_flops(
         inventory, counted.scored_share, counted.mean_length
     )
-    facts = Facts(recipe, inventory, counted, steps.total, steps.sequences, steps.longest, memory, machine, file)
+    facts = Facts(recipe, inventory, counted, steps.total, steps.sequences, steps.longest, memory, machine, file, trunk)
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks, share=share)
     return Plan(
         recipe=recipe,
@@ -200,6 +224,7 @@ def make_plan(
         speed=known_speed(machine, computed(recipe, dtype)),
         ranks=ranks,
         problems=find_problems(facts, peak_of),
+        trunk=trunk,
     )
 
 
@@ -221,11 +246,6 @@ def fits(memory: Memory, machine: Machine) -> bool:
     return memory.peak <= USABLE * machine.memory_free
 
 
-def trainable_of(recipe: Recipe, inventory: Inventory) -> Trainable:
-    path = recipe.model.adapter_path
-    return trainable(inventory, recipe.model.adapter, None if path is None else locate(path))
-
-
 def planned_type(recipe: Recipe, inventory: Inventory, machine: Machine) -> str:
     """The type of the weights: as asked for, or with `auto` the stored one where this machine multiplies it fast."""
     stored = compute_type(inventory, recipe.model.dtype)
@@ -240,12 +260,16 @@ def computed(recipe: Recipe, dtype: str) -> str:
     return dtype if products == "exact" else f"{dtype} and {products}"
 
 
-def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Machine) -> tuple[Memory, int]:
+def plan_memory(
+    recipe: Recipe, inventory: Inventory, counted: Counted, steps: Steps, machine: Machine
+) -> tuple[Memory, int]:
     """Peak memory, and how many layers are recomputed: none, all, or as few as memory needs."""
     adapter, trained = recipe.model.adapter, trainable_of(recipe, inventory)
     dtype = planned_type(recipe, inventory, machine)
     load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense")
-    memory = estimate(inventory, trained, adapter, load)
+    trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
+    kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
+    memory = replace(estimate(inventory, trained, adapter, load), trunk=kept)
     sizes = activation_sizes(inventory, trained, adapter, load)
     if recipe.train.activation_checkpointing == "off":
         return memory, 0
@@ -253,7 +277,7 @@ def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Mac
     needed = layers_to_checkpoint(sizes, load.tokens, room)
     if recipe.train.activation_checkpointing == "full" or needed is None:
         needed = sizes.layers
-    return estimate(inventory, trained, adapter, load, needed), needed
+    return replace(estimate(inventory, trained, adapter, load, needed), trunk=kept), needed
 
 
 def _peak_of(
@@ -261,7 +285,7 @@ def _peak_of(
 ) -> int:
     """Peak of a changed recipe, to see whether a fix is one."""
     steps = count_steps(recipe, counted, ranks, machine.device, share=share)
-    memory, _ = plan_memory(recipe, inventory, steps, machine)
+    memory, _ = plan_memory(recipe, inventory, counted, steps, machine)
     return memory.peak
 
 

@@ -13,8 +13,10 @@ from tunesmith.planning.problems import gigabytes
 
 if TYPE_CHECKING:
     from tunesmith.plan import Plan
+    from tunesmith.planning.trunk import TrunkPlan
 
 BAR = 44
+WHERE = {"memory": "in memory", "disk": "on disk"}
 HARD_SPACE = "\N{NO-BREAK SPACE}"
 PARTS = {
     "weights": ("weights", "blue"),
@@ -24,6 +26,7 @@ PARTS = {
     "activations": ("activations", "magenta"),
     "head": ("head", "red"),
     "other": ("process", "white"),
+    "trunk": ("frozen layers' states", "bright_black"),
 }
 
 
@@ -77,6 +80,8 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
     ]
     if plan.checkpointed_layers:
         rows.append(("recompute", Text(_recompute(plan))))
+    if plan.trunk is not None:
+        rows.append(("trunk", Text(_trunk(plan, plan.trunk))))
     rows.append(("time", _time(plan)))
     return rows
 
@@ -136,6 +141,11 @@ def _recompute(plan: Plan) -> str:
     again = count / layers * 2 * plan.inventory.body
     why = "asked for" if plan.recipe.train.activation_checkpointing == "full" else "to fit into memory"
     return f"{count} of {layers} layers in the backward pass, {again / plan.flops:.0%} of the work, {why}"
+
+
+def _trunk(plan: Plan, trunk: TrunkPlan) -> str:
+    first = f"the {trunk.layers} lowest of {plan.inventory.layers} layers once, ~{duration(plan.trunk_seconds)}"
+    return f"{first}; {gigabytes(trunk.bytes)} {WHERE[trunk.where]}; the steps save ~{duration(plan.trunk_saving)}"
 
 
 def _time(plan: Plan) -> Text:

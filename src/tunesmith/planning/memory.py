@@ -27,7 +27,7 @@ NORMED_AFTERWARDS = frozenset(["olmo2"])
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the peak of a step; `other` is the process without the model."""
+    """Bytes at the peak of a step; `other` is the process without the model, `trunk` cached states of frozen layers."""
 
     weights: int
     adapters: int
@@ -36,6 +36,7 @@ class Memory:
     activations: int
     head: int
     other: int
+    trunk: int = 0
 
     @property
     def peak(self) -> int:

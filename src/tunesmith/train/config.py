@@ -97,6 +97,11 @@ class TrainConfig(Config):
     activation_checkpointing: Literal["auto", "off", "full"] = Field(
         default="auto", description="auto recomputes only what the plan says memory cannot hold."
     )
+    cache_trunk: Literal["off", "memory", "disk"] = Field(
+        default="off",
+        description="Compute the layers below the lowest trained one once per record and keep their states: in memory, "
+        "or on disk for later runs as well. Equal to rounding; a resume is equal to the bit.",
+    )
     neftune_alpha: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Embedding noise (arXiv:2310.05914); 0: off."
     )
