@@ -74,7 +74,7 @@ def frozen_layers(recipe: Recipe, inventory: Inventory) -> int:
 
 
 def obstacle(recipe: Recipe, inventory: Inventory) -> Diagnostic | None:
-    """E188: why training cannot begin above the frozen layers, if it cannot."""
+    """E197: why training cannot begin above the frozen layers, if it cannot."""
     config, _ = read_config(inventory.folder)
     if inventory.model_type not in TYPES:
         known = ", ".join(sorted(TYPES))
@@ -91,7 +91,7 @@ def obstacle(recipe: Recipe, inventory: Inventory) -> Diagnostic | None:
 
 
 def nothing_frozen(recipe: Recipe, inventory: Inventory) -> Diagnostic:
-    """E188 with a way to freeze the lower half, where that is enough."""
+    """E197 with a way to freeze the lower half, where that is enough."""
     upper = max(1, inventory.layers // 2)
     changes: dict[str, Any] = {"model.adapter.last": upper}
     adapter = recipe.model.adapter
@@ -109,7 +109,7 @@ def refused(message: str, evidence: tuple[str, ...] = (), changes: dict[str, Any
     if changes:
         words = " ".join(f"{key}={plain(value)}" for key, value in changes.items())
         fixes.insert(0, Fix(words, changes))
-    return Diagnostic("E188", message, where=Where(field=FIELD), evidence=evidence, fixes=tuple(fixes))
+    return Diagnostic("E197", message, where=Where(field=FIELD), evidence=evidence, fixes=tuple(fixes))
 
 
 def trunk_problems(
@@ -126,7 +126,7 @@ def trunk_problems(
     if epochs <= 1:
         rest = "" if trunk.where == "memory" else "; a later run on the same data with the same trunk does"
         yield Diagnostic(
-            "W188",
+            "W197",
             f"{epochs:.3g} epochs read every record at most once: keeping states saves nothing in this run{rest}",
             "warning",
             Where(field=FIELD),
@@ -135,7 +135,7 @@ def trunk_problems(
 
 
 def _room(trunk: TrunkPlan, machine: Machine) -> Iterator[Diagnostic]:
-    """E189; memory of a run on a CPU is judged with all else that it needs."""
+    """E198; memory of a run on a CPU is judged with all else that it needs."""
     if trunk.where == "disk":
         folder = existing(home())
         kept = home() / "trunk"
@@ -149,7 +149,7 @@ def _room(trunk: TrunkPlan, machine: Machine) -> Iterator[Diagnostic]:
         other = "off" if trunk.where == "disk" else "disk"
         need, free = (f"{size / 1e9:,.1f} GB" for size in (trunk.bytes, free))
         yield Diagnostic(
-            "E189",
+            "E198",
             f"the states of the frozen layers take {need}, and {free} are free {place}",
             where=Where(field=FIELD),
             evidence=(f"{trunk.tokens:,.0f} tokens × {trunk.bytes / trunk.tokens:,.0f} bytes",),

@@ -31,7 +31,7 @@ def build_trunk(
 ) -> Trunk | None:
     """The filled trunk of the training data, None when it is off.
 
-    Raises UsageError E188 when training cannot begin above it, MachineError E189 when its states have no room.
+    Raises UsageError E197 when training cannot begin above it, MachineError E198 when its states have no room.
     """
     if recipe.train.cache_trunk == "off":
         return None

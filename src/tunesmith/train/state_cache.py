@@ -41,7 +41,7 @@ class InMemory:
 class InFile:
     """Read and written by calls, not mapped: pages of a mapping count as memory of the run, and a full disk kills it.
 
-    Raises MachineError E189 when the disk has no room.
+    Raises MachineError E198 when the disk has no room.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -68,7 +68,7 @@ class InFile:
 
 def no_room(folder: Path, size: int, free: int) -> MachineError:
     return MachineError(
-        "E189",
+        "E198",
         f"the states of the frozen layers take {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free at {folder}",
         where=Where(field=FIELD),
         fixes=[

@@ -93,8 +93,8 @@ def test_a_disk_without_room_is_refused(model, data, monkeypatch):
         return shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # pyright: ignore[reportAttributeAccessIssue]
 
     monkeypatch.setattr(trunk.shutil, "disk_usage", small)
-    assert found(planned(model, data, *LORA), "E189")
-    assert not found(planned(model, data, *LORA, where="memory"), "E189")
+    assert found(planned(model, data, *LORA), "E198")
+    assert not found(planned(model, data, *LORA, where="memory"), "E198")
 
 
 @pytest.mark.parametrize(
@@ -110,31 +110,31 @@ def test_a_disk_without_room_is_refused(model, data, monkeypatch):
 )
 def test_what_cannot_be_exact_is_refused_with_a_way_out(model, data, settings, word):
     plan = planned(model, data, "train.epochs=4", *settings)
-    (problem,) = [problem for problem in plan.problems if problem.code == "E188"]
+    (problem,) = [problem for problem in plan.problems if problem.code == "E197"]
     assert word in problem.message
     assert plan.trunk is None
     for fix in problem.fixes:
         changes = [f"{key}={json.dumps(value)}" for key, value in fix.set.items()]
         mended = planned(model, data, "train.epochs=4", *settings, *changes, where=fix.set.get(trunk.FIELD, "disk"))
-        assert not found(mended, "E188"), fix
+        assert not found(mended, "E197"), fix
 
 
 def test_a_model_that_drops_states_is_refused_unless_dropout_is_silenced(data, tmp_path):
     noisy = tiny_model_folder(tmp_path / "noisy", num_hidden_layers=4, attention_dropout=0.1)
-    assert found(planned(noisy, data, *LORA), "E188")
+    assert found(planned(noisy, data, *LORA), "E197")
     pairs = write_records(tmp_path / "pairs.jsonl", "pair", 60)
-    assert not found(planned(noisy, pairs, *LORA, "objective=dpo"), "E188")
+    assert not found(planned(noisy, pairs, *LORA, "objective=dpo"), "E197")
 
 
 def test_an_architecture_that_is_not_proven_is_refused(data, tmp_path):
     other = tiny_model_folder(tmp_path / "other", "starcoder2", num_hidden_layers=4)
-    assert found(planned(other, data, *LORA), "E188")
+    assert found(planned(other, data, *LORA), "E197")
 
 
 def test_one_epoch_is_a_warning(model, data):
-    assert found(planned(model, data, "model.adapter.last=1"), "W188")
-    assert found(planned(model, data, "model.adapter.last=1", "train.steps=3"), "W188")
-    assert not found(planned(model, data, "model.adapter.last=1", "train.epochs=2"), "W188")
+    assert found(planned(model, data, "model.adapter.last=1"), "W197")
+    assert found(planned(model, data, "model.adapter.last=1", "train.steps=3"), "W197")
+    assert not found(planned(model, data, "model.adapter.last=1", "train.epochs=2"), "W197")
 
 
 def test_the_view_says_what_is_kept_and_saved(model, data):

@@ -163,7 +163,7 @@ def test_a_resume_refuses_another_cache(model, tmp_path):
 def test_what_cannot_be_exact_is_refused_before_the_first_step(model, tmp_path, settings):
     with pytest.raises(UsageError) as caught:
         train(tmp_path, model, "sft", *settings, "train.cache_trunk=disk")
-    assert caught.value.diagnostic.code == "E188"
+    assert caught.value.diagnostic.code == "E197"
     assert caught.value.diagnostic.fixes
 
 
@@ -178,7 +178,7 @@ def test_a_full_disk_is_an_error_that_says_so(model, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(MachineError) as caught:
         train(tmp_path, model, "sft", *LORA, "train.cache_trunk=disk")
-    assert caught.value.diagnostic.code == "E189"
+    assert caught.value.diagnostic.code == "E198"
 
 
 def test_held_out_data_is_measured_as_without_the_cache(model, tmp_path):
