@@ -13,8 +13,11 @@ WORDS = (
 )
 
 
-def write_records(path: Path, kind: str, count: int, seed: int = 0) -> Path:
-    """`count` records of a kind (as Objective.kind names them), with texts of different lengths."""
+def write_records(path: Path, kind: str, count: int, seed: int = 0, system: str = "") -> Path:
+    """`count` records of a kind (as Objective.kind names them), with texts of different lengths.
+
+    With `system`, two in three begin with that system message.
+    """
     dice = random.Random(f"{kind} {seed}")
     make = {
         "sequence": conversation,
@@ -25,6 +28,10 @@ def write_records(path: Path, kind: str, count: int, seed: int = 0) -> Path:
         "process": process,
     }[kind]
     rows = [make(dice, index) for index in range(count)]
+    for index, row in enumerate(rows):
+        if system and index % 3 < 2:
+            turns = row["messages" if "messages" in row else "prompt"]
+            turns.insert(0, {"role": "system", "content": system})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

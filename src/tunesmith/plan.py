@@ -18,12 +18,11 @@ from tunesmith.data.mismatch import spread
 from tunesmith.data.savings import saved_share
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
-from tunesmith.models.base_products import check_machine
 from tunesmith.models.cache import Progress
-from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
-from tunesmith.models.locate import locate
+from tunesmith.models.inventory import Inventory, Trainable, take_inventory
 from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.models.processor import computing_type
+from tunesmith.models.products import check_machine
 from tunesmith.planning.calibration import (
     Speed,
     calibration_key,
@@ -33,7 +32,7 @@ from tunesmith.planning.calibration import (
     record_speed,
 )
 from tunesmith.planning.counting import Counted, count_data
-from tunesmith.planning.inputs import find_inputs
+from tunesmith.planning.inputs import find_inputs, trainable_of
 from tunesmith.planning.machine import Machine, this_machine
 from tunesmith.planning.memory import (
     USABLE,
@@ -47,6 +46,7 @@ from tunesmith.planning.policies import choose, costs_of, cut, possible, smalles
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.planning.reference import find_reference
 from tunesmith.planning.sharing import shares_prefixes
+from tunesmith.planning.trunk import TrunkPlan, plan_trunk
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
 
@@ -91,6 +91,7 @@ class Plan:
     speed: Speed  # of one rank
     ranks: int
     problems: tuple[Diagnostic, ...]
+    trunk: TrunkPlan | None = None
 
     @property
     def seconds(self) -> float:
@@ -100,6 +101,20 @@ class Plan:
     def seconds_again(self) -> float:
         """What checkpointing costs of them."""
         return self.seconds * self.again / self.flops
+
+    @property
+    def trunk_seconds(self) -> float:
+        """Time before the first step in which frozen layers are computed, when no earlier run has done so."""
+        if self.trunk is None:
+            return 0.0
+        ranks = self.ranks if self.trunk.where == "disk" else 1  # memory is not shared: every rank computes everything
+        return self.trunk.tokens * self.trunk.flops / (self.speed.flops * ranks)
+
+    @property
+    def trunk_saving(self) -> float:
+        """Time that the steps would take longer if nothing were cached."""
+        flops = 0.0 if self.trunk is None else self.trunk.flops
+        return self.steps.all_tokens * (1 - self.steps.saved) * flops / (self.speed.flops * self.ranks)
 
     @property
     def fits(self) -> bool:
@@ -128,6 +143,13 @@ class Plan:
             "fits": self.fits,
             "free_bytes": self.machine.memory_free,
             "checkpointing": {**self.checkpointing.to_json(), "seconds": float(f"{self.seconds_again:.4g}")},
+            "trunk": None
+            if self.trunk is None
+            else {
+                **self.trunk.to_json(),
+                "seconds": float(f"{self.trunk_seconds:.4g}"),
+                "saved_seconds": float(f"{self.trunk_saving:.4g}"),
+            },
             "arithmetic": list(self.arithmetic()),
             "data": {
                 "records": counted.records,
@@ -191,7 +213,8 @@ def make_plan(
     share = shares_prefixes(recipe, folder)
     steps = count_steps(recipe, counted, ranks, machine.device, share=share)
     dtype = planned_type(recipe, inventory, machine)
-    memory, checkpointing = plan_memory(recipe, inventory, steps, machine)
+    trunk = plan_trunk(recipe, inventory, counted, dtype)
+    memory, checkpointing = plan_memory(recipe, inventory, counted, steps, machine)
     again = costs_of(inventory, counted.mean_length).of(checkpointing)
     facts = Facts(
         recipe,
@@ -205,6 +228,7 @@ def make_plan(
         machine,
         ranks,
         file,
+        trunk,
     )
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks, share=share)
     return Plan(
@@ -218,10 +242,11 @@ def make_plan(
         memory=memory,
         checkpointing=checkpointing,
         again=again,
-        flops=again + flops_kept(recipe, inventory, trained, counted),
+        flops=again + flops_kept(recipe, inventory, trained, counted) - (0.0 if trunk is None else trunk.flops),
         speed=known_speed(machine, computed(recipe, dtype)),
         ranks=ranks,
         problems=find_problems(facts, peak_of),
+        trunk=trunk,
     )
 
 
@@ -250,11 +275,6 @@ def fits(memory: Memory, machine: Machine) -> bool:
     return memory.peak <= USABLE * machine.memory_free
 
 
-def trainable_of(recipe: Recipe, inventory: Inventory) -> Trainable:
-    path = recipe.model.adapter_path
-    return trainable(inventory, recipe.model.adapter, None if path is None else locate(path))
-
-
 def planned_type(recipe: Recipe, inventory: Inventory, machine: Machine) -> str:
     """The type of the weights: as asked for, or with `auto` the stored one where this machine multiplies it fast."""
     stored = compute_type(inventory, recipe.model.dtype)
@@ -269,23 +289,27 @@ def computed(recipe: Recipe, dtype: str) -> str:
     return dtype if products == "exact" else f"{dtype} and {products}"
 
 
-def plan_memory(recipe: Recipe, inventory: Inventory, steps: Steps, machine: Machine) -> tuple[Memory, Checkpointing]:
+def plan_memory(
+    recipe: Recipe, inventory: Inventory, counted: Counted, steps: Steps, machine: Machine
+) -> tuple[Memory, Checkpointing]:
     """Peak memory, and what is formed again: as asked, or with `auto` what is cheapest in time and fits."""
     adapter, trained = recipe.model.adapter, trainable_of(recipe, inventory)
     dtype = planned_type(recipe, inventory, machine)
     at_once = recipe.train.optimizer.in_backward and steps.most == 1
     load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense", at_once)
+    trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
+    kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
     sizes = activation_sizes(inventory, trained, adapter, load)
     wanted = recipe.train.activation_checkpointing
     if wanted != "auto":
         chosen = cut(everywhere(wanted), sizes.layers)
     else:
         others = estimate(inventory, trained, adapter, load)
-        room = USABLE * machine.memory_free - (others.peak - others.activations)
+        room = USABLE * machine.memory_free - (others.peak - others.activations) - kept
         allowed = possible(inventory, machine.device)
         found = choose(sizes, load.tokens, room, costs_of(inventory, steps.mean_length), allowed)
         chosen = smallest(sizes, load.tokens, allowed) if found is None else found
-    return estimate(inventory, trained, adapter, load, chosen), chosen
+    return replace(estimate(inventory, trained, adapter, load, chosen), trunk=kept), chosen
 
 
 def _peak_of(
@@ -293,7 +317,7 @@ def _peak_of(
 ) -> int:
     """Peak of a changed recipe, to see whether a fix is one."""
     steps = count_steps(recipe, counted, ranks, machine.device, share=share)
-    memory, _ = plan_memory(recipe, inventory, steps, machine)
+    memory, _ = plan_memory(recipe, inventory, counted, steps, machine)
     return memory.peak
 
 

@@ -5,7 +5,7 @@ Shape legend: T tokens, N segments, K scored positions, S sequences, P pairs, G 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -171,6 +171,14 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a forward pass may begin: above the `layer` lowest decoder layers, whose states were computed before."""
+
+    layer: int
+    load: Callable[[], Tensor]  # (T, D), in the type in which they were computed
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """A forest of segments laid end to end; no padding token exists."""
 
@@ -188,6 +196,8 @@ class Batch:
     examples: tuple[int, ...] = ()  # index of each example in the prepared data
     imitated: Float[Tensor, " S"] | None = None  # 1 where a likelihood loss learns to say it; None: everywhere
     mismatched: Batch | None = None  # the prompts with answers to other prompts (KTO's z0), never trained
+    origins: Int[Tensor, "N 2"] | None = None  # of each segment: its example, counted from 0, and that one's token
+    entry: Entry | None = None  # None: from the tokens
 
     def to(self, device: Any) -> Batch:
         def moved(tensor: Tensor) -> Tensor:
@@ -208,6 +218,8 @@ class Batch:
             examples=self.examples,
             imitated=None if self.imitated is None else moved(self.imitated),
             mismatched=None if self.mismatched is None else self.mismatched.to(device),
+            origins=self.origins,
+            entry=self.entry,
         )
 
 

@@ -17,9 +17,9 @@ from tunesmith.objectives import OBJECTIVES
 ROOT = Path(__file__).parents[2]
 
 
-def launch(folder: Path, world: int, model: Path, data: Path, method: str, objective: str) -> Path:
+def launch(folder: Path, world: int, model: Path, data: Path, method: str, objective: str, *extra: str) -> Path:
     words = [str(model), str(data), str(folder), f"model.adapter={method}", "train.epochs=2"]
-    words += [f"objective={objective}"]
+    words += [f"objective={objective}", *extra]
     words += [
         "train.sequences_per_step=8",
         "data.max_length=160",
@@ -65,3 +65,17 @@ def test_ranks_give_the_same_losses_gradients_and_weights(tmp_path, method, obje
         weights = [load_file(run / name) for run in (runs[1], runs[world])]
         for key in weights[0]:
             torch.testing.assert_close(weights[0][key], weights[1][key], atol=1e-5, rtol=1e-4)
+
+
+def test_ranks_fill_the_cache_of_frozen_layers_together(tmp_path):
+    model, data = tiny_model_folder(tmp_path / "model"), write_records(tmp_path / "data.jsonl", "pair", 21)
+    found = []
+    for world, where in ((1, "disk"), (2, "disk"), (2, "memory")):
+        folder = tmp_path / f"{world}-{where}"
+        folder.mkdir()
+        run = launch(folder, world, model, data, "lora", "dpo", f"train.cache_trunk={where}", "model.adapter.last=1")
+        found.append([row["train/loss"] for row in rows(run)])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert found[2] == found[1]
+    one, other = (next((tmp_path / name).glob("home/trunk/*/states.bin")) for name in ("1-disk", "2-disk"))
+    assert one.read_bytes() == other.read_bytes()

@@ -95,6 +95,7 @@ def test_caches_are_measured_and_old_ones_removed(tmp_path, capsys):
         ("prepared", "old", 40),
         ("reference", "old", 40),
         ("reference", "new", 1),
+        ("trunk", "old", 40),
         ("models", "m", 99),
     ):
         folder = home / kind / name
@@ -103,11 +104,11 @@ def test_caches_are_measured_and_old_ones_removed(tmp_path, capsys):
         then = time.time() - age * 86_400
         os.utime(folder / "mismatched" / "values.bin", (then, then))
     text = finding("caches", tmp_path).text
-    assert "prepared 0.01 GB in 1, reference 0.01 GB in 2, models 0.01 GB in 1" in text
+    assert "prepared 0.01 GB in 1, reference 0.01 GB in 2, trunk 0.01 GB in 1, models 0.01 GB in 1" in text
     with pytest.raises(SystemExit):
         run(["doctor", "--prune-older-than", "30", "--json"])
     removed = json.loads(capsys.readouterr().out)["removed"]
-    assert {name: each["entries"] for name, each in removed.items()} == {"prepared": 1, "reference": 1}
+    assert {name: each["entries"] for name, each in removed.items()} == {"prepared": 1, "reference": 1, "trunk": 1}
     assert removed["reference"]["bytes"] >= 5_000_000
     left = sorted(str(path.relative_to(home)) for path in home.glob("*/*"))
     assert left == ["models/m", "reference/new"]

@@ -108,9 +108,9 @@ def test_the_json_form_holds_what_programs_rely_on(model, data):
     content = json.loads(json.dumps(planned(model, data).to_json()))
     assert set(content["parameters"]) == {"total", "trainable"}
     assert content["memory"]["peak"] == sum(size for name, size in content["memory"].items() if name != "peak")
-    assert {"weights", "adapters", "gradients", "optimizer", "activations", "head", "other", "peak"} == set(
-        content["memory"]
-    )
+    parts = {"weights", "adapters", "gradients", "optimizer", "activations", "head", "other", "trunk", "peak"}
+    assert parts == set(content["memory"])
+    assert content["trunk"] is None
     assert content["steps"] == 13
     assert content["guess"] is True
     assert [problem["code"] for problem in content["problems"]] == ["W181"]

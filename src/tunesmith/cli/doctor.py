@@ -22,9 +22,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     prune_older_than: Annotated[
         float | None,
-        typer.Option(
-            metavar="DAYS", min=1, help="Only remove prepared data and reference figures not written for DAYS."
-        ),
+        typer.Option(metavar="DAYS", min=1, help="Only remove prepared data and cached figures not written for DAYS."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

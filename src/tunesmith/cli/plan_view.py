@@ -13,8 +13,10 @@ from tunesmith.planning.problems import gigabytes
 
 if TYPE_CHECKING:
     from tunesmith.plan import Plan
+    from tunesmith.planning.trunk import TrunkPlan
 
 BAR = 44
+WHERE = {"memory": "in memory", "disk": "on disk"}
 HARD_SPACE = "\N{NO-BREAK SPACE}"
 PARTS = {
     "weights": ("weights", "blue"),
@@ -24,6 +26,7 @@ PARTS = {
     "activations": ("activations", "magenta"),
     "head": ("head", "red"),
     "other": ("process", "white"),
+    "trunk": ("frozen layers' states", "bright_black"),
 }
 
 
@@ -52,6 +55,8 @@ def _method(plan: Plan) -> str:
     adapter = plan.recipe.model.adapter
     if isinstance(adapter, LoraConfig):
         where = "all linear layers" if adapter.targets == ("all",) else ", ".join(adapter.targets)
+        if adapter.last:
+            where += f" of the last {adapter.last} layers"
         return f"LoRA, rank {adapter.rank}, on {where}"
     if isinstance(adapter, FreezeConfig):
         parts = [f"first {adapter.first}", f"last {adapter.last}", *adapter.names]
@@ -75,6 +80,8 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
     ]
     if plan.checkpointing.layers:
         rows.append(("recompute", Text(_recompute(plan))))
+    if plan.trunk is not None:
+        rows.append(("trunk", Text(_trunk(plan, plan.trunk))))
     rows.append(("time", _time(plan)))
     return rows
 
@@ -136,6 +143,11 @@ def _recompute(plan: Plan) -> str:
     why = "to fit into memory" if plan.recipe.train.activation_checkpointing == "auto" else "asked for"
     cost = f"{plan.again / plan.flops:.0%} of the work, {duration(plan.seconds_again)}"
     return f"{', '.join(counts)} of {layers} layers, {cost}, {why}"
+
+
+def _trunk(plan: Plan, trunk: TrunkPlan) -> str:
+    first = f"the {trunk.layers} lowest of {plan.inventory.layers} layers once, ~{duration(plan.trunk_seconds)}"
+    return f"{first}; {gigabytes(trunk.bytes)} {WHERE[trunk.where]}; the steps save ~{duration(plan.trunk_saving)}"
 
 
 def _time(plan: Plan) -> Text:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tunesmith.paths import home
 
-CACHES = ("prepared", "reference", "models")
-PRUNED = ("prepared", "reference")  # models may have to be fetched again
+CACHES = ("prepared", "reference", "trunk", "models")
+PRUNED = ("prepared", "reference", "trunk")  # models may have to be fetched again
 DAY = 86_400.0
 
 
@@ -35,7 +35,7 @@ def caches() -> list[Cache]:
 
 
 def prune(days: float) -> list[Cache]:
-    """Remove prepared data and reference figures that nothing has written for so many days; what was freed."""
+    """Remove what nothing has written for so many days, but no models; what was freed."""
     before, freed = time.time() - days * DAY, []
     for name in PRUNED:
         old = [path for path in folders(name) if newest(path) < before]

@@ -22,6 +22,8 @@ class Node:
     weights: np.ndarray  # float (T,), loss weight of predicting each token
     parent: int = -1
     sequence: int | None = None  # its own index when empty
+    example: int = 0  # whose tokens these are, by its place among those that are packed
+    begin: int = 0  # which of that example's tokens stands first
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -59,15 +61,17 @@ def batch_of(
     for branch, parent in planted(forest, examples, nodes):
         example = examples[branch.members[0]]
         added = list(nodes_of(example, len(nodes), len(groups), branch.above, parent))
-        nodes += added
+        nodes += [replace(node, example=branch.members[0]) for node in added]
         answers = sum(node.sequence is not None for node in added)
         groups += [len(order)] * answers
         labels += example.labels or (0.0,) * answers
         order += branch.members
     ordered = [examples[place] for place in order]
     batch = assemble(nodes, tuple(f"{example.file}:{example.line}" for example in ordered), reads)
+    placed = {place: number for number, place in enumerate(order)}
     return replace(
         batch,
+        origins=torch.tensor([(placed[node.example], node.begin) for node in nodes], dtype=torch.int64),
         group=torch.tensor(groups, dtype=torch.int64),
         labels=torch.tensor(labels, dtype=torch.float32),
         examples=tuple(indices[place] for place in order) if indices else (),
@@ -84,7 +88,8 @@ def planted(forest: Sequence[Branch], examples: Sequence[Example], nodes: list[N
             yield branch, parent
             continue
         tokens = examples[branch.members[0]].tokens[branch.above : branch.end]
-        nodes.append(Node(tokens, np.zeros(len(tokens), dtype=np.float32), parent))
+        weights = np.zeros(len(tokens), dtype=np.float32)
+        nodes.append(Node(tokens, weights, parent, None, branch.members[0], branch.above))
         waiting += [(child, len(nodes) - 1) for child in reversed(branch.children)]
 
 
@@ -95,14 +100,14 @@ def nodes_of(example: Example, first: int, sequence: int, above: int = 0, parent
     """
     tokens, weights = example.tokens, example.weights
     if not example.cuts:
-        yield Node(tokens[above:], weights[above:], parent, sequence)
+        yield Node(tokens[above:], weights[above:], parent, sequence, begin=above)
         return
     prompt, number = example.cuts[0], first
     if above < prompt:
-        yield Node(tokens[above:prompt], weights[above:prompt], parent)
+        yield Node(tokens[above:prompt], weights[above:prompt], parent, begin=above)
         parent, number = first, first + 1
     for start, end in pairwise((*example.cuts, len(example))):
-        yield Node(tokens[start:end], weights[start:end], parent, sequence)
+        yield Node(tokens[start:end], weights[start:end], parent, sequence, begin=start)
         parent, number, sequence = number if example.chained else parent, number + 1, sequence + 1
 
 

@@ -20,6 +20,9 @@ from tunesmith.models.config import Adapter, FreezeConfig, FullConfig, LoraConfi
 from tunesmith.models.heads import head_modules
 from tunesmith.models.lora import FastLoraLinear
 
+INSIDE = re.compile(
+    r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.(?:.*\.)?([^.]+)\Z"
+)  # a module in a layer, and its last name
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 
 VOCABULARY_HEAD = ".lm_head.weight"
@@ -35,14 +38,15 @@ def attach(model: PreTrainedModel, adapter: Adapter) -> nn.Module:
 
 
 def attach_lora(model: PreTrainedModel, settings: LoraConfig) -> PeftModel:
-    targets = "all-linear" if settings.targets == ("all",) else list(settings.targets)
     check_targets(model, settings.targets)
+    targets, layers = chosen_modules(model, settings)
     head = [name.rsplit(".", 1)[-1] for name in head_modules(model)]
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=settings.dropout,
         target_modules=targets,
+        layers_to_transform=layers,
         use_rslora=settings.rslora,
         modules_to_save=[*settings.modules_to_save, *head] or None,
         task_type="SEQ_CLS" if head else "CAUSAL_LM",
@@ -51,6 +55,18 @@ def attach_lora(model: PreTrainedModel, settings: LoraConfig) -> PeftModel:
     if head:  # PEFT has added the usual names of heads; keep those that are there
         config.modules_to_save = [*settings.modules_to_save, *head]
     return wrapped
+
+
+def chosen_modules(model: nn.Module, settings: LoraConfig) -> tuple[list[str] | str, list[int] | None]:
+    """What PEFT is to adapt, and in which layers; it chooses layers only among modules that are named."""
+    if not settings.last:
+        return "all-linear" if settings.targets == ("all",) else list(settings.targets), None
+    placed = [(match, module) for name, module in model.named_modules() if (match := INSIDE.search(name))]
+    depth = 1 + max(int(match[1]) for match, _ in placed)
+    layers = list(range(max(0, depth - settings.last), depth))
+    if settings.targets != ("all",):
+        return list(settings.targets), layers
+    return sorted({match[2] for match, module in placed if isinstance(module, nn.Linear)}), layers
 
 
 def wrap(model: PreTrainedModel, config: peft.LoraConfig, dtype: str = "float32") -> PeftModel:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tunesmith.errors import Fix, MachineError, UsageError, Where
+from tunesmith.errors import Fix, UsageError, Where
 from tunesmith.models.adapters import LAYER
-from tunesmith.models.eight_bit import Products, join
+from tunesmith.models.eight_bit import join
 from tunesmith.models.layer.module import FastLayer
+from tunesmith.models.products import FIELD, Products
 
-FIELD = "model.base_products"
 TOGETHER = (  # in each of our own layers
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
     ("self_attn", ("o_proj",)),
@@ -76,30 +75,3 @@ def base_of(module: nn.Module) -> nn.Linear | None:
 def put_base(model: nn.Module, name: str, layer: nn.Module) -> None:
     adapted = isinstance(model.get_submodule(name), BaseTunerLayer)
     model.set_submodule(f"{name}.base_layer" if adapted else name, layer)
-
-
-def check_machine(products: Products, device: str) -> None:
-    """MachineError E098 when the processor or the GPU has no fast products of that kind."""
-    if products == "exact":
-        return
-    able = {"int8": has_int8, "fp8": has_fp8}[products](device)
-    if not able:
-        needs = {
-            "int8": "a CPU run on x86 with VNNI or AMX instructions (int8 is not for GPUs)",
-            "fp8": "an NVIDIA GPU of compute capability 8.9 or more",
-        }
-        raise MachineError(
-            "E098",
-            f"{FIELD}={products} needs {needs[products]}",
-            where=Where(field=FIELD),
-            evidence=[f"this run is on {device}"],
-            fixes=[Fix("keep the products exact", {FIELD: "exact"})],
-        )
-
-
-def has_int8(device: str) -> bool:
-    return device == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
-
-
-def has_fp8(device: str) -> bool:
-    return device == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)

@@ -34,6 +34,9 @@ class LoraConfig(Config):
     targets: tuple[str, ...] = Field(
         default=("all",), description="Module names to adapt; all means every linear layer but the head."
     )
+    last: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Adapt the last n layers only, and leave those below as they are; 0: all layers."
+    )
     rslora: bool = Field(default=False, description="Rank-stabilised scale (arXiv:2312.03732).")
     modules_to_save: tuple[str, ...] = Field(
         default=(), description="Modules trained in full and saved with the adapter."

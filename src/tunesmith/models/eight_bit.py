@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from tunesmith.models.native.kernels import has_tiles, kernels_for
+from tunesmith.models.products import Products
 from tunesmith.models.scratch import scratch
 
-Products = Literal["exact", "int8", "fp8"]
 TILE, DEPTH = 32, 64  # rows and columns, and inputs, that the kernel takes at once
 LARGEST = 127.0
 LARGEST_FP8 = 448.0  # of float8_e4m3fn

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.models import trunk
 from tunesmith.models.encoder import encoder_values
 from tunesmith.models.forest import Forest
 from tunesmith.models.head import token_logprobs
@@ -40,17 +41,47 @@ def hidden_states(
     model: nn.Module, batch: Batch, embeddings: Tensor | None = None, wanted: Int[Tensor, " R"] | None = None
 ) -> Float[Tensor, "T D"]:
     """The states behind the last norm, of all tokens, or of the wanted ones from layers that can leave others out."""
-    base = base_model(model)
-    decoder = base.base_model if has_head(base) else base.get_decoder()
-    tokens = batch.tokens[None] if embeddings is None else None
+    decoder, forest = decoder_of(model), Forest.of(batch.segments, wanted)
+    if batch.entry is None:
+        return run_decoder(decoder, batch, forest, embeddings)
+    assert embeddings is None, "states that were computed before know of no other embeddings"
+    states = batch.entry.load().to(batch.tokens.device)
+    with trunk.left_out(decoder, batch.entry.layer, states[None]):
+        return run_decoder(decoder, batch, forest, states)
+
+
+@torch.no_grad()
+def trunk_states(model: nn.Module, batch: Batch, layer: int) -> Float[Tensor, "T D"]:
+    """What the `layer` lowest layers give for all tokens, in evaluation mode; nothing above them is computed."""
+    training = model.training
+    model.eval()
+    try:
+        decoder = decoder_of(model)
+        with trunk.alone(decoder, layer):
+            return run_decoder(decoder, batch, Forest.of(batch.segments))
+    finally:
+        model.train(training)
+
+
+def run_decoder(
+    decoder: nn.Module, batch: Batch, forest: Forest, embeddings: Tensor | None = None
+) -> Float[Tensor, "T D"]:
     out = decoder(
-        input_ids=tokens,
+        input_ids=batch.tokens[None] if embeddings is None else None,
         inputs_embeds=None if embeddings is None else embeddings[None],
         position_ids=batch.positions[None],
         use_cache=False,
-        forest=Forest.of(batch.segments, wanted),
+        forest=forest,
     )
     return out.last_hidden_state[0]
+
+
+def decoder_of(model: nn.Module) -> PreTrainedModel:
+    """The part between the tokens and the states that a head reads."""
+    base = base_model(model)
+    decoder = base.base_model if has_head(base) else base.get_decoder()
+    assert isinstance(decoder, PreTrainedModel)
+    return decoder
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

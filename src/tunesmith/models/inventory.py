@@ -167,6 +167,9 @@ def trainable(inventory: Inventory, adapter: Adapter, adapter_folder: Path | Non
 
 def _lora(inventory: Inventory, adapter: LoraConfig) -> Trainable:
     targeted = [name for name, info in inventory.tensors.items() if _is_target(name, info, adapter.targets)]
+    if adapter.last:
+        first = inventory.layers - adapter.last
+        targeted = [name for name in targeted if (match := LAYER.search(name)) and int(match[1]) >= first]
     pairs = sum(adapter.rank * sum(inventory.tensors[name].shape) for name in targeted)
     saved = [name for name in inventory.tensors if _is_module(name, adapter.modules_to_save)]
     saved += [name for name in inventory.value_head if name not in saved]

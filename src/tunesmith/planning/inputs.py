@@ -6,8 +6,14 @@ from pathlib import Path
 
 from tunesmith.data.sources import check_present
 from tunesmith.models.cache import Progress
+from tunesmith.models.inventory import Inventory, Trainable, trainable
 from tunesmith.models.locate import locate
 from tunesmith.recipe import Recipe
+
+
+def trainable_of(recipe: Recipe, inventory: Inventory) -> Trainable:
+    path = recipe.model.adapter_path
+    return trainable(inventory, recipe.model.adapter, None if path is None else locate(path))
 
 
 def find_inputs(recipe: Recipe, progress: Progress | None = None) -> Path:

@@ -29,7 +29,7 @@ NOTHING = Checkpointing()
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the peak of a step; `other` is the process without the model."""
+    """Bytes at the peak of a step; `other` is the process without the model, `trunk` cached states of frozen layers."""
 
     weights: int
     adapters: int
@@ -38,6 +38,7 @@ class Memory:
     activations: int
     head: int
     other: int
+    trunk: int = 0
 
     @property
     def peak(self) -> int:

@@ -18,6 +18,7 @@ from tunesmith.planning.judged import label_problems, rating_problems
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.memory import USABLE, Memory
 from tunesmith.planning.policies import possible
+from tunesmith.planning.trunk import TrunkPlan, existing, trunk_problems
 from tunesmith.recipe import Recipe
 
 FEW_STEPS = 20
@@ -44,11 +45,17 @@ class Facts:
     machine: Machine
     ranks: int
     file: str
+    trunk: TrunkPlan | None = None
+
+    @property
+    def epochs(self) -> float:
+        train = self.recipe.train
+        return train.epochs if train.steps is None else self.steps * self.sequences / self.counted.examples
 
 
 def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
-    rules = (_policy, _in_backward, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
+    rules = (_trunk, _policy, _in_backward, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
     return (*facts.counted.doubts, *_memory(facts, peak_of), *(problem for rule in rules for problem in rule(facts)))
 
 
@@ -73,6 +80,8 @@ def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnost
 def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     """Ways to need less, the least painful first."""
     train, data = recipe.train, recipe.data
+    if train.cache_trunk == "memory":
+        yield {"train.cache_trunk": "disk"}
     if train.activation_checkpointing != "auto":
         yield {"train.activation_checkpointing": "auto"}
     size = train.microbatch_limit(device) // 2
@@ -141,6 +150,10 @@ def _in_backward(facts: Facts) -> Iterator[Diagnostic]:
         smaller = {"train.sequences_per_step": max(1, size), "train.tokens_per_step": None}
         one = Fix(f"train.sequences_per_step={max(1, size)}", smaller, effect="about one forward pass per step")
         yield Diagnostic("W188", message, "warning", Where(field=key), fixes=(one, off))
+
+
+def _trunk(facts: Facts) -> Iterator[Diagnostic]:
+    yield from trunk_problems(facts.recipe, facts.inventory, facts.trunk, facts.epochs, facts.machine)
 
 
 def _length(facts: Facts) -> Iterator[Diagnostic]:
@@ -229,9 +242,7 @@ def _disk(facts: Facts) -> Iterator[Diagnostic]:
     settings, recipe = facts.recipe.train.checkpoint, facts.recipe
     count = trainable(facts.inventory, recipe.model.adapter).total
     need = 16 * count * (settings.keep + 1)  # weights, master and two moments; one more while it is written
-    folder = Path(recipe.run.folder).expanduser().resolve()
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing(Path(recipe.run.folder).expanduser().resolve())
     free = shutil.disk_usage(folder).free
     if need > free:
         yield Diagnostic(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from tunesmith.running.identity import identity
 from tunesmith.running.inputs import Inputs
 from tunesmith.running.references import build_streams, find_referee
 from tunesmith.running.speed import work_of
+from tunesmith.running.trunk import build_trunk
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
@@ -154,17 +156,25 @@ def attach_streams(
     if inputs.eval is not None:
         limit = recipe.train.microbatch_limit(mesh.device().type)
         held_out = Microbatches(build_batches(recipe, inputs, inputs.eval), limit)
+    trunk = build_trunk(recipe, inputs.base, model, source.build, mesh, phase(around, "computing the frozen layers"))
     if not recipe.has_reference:
-        return Streams(), None if held_out is None else HeldOut(held_out, Streams(), mesh)
-
-    def told(done: int, total: int) -> None:
-        around.display.phase("computing the reference", done, total)
-
+        return Streams(trunk=trunk), None if held_out is None else HeldOut(held_out, Streams(), mesh)
+    told = phase(around, "computing the reference")
     referee = find_referee(recipe, model, inputs.base, inputs.tokenizer, mesh)
     streams = build_streams(recipe, referee, source.build, source.fingerprint(), mesh, told)
+    streams = replace(streams, trunk=trunk)
     if held_out is None:
         return streams, None
     return streams, HeldOut(held_out, build_streams(recipe, referee, held_out.build, "held out", mesh, told), mesh)
+
+
+def phase(around: Context, words: str) -> Callable[[int, int], None]:
+    """Shows how far something is that comes before the steps."""
+
+    def told(done: int, total: int) -> None:
+        around.display.phase(words, done, total)
+
+    return told
 
 
 def fixed_prompts(recipe: Recipe, model: nn.Module, tokenizer: Tokenizer, tracker: Tracking) -> FixedPrompts | None:

@@ -167,6 +167,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
         recipe.train.microbatch_limit(device.type),
         recipe.model.dtype,
         recipe.model.attention,
+        recipe.model.base_products,
         device.type,
         mesh.world,
         torch.__version__,

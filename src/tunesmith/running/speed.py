@@ -10,10 +10,11 @@ from torch import nn
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.forward import base_model
 from tunesmith.models.inventory import take_inventory
-from tunesmith.plan import trainable_of
 from tunesmith.planning.calibration import flops_per_token, forward_flops
+from tunesmith.planning.inputs import trainable_of
 from tunesmith.planning.machine import this_machine
 from tunesmith.planning.peak import measured_peak
+from tunesmith.planning.trunk import frozen_layers, trunk_flops
 from tunesmith.recipe import Recipe
 from tunesmith.running.inputs import Inputs
 from tunesmith.train.work import Rates, Work
@@ -24,8 +25,10 @@ def work_of(recipe: Recipe, inputs: Inputs, model: nn.Module, mesh: Mesh) -> Wor
     inventory = take_inventory(inputs.base, inputs.task.outputs)
     machine = this_machine(torch.get_num_threads())
     dtype = str(base_model(model).dtype).removeprefix("torch.")
+    cached = 0 if recipe.train.cache_trunk == "off" else frozen_layers(recipe, inventory)
+    trained = partial(flops_per_token, inventory, trainable_of(recipe, inventory))
     return Work(
-        trained=Rates.of(partial(flops_per_token, inventory, trainable_of(recipe, inventory))),
+        trained=Rates.of(lambda scored, length: trained(scored, length) - trunk_flops(inventory, cached, length)),
         forward=Rates.of(partial(forward_flops, inventory)),
         peak=mesh.first_then_others(lambda: measured_peak(machine, dtype)),
     )

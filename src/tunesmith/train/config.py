@@ -102,6 +102,11 @@ class TrainConfig(Config):
         default="auto",
         description="What layers form again in backward: selective gate and up, full everything; auto: what must be.",
     )
+    cache_trunk: Literal["off", "memory", "disk"] = Field(
+        default="off",
+        description="Compute the layers below the lowest trained one once per record and keep their states: in memory, "
+        "or on disk for later runs as well. Equal to rounding; a resume is equal to the bit.",
+    )
     neftune_alpha: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Embedding noise (arXiv:2310.05914); 0: off."
     )

@@ -1,4 +1,4 @@
-"""What a batch needs beside its tokens: log-probabilities of the reference, computed once per example."""
+"""What a batch has beside its tokens: log-probabilities of the reference, and states of frozen layers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from tunesmith.models.reference import Reference, StartWeights
 from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.track.clock import phase
 from tunesmith.train.stream_cache import StreamCache
+from tunesmith.train.trunk import Trunk
 from tunesmith.train.work import Load
 from tunesmith.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Attaches the streams of a data set to its batches; without a reference nothing is attached."""
+    """Attaches to batches of a data set what was computed once per example: log-probabilities of the reference, states.
+
+    Without a reference and a trunk nothing is attached.
+    """
 
     reference: Reference | None = None
     cache: StreamCache | None = None  # of the examples
@@ -28,9 +32,17 @@ class Streams:
     update_every: int = 0  # steps after which a moving reference follows the policy; 0: never
     update_mix: float = 1.0
     load: Load = field(default_factory=Load)  # what the reference computed since somebody last took it
+    trunk: Trunk | None = None
 
     def attach(self, batch: Batch) -> Batch:
-        """The batch and its mismatched prompts with `ref_logprobs`."""
+        """The batch and its mismatched prompts with `ref_logprobs`; the trained pass begins above the trunk.
+
+        The reference computes from the tokens: its figures are the same with a trunk and without.
+        """
+        judged = self.judge(batch)
+        return judged if self.trunk is None else self.trunk.attach(judged)
+
+    def judge(self, batch: Batch) -> Batch:
         if self.reference is None:
             return batch
         if batch.mismatched is None:

@@ -10,9 +10,10 @@ from tests.unit.models.test_forest import PAIRS, batches, loss_and_gradients
 from torch import Tensor, nn
 
 from tunesmith.errors import MachineError, UsageError
-from tunesmith.models import base_products, eight_bit
+from tunesmith.models import eight_bit
+from tunesmith.models import products as machines
 from tunesmith.models.adapters import attach
-from tunesmith.models.base_products import check_machine, use_products
+from tunesmith.models.base_products import use_products
 from tunesmith.models.config import FreezeConfig
 from tunesmith.models.eight_bit import Int8Weights, Linear8, join, quantized
 
@@ -152,16 +153,16 @@ def test_only_frozen_layers_are_replaced():
 
 @pytest.mark.parametrize(("products", "device"), [("int8", "cuda"), ("fp8", "cpu"), ("int8", "cpu")])
 def test_a_machine_without_them_is_refused_with_the_reason(products, device, monkeypatch):
-    monkeypatch.setattr(base_products.torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(machines.torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(MachineError) as caught:
-        check_machine(products, device)
+        machines.check_machine(products, device)
     assert caught.value.diagnostic.code == "E098"
     assert "needs" in str(caught.value)
-    check_machine("exact", device)
+    machines.check_machine("exact", device)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not base_products.has_fp8("cuda"), reason="no GPU with fp8 products")
+@pytest.mark.skipif(not machines.has_fp8("cuda"), reason="no GPU with fp8 products")
 def test_fp8_products_on_a_gpu_are_near_exact_ones():
     x, weight = draw(100, 256, dtype=torch.bfloat16).cuda(), draw(512, 256, dtype=torch.bfloat16, seed=1).cuda()
     weights = eight_bit.Fp8Weights(weight)

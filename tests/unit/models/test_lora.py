@@ -84,6 +84,19 @@ def test_folder_written_by_peft_is_read(tmp_path):
     torch.testing.assert_close(logprobs(load_adapter(build("llama"), tmp_path)), want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "phi3"])
+@pytest.mark.parametrize("targets", [("all",), ("o_proj", "down_proj")])
+def test_adapters_of_the_last_layers_are_read_by_peft_and_back(architecture, targets, tmp_path):
+    model = adapted(LoraConfig(rank=4, targets=targets, last=1), architecture)
+    learned = [name for name in trainable(model) if "lora_" in name]
+    assert learned
+    assert all(".layers.2." in name for name in learned)
+    save_adapter(model, tmp_path, "base")
+    theirs = peft.PeftModel.from_pretrained(build(architecture), str(tmp_path))
+    assert torch.allclose(logprobs(theirs), logprobs(model), atol=1e-5)
+    assert torch.equal(logprobs(load_adapter(build(architecture), tmp_path)), logprobs(model))
+
+
 def test_missing_and_unknown_tensors_are_named(tmp_path):
     save_adapter(adapted(), tmp_path, "base")
     path = tmp_path / "adapter_model.safetensors"
