@@ -12,6 +12,7 @@ from tunesmith.models.encoder import encoder_values
 from tunesmith.models.forest import Forest
 from tunesmith.models.head import token_logprobs
 from tunesmith.models.heads import has_head, is_encoder
+from tunesmith.models.rounding import filled, rounded, with_more
 from tunesmith.types import Batch, Reads, Scores
 
 
@@ -30,24 +31,28 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
 
 def queried_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "K D"]:
     """The states that predict the batch's targets; layers that can compute no other row of the last one."""
-    wanted, places = batch.query.unique(return_inverse=True)
+    wanted = with_more(batch.query.unique(), len(rounded(batch).tokens))
     states = hidden_states(model, batch, embeddings, wanted)
     if len(states) != len(wanted):
         states = states.index_select(0, wanted)
-    return states.index_select(0, places)
+    return states.index_select(0, torch.searchsorted(wanted, batch.query))
 
 
 def hidden_states(
     model: nn.Module, batch: Batch, embeddings: Tensor | None = None, wanted: Int[Tensor, " R"] | None = None
 ) -> Float[Tensor, "T D"]:
     """The states behind the last norm, of all tokens, or of the wanted ones from layers that can leave others out."""
+    count, batch = len(batch.tokens), rounded(batch)
+    total = len(batch.tokens)
     decoder, forest = decoder_of(model), Forest.of(batch.segments, wanted)
     if batch.entry is None:
-        return run_decoder(decoder, batch, forest, embeddings)
-    assert embeddings is None, "states that were computed before know of no other embeddings"
-    states = batch.entry.load().to(batch.tokens.device)
-    with trunk.left_out(decoder, batch.entry.layer, states[None]):
-        return run_decoder(decoder, batch, forest, states)
+        states = run_decoder(decoder, batch, forest, None if embeddings is None else filled(embeddings, total))
+    else:
+        assert embeddings is None, "states that were computed before know of no other embeddings"
+        known = filled(batch.entry.load().to(batch.tokens.device), total)
+        with trunk.left_out(decoder, batch.entry.layer, known[None]):
+            states = run_decoder(decoder, batch, forest, known)
+    return states[:count] if wanted is None else states
 
 
 @torch.no_grad()
@@ -57,8 +62,9 @@ def trunk_states(model: nn.Module, batch: Batch, layer: int) -> Float[Tensor, "T
     model.eval()
     try:
         decoder = decoder_of(model)
+        count, batch = len(batch.tokens), rounded(batch)
         with trunk.alone(decoder, layer):
-            return run_decoder(decoder, batch, Forest.of(batch.segments))
+            return run_decoder(decoder, batch, Forest.of(batch.segments))[:count]
     finally:
         model.train(training)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models.native.kernels import kernels_for
+from tunesmith.models.rounding import missing
+from tunesmith.models.scratch import scratch
 from tunesmith.track.clock import part
 
 HEAD = part("head and loss")
@@ -25,7 +28,10 @@ def token_logprobs(
     """
     if type(head) is nn.Linear and head.bias is None and softcap is None:
         function = TrainedHead if head.weight.requires_grad else FrozenHead
-        return function.apply(rows_KD, head.weight, target_K)
+        count, extra = len(target_K), missing(len(target_K), target_K)
+        rows, target = pad(rows_KD, (0, 0, 0, extra)), pad(target_K, (0, extra))
+        logprobs, correct = function.apply(rows, head.weight, target)
+        return logprobs[:count], correct[:count]
     return general_head(rows_KD, head, target_K, softcap)
 
 
@@ -48,8 +54,12 @@ def general_head(
 
 
 def softmax_parts(rows: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(z - max) in the computing type, its fp32 row sums, log p(target), and whether the target is the maximum."""
-    logits = rows @ weight.T
+    """exp(z - max) in the computing type, its fp32 row sums, log p(target), and whether the target is the maximum.
+
+    The powers are in scratch memory.
+    """
+    logits = scratch("logits", (len(rows), len(weight)), rows)
+    torch.mm(rows, weight.T, out=logits)
     chosen = logits.gather(1, target[:, None]).float()
     if (kernels := kernels_for(logits)) is not None:
         largest, sums = (logits.new_empty(len(logits), 1, dtype=torch.float32) for _ in range(2))
