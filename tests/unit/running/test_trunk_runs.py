@@ -15,7 +15,7 @@ from tests.tiny import tiny_model_folder
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import CheckpointError, MachineError, UsageError
-from tunesmith.models.base_products import has_int8
+from tunesmith.models.products import has_int8
 from tunesmith.recipe import load_recipe
 from tunesmith.run import execute
 from tunesmith.track.progress import make_progress
