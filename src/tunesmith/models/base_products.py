@@ -9,7 +9,8 @@ from torch import nn
 
 from tunesmith.errors import Fix, UsageError, Where
 from tunesmith.models.adapters import LAYER
-from tunesmith.models.eight_bit import join
+from tunesmith.models.eight_bit import Linear8, join
+from tunesmith.models.forward import base_model
 from tunesmith.models.layer.module import FastLayer
 from tunesmith.models.products import FIELD, Products
 
@@ -48,6 +49,14 @@ def use_products(model: nn.Module, products: Products) -> int:
             ],
         )
     return count
+
+
+def exact_again(model: nn.Module, base: nn.Module) -> None:
+    """Put the exact weights of `base`, a model as it was loaded, in place of all products in 8 bits."""
+    inside = base_model(model)
+    for name, module in list(inside.named_modules()):
+        if isinstance(module, Linear8):
+            inside.set_submodule(name, base.get_submodule(name.removesuffix(".base_layer")))
 
 
 def groups(model: nn.Module) -> Iterator[Sequence[str]]:
