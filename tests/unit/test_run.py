@@ -89,6 +89,18 @@ def test_early_stopping_keeps_the_best_weights_and_stays_stopped(model, tmp_path
     assert len(losses(again)) == result.steps
 
 
+@pytest.mark.parametrize("other", ["train.activation_checkpointing=full", "train.optimizer.in_backward=true"])
+def test_a_resume_may_need_less_memory_and_is_the_same_to_the_bit(model, tmp_path, other):
+    data = write_data(tmp_path / "d.jsonl")
+    settings = ["train.epochs=2", "train.checkpoint.every=3", "model.adapter=full", "train.clip_norm=0"]
+    run, _ = start(model, data, *settings)
+    whole = losses(run)
+    shutil.rmtree(run.checkpoints / "step-6")
+    _, resumed = start(model, data, *settings, other, run=run)
+    assert resumed.steps == 6
+    assert losses(run)[-3:] == whole[-3:]
+
+
 @pytest.mark.skipif(not has_int8("cpu"), reason="this processor has no 8-bit products")
 @pytest.mark.parametrize("method", ["freeze", "lora"])
 def test_what_products_in_8_bits_trained_goes_with_the_exact_weights(model, tmp_path, method):
