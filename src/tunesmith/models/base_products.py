@@ -44,8 +44,8 @@ def use_products(model: nn.Module, products: Products) -> int:
             f"{FIELD}={products} is for frozen weights, and every weight is trained",
             where=Where(field=FIELD),
             fixes=[
-                Fix("train an adapter", {"model.adapter.method": "lora"}),
-                Fix("keep the products exact", {FIELD: "exact"}),
+                Fix("model.adapter.method=lora", {"model.adapter.method": "lora"}),
+                Fix(f"{FIELD}=exact", {FIELD: "exact"}),
             ],
         )
     return count
