@@ -216,20 +216,8 @@ def make_plan(
     trunk = plan_trunk(recipe, inventory, counted, dtype)
     memory, checkpointing = plan_memory(recipe, inventory, counted, steps, machine)
     again = costs_of(inventory, counted.mean_length).of(checkpointing)
-    facts = Facts(
-        recipe,
-        inventory,
-        counted,
-        steps.total,
-        steps.sequences,
-        steps.most,
-        steps.longest,
-        memory,
-        machine,
-        ranks,
-        file,
-        trunk,
-    )
+    sizes = steps.total, steps.sequences, steps.most, steps.longest
+    facts = Facts(recipe, inventory, counted, *sizes, memory, machine, ranks, file, trunk)
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks, share=share)
     return Plan(
         recipe=recipe,
