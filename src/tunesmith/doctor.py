@@ -156,7 +156,8 @@ def _hardware() -> Iterator[Finding]:
         return
     yield Finding("gpu", "none that torch can use; training runs on the CPU")
     features = cpu_features()
-    fast = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd") if name in features]
+    known = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "bf16", "asimd")
+    fast = [name for name in known if name in features]
     text = f"{machine.name}, {machine.cores} cores, {machine.threads} threads; {', '.join(fast) or 'no known features'}"
     problem = None
     if features and not features & {"amx_bf16", "avx512_bf16", "bf16"}:

@@ -13,7 +13,9 @@ from tunesmith.distributed.mesh import Mesh
 from tunesmith.evaluate.harness import evaluate, write_rows
 from tunesmith.evaluate.scoring import centre
 from tunesmith.evaluate.values import evaluate_values
+from tunesmith.models.base_products import exact_again
 from tunesmith.models.content import content_hash
+from tunesmith.models.load import load_base
 from tunesmith.models.meaning import meaning_of
 from tunesmith.models.reference import Computed
 from tunesmith.models.save import save_weights
@@ -103,7 +105,7 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     with profiled(recipe, inputs, loop, around):
         position = loop.run(signals)
     tracker.status("saving", phase="save")
-    finish(loop, run, inputs, mesh)
+    finish(loop, run, recipe, inputs, mesh)
     result = summarise(run, position, mesh)
     tracker.event(FINISH, result.to_json())
     if recipe.evaluate.data and mesh.is_first:
@@ -179,8 +181,11 @@ def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     around.tracker.heal(loop.position.step + 1)
 
 
-def finish(loop: Loop, run: RunDir, inputs: Inputs, mesh: Mesh) -> None:
-    """Write the final weights: the best ones when early stopping was asked for, else the last ones."""
+def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) -> None:
+    """Write the final weights: the best ones when early stopping was asked for, else the last ones.
+
+    Products in 8 bits end here: what is saved, centred and measured has the exact frozen weights.
+    """
     best = loop.parts.store.best() if loop.parts.settings.early_stopping is not None else None
     if best is not None and best.step != loop.position.step:
         weights = best.tensors("weights")
@@ -188,6 +193,8 @@ def finish(loop: Loop, run: RunDir, inputs: Inputs, mesh: Mesh) -> None:
             parameter.data.copy_(weights[name])
         loop.parts.tracker.event("best_weights", {"step": best.step})
     if mesh.is_first:
+        if recipe.model.base_products != "exact":
+            exact_again(loop.parts.model, load_base(inputs.base, recipe.model, mesh.device(), inputs.task.outputs))
         folder = save_weights(loop.parts.model, run.path, inputs.base, inputs.task)
         if inputs.task.reads == "values" and meaning_of(inputs.task).is_reward:
             examples = [inputs.train[index] for index in range(0, len(inputs.train), -(-len(inputs.train) // CENTRING))]

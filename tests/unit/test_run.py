@@ -11,6 +11,8 @@ from tests.tiny import tiny_model_folder
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import CheckpointError, DataError, NumericalError
+from tunesmith.export.opening import open_model
+from tunesmith.models.forward import base_model
 from tunesmith.models.products import has_int8
 from tunesmith.recipe import load_recipe
 from tunesmith.run import execute
@@ -85,6 +87,34 @@ def test_early_stopping_keeps_the_best_weights_and_stays_stopped(model, tmp_path
     again, resumed = start(model, data, *settings, run=run)
     assert resumed.steps == result.steps
     assert len(losses(again)) == result.steps
+
+
+@pytest.mark.parametrize("other", ["train.activation_checkpointing=full", "train.optimizer.in_backward=true"])
+def test_a_resume_may_need_less_memory_and_is_the_same_to_the_bit(model, tmp_path, other):
+    data = write_data(tmp_path / "d.jsonl")
+    settings = ["train.epochs=2", "train.checkpoint.every=3", "model.adapter=full", "train.clip_norm=0"]
+    run, _ = start(model, data, *settings)
+    whole = losses(run)
+    shutil.rmtree(run.checkpoints / "step-6")
+    _, resumed = start(model, data, *settings, other, run=run)
+    assert resumed.steps == 6
+    assert losses(run)[-3:] == whole[-3:]
+
+
+@pytest.mark.skipif(not has_int8("cpu"), reason="this processor has no 8-bit products")
+@pytest.mark.parametrize("method", ["freeze", "lora"])
+def test_what_products_in_8_bits_trained_goes_with_the_exact_weights(model, tmp_path, method):
+    data = write_data(tmp_path / "d.jsonl")
+    settings = [f"model.adapter.method={method}", "model.adapter.last=1", "model.base_products=int8"]
+    run, _ = start(model, data, *settings, "train.activation_checkpointing=selective", "train.steps=2")
+    before = load_file(model / "model.safetensors")
+    opened = open_model(str(run.path)).model
+    for name, parameter in base_model(opened).named_parameters():
+        name = name.replace(".base_layer", "")
+        if name in before and ("layers.1." not in name or method == "lora"):
+            assert torch.equal(parameter, before[name]), name
+    if method == "freeze":
+        assert load_file(run.path / "model" / "model.safetensors").keys() == before.keys()
 
 
 @pytest.mark.skipif(not has_int8("cpu"), reason="this processor has no 8-bit products")

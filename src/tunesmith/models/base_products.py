@@ -9,7 +9,8 @@ from torch import nn
 
 from tunesmith.errors import Fix, UsageError, Where
 from tunesmith.models.adapters import LAYER
-from tunesmith.models.eight_bit import join
+from tunesmith.models.eight_bit import Linear8, join
+from tunesmith.models.forward import base_model
 from tunesmith.models.layer.module import FastLayer
 from tunesmith.models.products import FIELD, Products
 
@@ -43,11 +44,19 @@ def use_products(model: nn.Module, products: Products) -> int:
             f"{FIELD}={products} is for frozen weights, and every weight is trained",
             where=Where(field=FIELD),
             fixes=[
-                Fix("train an adapter", {"model.adapter.method": "lora"}),
-                Fix("keep the products exact", {FIELD: "exact"}),
+                Fix("model.adapter.method=lora", {"model.adapter.method": "lora"}),
+                Fix(f"{FIELD}=exact", {FIELD: "exact"}),
             ],
         )
     return count
+
+
+def exact_again(model: nn.Module, base: nn.Module) -> None:
+    """Put the exact weights of `base`, a model as it was loaded, in place of all products in 8 bits."""
+    inside = base_model(model)
+    for name, module in list(inside.named_modules()):
+        if isinstance(module, Linear8):
+            inside.set_submodule(name, base.get_submodule(name.removesuffix(".base_layer")))
 
 
 def groups(model: nn.Module) -> Iterator[Sequence[str]]:

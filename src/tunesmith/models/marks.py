@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from torch import nn
@@ -31,8 +31,13 @@ def watched(model: nn.Module) -> Iterator[None]:
             mark = part("embedding") if module is embedding else mark_of(name, module)
             if mark is not None:
                 hooks.callback(module.register_forward_pre_hook(lambda *_, mark=mark: mark.__enter__()).remove)
-                hooks.callback(module.register_forward_hook(lambda *_, mark=mark: mark.__exit__()).remove)
+                hooks.callback(module.register_forward_hook(closer(mark), always_call=True).remove)
         yield
+
+
+def closer(mark: Mark) -> Callable[..., None]:
+    """Ends the mark; called however the module ends, also where recomputing breaks off at the last state it needs."""
+    return lambda *_: mark.__exit__()
 
 
 def mark_of(name: str, module: nn.Module) -> Mark | None:

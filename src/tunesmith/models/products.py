@@ -27,7 +27,7 @@ def check_machine(products: Products, device: str) -> None:
             f"{FIELD}={products} needs {needs[products]}",
             where=Where(field=FIELD),
             evidence=[f"this run is on {device}"],
-            fixes=[Fix("keep the products exact", {FIELD: "exact"})],
+            fixes=[Fix(f"{FIELD}=exact", {FIELD: "exact"})],
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tunesmith.configuring.catalogue import plain
 from tunesmith.data.caches import size_of
 from tunesmith.errors import Diagnostic, Fix, Where
-from tunesmith.models.config import LoraConfig
+from tunesmith.models.config import FreezeConfig, LoraConfig
 from tunesmith.models.inventory import Inventory, trainable
 from tunesmith.models.safety import read_config
 from tunesmith.models.trunk import TYPES
@@ -99,8 +99,11 @@ def nothing_frozen(recipe: Recipe, inventory: Inventory) -> Diagnostic:
         changed = adapter.model_copy(update={"last": upper})
         if recipe.model.adapter_path or not 0 < trainable(inventory, changed).lowest_layer < 10**6:
             changes = {}
+    elif isinstance(adapter, FreezeConfig):
+        changes |= {"model.adapter.first": 0} if adapter.first else {}
+        changes |= {"model.adapter.names": []} if adapter.names else {}
     else:
-        changes = {"model.adapter": {"method": "freeze", "last": upper}}
+        changes = {"model.adapter.method": "freeze", **changes}
     return refused("the lowest layer or the embedding is trained: no layer gives the same states again", (), changes)
 
 

@@ -21,6 +21,8 @@ FREE_TO_CHANGE = (
     "train.sample_",
     "train.threads",
     "train.profile",
+    "train.activation_checkpointing",  # the same to the bit, as is
+    "train.optimizer.in_backward",
 )
 
 

@@ -61,9 +61,12 @@ class InFile:
 
     def write(self, start: int, rows: Rows) -> None:
         try:
-            os.pwrite(self.file, rows.data, start)
+            if os.pwrite(self.file, rows.data, start) == rows.size:
+                return
+            reason = None  # the disk became full in the middle
         except OSError as error:
-            raise no_room(self.path.parent, rows.size, shutil.disk_usage(self.path.parent).free) from error
+            reason = error
+        raise no_room(self.path.parent, rows.size, shutil.disk_usage(self.path.parent).free) from reason
 
 
 def no_room(folder: Path, size: int, free: int) -> MachineError:

@@ -71,6 +71,18 @@ def test_a_row_of_zeros_stays_zero_and_the_largest_figure_is_exact():
     assert out.isfinite().all()
 
 
+@pytest.mark.usefixtures("means")
+@pytest.mark.parametrize("figure", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_stays_so_and_is_the_only_one(figure):
+    x = draw(40, 100)
+    x[3, 5] = figure
+    out = torch.zeros(40, 70)
+    Int8Weights(draw(70, 100, seed=1)).product(x, out)
+    assert out[3].isnan().all()
+    assert out[:3].isfinite().all()
+    assert out[4:].isfinite().all()
+
+
 @pytest.mark.skipif(not has_tiles(), reason="this processor has no tiles, or there is no compiler")
 def test_kernel_and_torch_round_alike(monkeypatch):
     x = draw(65, 200, dtype=torch.bfloat16)

@@ -104,6 +104,7 @@ def test_a_disk_without_room_is_refused(model, data, monkeypatch):
         (("model.adapter.targets=[q_proj]",), "trained"),
         (("model.adapter.method=full", "train.optimizer.lr=1e-5"), "trained"),
         (("model.adapter.method=freeze", "model.adapter.first=1"), "trained"),
+        (("model.adapter.method=freeze", "model.adapter.last=1", "model.adapter.names=[layers.0.mlp]"), "trained"),
         ((*LORA, "model.adapter.modules_to_save=[embed_tokens]"), "trained"),
         ((*LORA, "train.neftune_alpha=5"), "noise"),
     ],
@@ -114,7 +115,7 @@ def test_what_cannot_be_exact_is_refused_with_a_way_out(model, data, settings, w
     assert word in problem.message
     assert plan.trunk is None
     for fix in problem.fixes:
-        changes = [f"{key}={json.dumps(value)}" for key, value in fix.set.items()]
+        changes = fix.label.split()  # as one would type it
         mended = planned(model, data, "train.epochs=4", *settings, *changes, where=fix.set.get(trunk.FIELD, "disk"))
         assert not found(mended, "E197"), fix
 

@@ -6,6 +6,7 @@ import pytest
 from tests.tiny import tiny_model_folder
 from tests.unit.test_run import rows, start, write_data
 
+from tunesmith.models.base_products import use_products
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.layer.use import Use, use_of
 from tunesmith.models.load import load_model
@@ -43,6 +44,13 @@ def test_dropout_of_the_adapter_is_named_with_its_fix(tmp_path):
     assert [fix["set"] for fix in warning["fixes"]] == [{"model.adapter.dropout": 0.0}]
     assert run.read_run()["decoder_layers"] == {"layers": 2, "fast": 0, "obstacles": {reason: 2}}
     assert "W097" in run.log_file.read_text()
+
+
+def test_products_in_8_bits_are_no_reason(tmp_path):
+    model = load_model(tiny_model_folder(tmp_path / "m"), ModelConfig(adapter=LoraConfig(dropout=0.1)))
+    use_products(model, "int8")
+    (reason,) = use_of(model).obstacles
+    assert reason.endswith("its adapter drops 0.1 of what goes in")
 
 
 def test_dense_attention_is_named_with_its_fix(tmp_path):

@@ -93,6 +93,16 @@ def test_layers_as_transformers_wrote_them_are_told_by_part_as_well(tmp_path):
     assert {"qkv", "out", "gate and up", "down"} <= {part for phase, part in found if phase == "backward"}
 
 
+@pytest.mark.parametrize("policy", ["full", "selective"])
+def test_recomputing_that_breaks_off_in_the_middle_of_a_module_leaves_no_part_open(tmp_path, monkeypatch, policy):
+    clocks: list[clock.Clock] = []
+    started = clock.Clock.start
+    monkeypatch.setattr(clock.Clock, "start", lambda self: (clocks.append(self), started(self)))
+    settings = ["train.steps=5", "train.profile=true", f"train.activation_checkpointing={policy}"]
+    start(tiny_model_folder(tmp_path / "model", "gemma2"), write_data(tmp_path / "d.jsonl"), *settings)
+    assert [each.stack for each in clocks] == [[("other", "")]]
+
+
 def test_the_table_can_be_read(model, tmp_path):
     run, _ = start(model, write_data(tmp_path / "d.jsonl"), "train.steps=5", "train.profile=true")
     lines = run.profile_text.read_text().splitlines()

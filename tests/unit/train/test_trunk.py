@@ -1,5 +1,6 @@
 """Training from cached states of the frozen lowest layers: what is equal to the bit, and what to rounding."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tunesmith.data.loader import Builder
 from tunesmith.data.prepared import prepare
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import MachineError
 from tunesmith.models import load, trunk
 from tunesmith.models.config import Adapter, FreezeConfig, LoraConfig, ModelConfig
 from tunesmith.models.forward import base_model, decoder_of, read, score, trunk_states
@@ -252,3 +254,12 @@ def test_the_trunk_ends_below_everything_that_learns(llama, adapter, frozen):
     assert counted.total == sum(one.numel() for one in model.parameters() if one.requires_grad)
     assert min(counted.lowest_layer, LAYERS - 1) == frozen
     assert frozen_in(model) == frozen
+
+
+def test_a_disk_that_becomes_full_in_the_middle_of_a_record_is_told(tmp_path, monkeypatch):
+    cache = StateCache(tmp_path / "trunk", np.array([3]), 8)
+    monkeypatch.setattr(os, "pwrite", lambda file, rows, start: len(rows) - 1)
+    with pytest.raises(MachineError) as caught:
+        cache.write(0, np.ones((3, 8), dtype=np.uint8))
+    assert caught.value.diagnostic.code == "E198"
+    assert cache.read(0) is None

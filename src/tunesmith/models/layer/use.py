@@ -11,7 +11,7 @@ from torch import nn
 
 from tunesmith.models.forward import base_model
 from tunesmith.models.layer.module import LINEARS, WINDOWS, FastLayer
-from tunesmith.models.layer.projection import part_of
+from tunesmith.models.layer.projection import part_of, plain_part_of
 from tunesmith.models.lora import FastLoraLinear
 
 
@@ -68,7 +68,7 @@ def what_more(linear: nn.Module) -> str:
     if not isinstance(linear, FastLoraLinear):
         return f"it is a {type(linear).__name__}"
     base = linear.get_base_layer()
-    if type(base) is not nn.Linear:
+    if plain_part_of(base) is None:
         return f"its weights are those of a {type(base).__name__}"
     if linear.merged:
         return "its adapter is merged"

@@ -233,7 +233,8 @@ void powers(T *logits, float *largest, float *sums, int64_t rows, int64_t width,
     }
 }
 
-// Rows in 8 bits: the largest figure of each becomes 127; scale times a result is the row again.
+// Rows in 8 bits: the largest figure of each becomes 127; scale times a result is the row again. Sizes are compared as
+// bits, among which NaN is the largest: a row with NaN has the scale NaN, and so have all products with it.
 template <class T>
 void quantize(const T *x, int8_t *result, int64_t result_step, float *scale, int64_t rows, int64_t width,
               int threads) {
@@ -241,9 +242,17 @@ void quantize(const T *x, int8_t *result, int64_t result_step, float *scale, int
     for (int64_t row = 0; row < rows; row++) {
         const T *from = x + row * width;
         int8_t *to = result + row * result_step;
-        float top = 0;
-#pragma omp simd reduction(max : top)
-        for (int64_t i = 0; i < width; i++) top = greater(std::fabs(wide(from[i])), top);
+        uint32_t most = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t i = 0; i < width; i++) {
+            float value = wide(from[i]);
+            uint32_t bits;
+            std::memcpy(&bits, &value, 4);
+            bits &= 0x7fffffff;
+            most = bits > most ? bits : most;
+        }
+        float top;
+        std::memcpy(&top, &most, 4);
         float times = top > 0 ? 127 / top : 0;
         scale[row] = top / 127;
 #pragma omp simd
