@@ -15,6 +15,7 @@ from tunesmith.models.forward import base_model
 from tunesmith.models.layer.module import FastLayer
 from tunesmith.models.offload import HostStore, carrier_for
 from tunesmith.models.policy import Checkpointing, Policy
+from tunesmith.models.trunk import learns
 
 
 def checkpoint_layers(model: nn.Module, chosen: Checkpointing) -> list[Policy]:
@@ -56,10 +57,9 @@ def mlp_of(layer: nn.Module) -> nn.Module:
 
 def lowest_reached(base: PreTrainedModel, layers: Sequence[nn.Module]) -> int:
     """The lowest layer that the backward pass goes through."""
-    if any(parameter.requires_grad for parameter in base.get_input_embeddings().parameters()):
+    if learns(base.get_input_embeddings()):
         return 0
-    trains = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in layers]
-    return trains.index(True) if True in trains else len(layers)
+    return next((number for number, layer in enumerate(layers) if learns(layer)), len(layers))
 
 
 class CheckpointedMlp(nn.Module):

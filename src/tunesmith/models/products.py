@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 
 from tunesmith.errors import Fix, MachineError, Where
+from tunesmith.models.native.build import state
+from tunesmith.models.native.kernels import has_tiles
 
 Products = Literal["exact", "int8", "fp8"]
 FIELD = "model.base_products"
@@ -14,25 +16,26 @@ FIELD = "model.base_products"
 
 def check_machine(products: Products, device: str) -> None:
     """MachineError E098 when the processor or the GPU has no fast products of that kind."""
-    if products == "exact":
+    if products == "exact" or {"int8": has_int8, "fp8": has_fp8}[products](device):
         return
-    able = {"int8": has_int8, "fp8": has_fp8}[products](device)
-    if not able:
-        needs = {
-            "int8": "a CPU run on x86 with VNNI or AMX instructions (int8 is not for GPUs)",
-            "fp8": "an NVIDIA GPU of compute capability 8.9 or more",
-        }
-        raise MachineError(
-            "E098",
-            f"{FIELD}={products} needs {needs[products]}",
-            where=Where(field=FIELD),
-            evidence=[f"this run is on {device}"],
-            fixes=[Fix(f"{FIELD}=exact", {FIELD: "exact"})],
-        )
+    needs = {
+        "int8": "a CPU run on x86 with VNNI instructions, or with AMX and the compiled kernels (it is not for GPUs)",
+        "fp8": "an NVIDIA GPU of compute capability 8.9 or more",
+    }
+    raise MachineError(
+        "E098",
+        f"{FIELD}={products} needs {needs[products]}",
+        where=Where(field=FIELD),
+        evidence=[f"this run is on {device}", f"kernels: {state()}"][: 2 if device == "cpu" else 1],
+        fixes=[Fix(f"{FIELD}=exact", {FIELD: "exact"})],
+    )
 
 
 def has_int8(device: str) -> bool:
-    return device == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    """Where exact products have AMX, only the compiled kernels are faster than they are."""
+    if device != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return has_tiles() or (torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported())
 
 
 def has_fp8(device: str) -> bool:

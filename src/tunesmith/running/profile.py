@@ -10,8 +10,8 @@ import torch
 
 from tunesmith.models.inventory import take_inventory
 from tunesmith.models.marks import watched
-from tunesmith.plan import trainable_of
 from tunesmith.planning.floor import matmul_seconds
+from tunesmith.planning.inputs import trainable_of
 from tunesmith.recipe import Recipe
 from tunesmith.running.build import Context
 from tunesmith.running.inputs import Inputs

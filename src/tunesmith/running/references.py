@@ -174,6 +174,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
         torch.get_num_threads(),
         code_hash(),
         kernels.state(),
+        kernels.processor(),
         [] if build.mismatch is None else hashlib.sha256(build.mismatch.partners.tobytes()).hexdigest(),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -72,5 +72,6 @@ def trunk_key(recipe: Recipe, base: Path, dtype: torch.dtype, build: Builder, co
         torch.get_num_threads(),
         code_hash(),
         kernels.state(),
+        kernels.processor(),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -165,12 +165,21 @@ def test_only_frozen_layers_are_replaced():
 
 @pytest.mark.parametrize(("products", "device"), [("int8", "cuda"), ("fp8", "cpu"), ("int8", "cpu")])
 def test_a_machine_without_them_is_refused_with_the_reason(products, device, monkeypatch):
+    monkeypatch.setattr(machines, "has_tiles", lambda: False)
     monkeypatch.setattr(machines.torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(MachineError) as caught:
         machines.check_machine(products, device)
     assert caught.value.diagnostic.code == "E098"
     assert "needs" in str(caught.value)
     machines.check_machine("exact", device)
+
+
+@pytest.mark.parametrize(("tiles", "vnni", "amx", "able"), [(1, 1, 1, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 0, 0)])
+def test_with_amx_only_the_kernels_are_faster_than_exact_products(tiles, vnni, amx, able, monkeypatch):
+    monkeypatch.setattr(machines, "has_tiles", lambda: bool(tiles))
+    monkeypatch.setattr(machines.torch.cpu, "_is_vnni_supported", lambda: bool(vnni))
+    monkeypatch.setattr(machines.torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
+    assert machines.has_int8("cpu") is bool(able)
 
 
 @pytest.mark.gpu
