@@ -20,9 +20,6 @@ from tunesmith.models.config import Adapter, FreezeConfig, FullConfig, LoraConfi
 from tunesmith.models.heads import head_modules
 from tunesmith.models.lora import FastLoraLinear
 
-INSIDE = re.compile(
-    r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.(?:.*\.)?([^.]+)\Z"
-)  # a module in a layer, and its last name
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 
 VOCABULARY_HEAD = ".lm_head.weight"
@@ -61,12 +58,13 @@ def chosen_modules(model: nn.Module, settings: LoraConfig) -> tuple[list[str] | 
     """What PEFT is to adapt, and in which layers; it chooses layers only among modules that are named."""
     if not settings.last:
         return "all-linear" if settings.targets == ("all",) else list(settings.targets), None
-    placed = [(match, module) for name, module in model.named_modules() if (match := INSIDE.search(name))]
-    depth = 1 + max(int(match[1]) for match, _ in placed)
+    inside = {name: int(match[1]) for name, _ in model.named_modules() if (match := LAYER.search(name))}
+    depth = 1 + max(inside.values())
     layers = list(range(max(0, depth - settings.last), depth))
     if settings.targets != ("all",):
         return list(settings.targets), layers
-    return sorted({match[2] for match, module in placed if isinstance(module, nn.Linear)}), layers
+    linears = [name for name in inside if isinstance(model.get_submodule(name), nn.Linear)]
+    return sorted({name.rpartition(".")[2] for name in linears}), layers
 
 
 def wrap(model: PreTrainedModel, config: peft.LoraConfig, dtype: str = "float32") -> PeftModel:

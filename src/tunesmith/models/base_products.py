@@ -11,15 +11,8 @@ from tunesmith.errors import Fix, UsageError, Where
 from tunesmith.models.adapters import LAYER
 from tunesmith.models.eight_bit import Linear8, join
 from tunesmith.models.forward import base_model
-from tunesmith.models.layer.module import FastLayer
+from tunesmith.models.layer.module import PROJECTIONS, FastLayer
 from tunesmith.models.products import FIELD, Products
-
-TOGETHER = (  # in each of our own layers
-    ("self_attn", ("q_proj", "k_proj", "v_proj")),
-    ("self_attn", ("o_proj",)),
-    ("mlp", ("gate_proj", "up_proj")),
-    ("mlp", ("down_proj",)),
-)
 
 
 def use_products(model: nn.Module, products: Products) -> int:
@@ -64,8 +57,8 @@ def groups(model: nn.Module) -> Iterator[Sequence[str]]:
     taken: set[str] = set()  # what is in a group, or inside an adapter's module
     for name, module in model.named_modules():
         if isinstance(module, FastLayer):
-            for parent, names in TOGETHER:
-                group = [f"{name}.{parent}.{own}" for own in names]
+            for names in PROJECTIONS.values():
+                group = [f"{name}.{own}" for own in names]
                 taken.update(group)
                 yield group
         elif name.rpartition(".")[0] in taken:

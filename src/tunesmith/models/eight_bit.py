@@ -24,15 +24,11 @@ LARGEST = 127.0
 LARGEST_FP8 = 448.0  # of float8_e4m3fn
 
 
-class Weights8(Protocol):
-    """Frozen weights (O, I) in 8 bits, for both directions."""
+class Matrix8(Protocol):
+    """A matrix (O, I) in 8 bits."""
 
     def product(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> None:
         """out = x W^T."""
-        ...
-
-    def product_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> None:
-        """out = grad W."""
         ...
 
 
@@ -56,19 +52,6 @@ class Int8Matrix:
         out.copy_(sums.float().mul_(scale).mul_(self.scale[: out.shape[1]]))
 
 
-class Int8Weights:
-    """On a CPU with instructions for 8-bit products."""
-
-    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self.forward, self.backward = Int8Matrix(weight), Int8Matrix(weight.T)
-
-    def product(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> None:
-        self.forward.product(x, out)
-
-    def product_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> None:
-        self.backward.product(grad, out)
-
-
 class Fp8Matrix:
     """A matrix (O, I) for `x W^T` with float8_e4m3fn on a GPU; scaled by output."""
 
@@ -81,20 +64,21 @@ class Fp8Matrix:
         torch.ops.aten._scaled_mm.out(values, self.values.T, scale, self.scale, out_dtype=out.dtype, out=out)
 
 
-class Fp8Weights:
-    """On a GPU of compute capability 8.9 or more."""
+class Weights8:
+    """Frozen weights (O, I) in 8 bits for both directions: int8 on a CPU, fp8 on a GPU."""
 
-    def __init__(self, weight: Float[Tensor, "O I"]) -> None:
-        self.forward, self.backward = Fp8Matrix(weight), Fp8Matrix(weight.T)
+    def __init__(self, weight: Float[Tensor, "O I"], products: Products) -> None:
+        make = {"int8": Int8Matrix, "fp8": Fp8Matrix}[products]
+        self.forward: Matrix8 = make(weight)
+        self.backward: Matrix8 = make(weight.T)
 
     def product(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> None:
+        """out = x W^T."""
         self.forward.product(x, out)
 
     def product_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> None:
+        """out = grad W."""
         self.backward.product(grad, out)
-
-
-MAKERS = {"int8": Int8Weights, "fp8": Fp8Weights}
 
 
 class Linear8(nn.Module):
@@ -135,7 +119,7 @@ class Product8(torch.autograd.Function):
 
 def join(layers: Sequence[nn.Linear], products: Products) -> list[Linear8]:
     """Replacements for layers that read the same rows, with one product for all of them."""
-    weights = MAKERS[products](torch.cat([layer.weight.detach() for layer in layers]))
+    weights = Weights8(torch.cat([layer.weight.detach() for layer in layers]), products)
     joined = sum(layer.out_features for layer in layers)
     ends = itertools.accumulate(layer.out_features for layer in layers)
     return [

@@ -46,7 +46,9 @@ class Timed:
         self.sums["scored"] += values["train/scored_per_step"]
         self.sums["seconds"] += seconds
         self.sums["busy"] += values["perf/mfu"] * seconds
-        self.sums["floor"] += sum(rates.total(load) for rates, load in zip(self.floors, self.loop.loads, strict=True))
+        self.sums["floor"] += sum(
+            rates.total(amount) for rates, amount in zip(self.floors, self.loop.amounts, strict=True)
+        )
 
     def profile(self, attempt: int) -> Profile:
         seconds = self.sums["seconds"]

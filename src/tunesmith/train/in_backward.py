@@ -94,7 +94,7 @@ class BackwardOptimizer(Optimizer):
         """None: they are used up."""
         return []
 
-    def step(self, factor: float) -> None:
+    def step(self) -> None:
         """Nothing: it was done."""
 
     def clear(self) -> None:

@@ -29,7 +29,7 @@ from tunesmith.train.stability import Guard, Verdict
 from tunesmith.train.start import judge_start
 from tunesmith.train.step import StepResult, compute_step
 from tunesmith.train.streams import Streams
-from tunesmith.train.work import Load, Work, load_of
+from tunesmith.train.work import Amount, Work, amount_of
 from tunesmith.types import Batch, BatchSource
 
 
@@ -89,7 +89,7 @@ class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.position = Position()
-        self.loads = Load(), Load()  # of the last step on this rank: passes with gradient, passes without
+        self.amounts = Amount(), Amount()  # of the last step on this rank: passes with gradient, passes without
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
@@ -140,7 +140,7 @@ class Loop:
             verdict = verdict.too_late()
         if verdict.action == "update":
             clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
-            parts.optimizer.step(rate)
+            parts.optimizer.step()
             for objective in parts.objectives:
                 position.memory = objective.remember(position.memory, result.metrics)
         parts.optimizer.clear()
@@ -203,13 +203,13 @@ class Loop:
 
     def flops(self, microbatches: Sequence[Batch]) -> float:
         """Model FLOP of the step's passes over all ranks; what the backward pass computes again does not count."""
-        parts, forward = self.parts, Load()
+        parts, forward = self.parts, Amount()
         if any(objective.looks_ahead for objective in parts.objectives):
-            forward = load_of(batch if batch.mismatched is None else batch.mismatched for batch in microbatches)
-        forward.include(parts.streams.load)
-        parts.streams.load.clear()
-        self.loads = load_of(microbatches), forward
-        return parts.mesh.sum([parts.work.flops(*self.loads)])[0]
+            forward = amount_of(batch if batch.mismatched is None else batch.mismatched for batch in microbatches)
+        forward.include(parts.streams.amount)
+        parts.streams.amount.clear()
+        self.amounts = amount_of(microbatches), forward
+        return parts.mesh.sum([parts.work.flops(*self.amounts)])[0]
 
     @phase("evaluation")
     def evaluate(self) -> None:

@@ -70,9 +70,8 @@ class Optimizer:
         return [master.grad for master in self.masters.values() if master.grad is not None]
 
     @phase("optimizer")
-    def step(self, factor: float) -> None:
-        """One update at `factor` times each group's peak rate."""
-        self.set_rate(factor)
+    def step(self) -> None:
+        """One update at the rate that was set."""
         for stepper in set(self.steppers.values()):
             stepper.step()
         for name in self.masters:

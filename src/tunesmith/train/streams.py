@@ -13,7 +13,7 @@ from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.track.clock import phase
 from tunesmith.train.stream_cache import StreamCache
 from tunesmith.train.trunk import Trunk
-from tunesmith.train.work import Load
+from tunesmith.train.work import Amount
 from tunesmith.types import Batch
 
 
@@ -31,7 +31,7 @@ class Streams:
     equals_start: bool = False  # whether the reference is exactly the model as the run began
     update_every: int = 0  # steps after which a moving reference follows the policy; 0: never
     update_mix: float = 1.0
-    load: Load = field(default_factory=Load)  # what the reference computed since somebody last took it
+    amount: Amount = field(default_factory=Amount)  # what the reference computed since somebody last took it
     trunk: Trunk | None = None
 
     def attach(self, batch: Batch) -> Batch:
@@ -66,7 +66,7 @@ class Streams:
     @phase("reference")
     def computed(self, batch: Batch) -> Float[Tensor, " K"]:
         assert self.reference is not None
-        self.load.add(batch)
+        self.amount.add(batch)
         return self.reference.logprobs(batch)
 
     def after_step(self, step: int) -> None:

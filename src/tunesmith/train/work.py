@@ -9,7 +9,7 @@ from tunesmith.types import Batch
 
 
 @dataclass(slots=True)
-class Load:
+class Amount:
     """What passes over batches compute: tokens, scored places, and pairs of a token and one that it attends to."""
 
     tokens: int = 0
@@ -27,7 +27,7 @@ class Load:
             self.pairs += length * (above + length / 2)
             before.append(above + length)
 
-    def include(self, other: Load) -> None:
+    def include(self, other: Amount) -> None:
         """Add what the other one holds."""
         self.tokens += other.tokens
         self.scored += other.scored
@@ -37,11 +37,11 @@ class Load:
         self.tokens, self.scored, self.pairs = 0, 0, 0.0
 
 
-def load_of(batches: Iterable[Batch]) -> Load:
-    load = Load()
+def amount_of(batches: Iterable[Batch]) -> Amount:
+    amount = Amount()
     for batch in batches:
-        load.add(batch)
-    return load
+        amount.add(batch)
+    return amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Rates:
         token = flops(0.0, 0.0)
         return cls(token, flops(1.0, 0.0) - token, 2 * (flops(0.0, 1.0) - token))
 
-    def total(self, load: Load) -> float:
-        return self.token * load.tokens + self.scored * load.scored + self.pair * load.pairs
+    def total(self, amount: Amount) -> float:
+        return self.token * amount.tokens + self.scored * amount.scored + self.pair * amount.pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +73,5 @@ class Work:
     forward: Rates
     peak: float
 
-    def flops(self, trained: Load, forward: Load) -> float:
+    def flops(self, trained: Amount, forward: Amount) -> float:
         return self.trained.total(trained) + self.forward.total(forward)

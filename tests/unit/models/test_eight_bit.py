@@ -15,7 +15,7 @@ from tunesmith.models import products as machines
 from tunesmith.models.adapters import attach
 from tunesmith.models.base_products import use_products
 from tunesmith.models.config import FreezeConfig
-from tunesmith.models.eight_bit import Int8Weights, Linear8, join, quantized
+from tunesmith.models.eight_bit import Linear8, Weights8, join, quantized
 
 SHAPES = [(1, 64, 32), (33, 100, 70), (257, 192, 96), (64, 2048, 640)]
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
@@ -48,7 +48,7 @@ def in_steps(x: Tensor) -> Tensor:
 def test_both_products_are_those_of_rounded_rows_and_rounded_weights(rows, inputs, outputs, dtype):
     x, grad = draw(rows, inputs, dtype=dtype), draw(rows, outputs, dtype=dtype, seed=1)
     weight = draw(outputs, inputs, dtype=dtype, seed=2)
-    weights = Int8Weights(weight)
+    weights = Weights8(weight, "int8")
     out, back = x.new_full((rows, outputs), float("nan")), x.new_full((rows, inputs), float("nan"))
     weights.product(x, out)
     weights.product_backward(grad, back)
@@ -66,7 +66,7 @@ def test_a_row_of_zeros_stays_zero_and_the_largest_figure_is_exact():
     assert whole[0, :64].count_nonzero() == 0
     assert (whole[1, 5] * scale[1]).item() == pytest.approx(-3.0, rel=1e-6)
     out = torch.full((3, 32), float("nan"))
-    Int8Weights(draw(32, 64)).product(x, out)
+    Weights8(draw(32, 64), "int8").product(x, out)
     assert not out[0].any()
     assert out.isfinite().all()
 
@@ -77,7 +77,7 @@ def test_a_row_that_is_not_finite_stays_so_and_is_the_only_one(figure):
     x = draw(40, 100)
     x[3, 5] = figure
     out = torch.zeros(40, 70)
-    Int8Weights(draw(70, 100, seed=1)).product(x, out)
+    Weights8(draw(70, 100, seed=1), "int8").product(x, out)
     assert out[3].isnan().all()
     assert out[:3].isfinite().all()
     assert out[4:].isfinite().all()
@@ -96,7 +96,7 @@ def test_kernel_and_torch_round_alike(monkeypatch):
 @pytest.mark.skipif(not has_tiles(), reason="this processor has no tiles, or there is no compiler")
 def test_exact_products_are_the_same_before_and_after_and_threads_do_not_matter():
     x, weight = draw(300, 192, dtype=torch.bfloat16), draw(640, 192, dtype=torch.bfloat16, seed=1)
-    before, weights, found = x @ weight.T, Int8Weights(weight), []
+    before, weights, found = x @ weight.T, Weights8(weight, "int8"), []
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -114,7 +114,7 @@ def test_exact_products_are_the_same_before_and_after_and_threads_do_not_matter(
 def test_the_error_of_a_product_is_about_a_hundredth():
     x, weight = draw(512, 576), draw(960, 576, seed=1)
     out = torch.empty(512, 960)
-    Int8Weights(weight).product(x, out)
+    Weights8(weight, "int8").product(x, out)
     wanted = x @ weight.T
     assert 2e-3 < float((out - wanted).norm() / wanted.norm()) < 2e-2
 
@@ -186,7 +186,7 @@ def test_with_amx_only_the_kernels_are_faster_than_exact_products(tiles, vnni, a
 @pytest.mark.skipif(not machines.has_fp8("cuda"), reason="no GPU with fp8 products")
 def test_fp8_products_on_a_gpu_are_near_exact_ones():
     x, weight = draw(100, 256, dtype=torch.bfloat16).cuda(), draw(512, 256, dtype=torch.bfloat16, seed=1).cuda()
-    weights = eight_bit.Fp8Weights(weight)
+    weights = Weights8(weight, "fp8")
     out, back = x.new_empty(100, 512), x.new_empty(100, 256)
     weights.product(x, out)
     weights.product_backward(out, back)

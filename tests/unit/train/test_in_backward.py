@@ -47,7 +47,7 @@ def optimizer_of(model, kind=BackwardOptimizer):
 def one_step(model, optimizer, given, rate=0.5):
     optimizer.set_rate(rate)
     result = compute_step(model, given, (SFT(),), optimizer, Mesh())
-    optimizer.step(rate)
+    optimizer.step()
     optimizer.clear()
     return result
 
@@ -90,7 +90,7 @@ def test_what_the_last_pass_does_not_reach_is_updated_all_the_same():
             optimizer.complete(lambda: True)
             fork[1 - way](torch.ones(3)).pow(2).sum().backward()
             optimizer.finish(Mesh())
-            optimizer.step(1.0)
+            optimizer.step()
             optimizer.clear()
     assert_same(plain, model)
 

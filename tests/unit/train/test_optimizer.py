@@ -23,7 +23,8 @@ def train(model, optimizer, seeds) -> None:
         optimizer.clear()
         backward(model, seed)
         optimizer.gradients()
-        optimizer.step(0.5)
+        optimizer.set_rate(0.5)
+        optimizer.step()
 
 
 def test_equals_torch_adamw_with_decay_on_matrices_only():
@@ -57,7 +58,8 @@ def test_bf16_updates_too_small_for_bf16_are_not_lost():
     for _ in range(100):
         optimizer.clear()
         model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
-        optimizer.step(1.0)
+        optimizer.set_rate(1.0)
+        optimizer.step()
     assert abs(model.weight.item() - 0.99) < 4e-3
 
 
@@ -107,5 +109,6 @@ def test_masters_follow_the_weights_when_a_state_has_none():
     optimizer.restore({})
     optimizer.clear()
     optimizer.gradients()
-    optimizer.step(0.0)
+    optimizer.set_rate(0.0)
+    optimizer.step()
     assert model.weight.tolist() == [[-0.5, -0.5]]

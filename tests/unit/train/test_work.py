@@ -7,7 +7,7 @@ from tests.tiny import tiny_model_folder
 from tunesmith.models.config import FullConfig, LoraConfig
 from tunesmith.models.inventory import take_inventory, trainable
 from tunesmith.planning.calibration import flops_per_token, forward_flops
-from tunesmith.train.work import Load, Rates, Work, load_of
+from tunesmith.train.work import Amount, Rates, Work, amount_of
 from tunesmith.types import Batch
 
 
@@ -29,10 +29,10 @@ def batch(segments: list[tuple[int, int, int]], scored: int) -> Batch:
 
 def test_documents_and_shared_beginnings_are_counted_as_they_are_computed():
     apart = batch([(0, 10, -1), (10, 30, -1)], 5)
-    assert load_of([apart, apart]) == Load(60, 10, 2 * (10**2 + 20**2) / 2)
+    assert amount_of([apart, apart]) == Amount(60, 10, 2 * (10**2 + 20**2) / 2)
     shared = batch([(0, 10, -1), (10, 14, 0), (14, 20, 0), (20, 22, 2)], 3)
     pairs = 10 * 5 + 4 * (10 + 2) + 6 * (10 + 3) + 2 * (16 + 1)
-    assert load_of([shared]) == Load(22, 3, pairs)
+    assert amount_of([shared]) == Amount(22, 3, pairs)
 
 
 @pytest.mark.parametrize("adapter", [LoraConfig(rank=4), FullConfig()])
@@ -41,7 +41,7 @@ def test_rates_give_what_the_formulas_of_the_plan_give(tmp_path, adapter):
     trained = trainable(model, adapter)
     rates = Rates.of(lambda scored, length: flops_per_token(model, trained, scored, length))
     forward = Rates.of(lambda scored, length: forward_flops(model, scored, length))
-    load = load_of([batch([(0, 40, -1), (40, 80, -1)], 20)])
+    load = amount_of([batch([(0, 40, -1), (40, 80, -1)], 20)])
     assert rates.total(load) == pytest.approx(80 * flops_per_token(model, trained, 0.25, 40))
     assert forward.total(load) == pytest.approx(80 * forward_flops(model, 0.25, 40))
     work = Work(rates, forward, 1e9)

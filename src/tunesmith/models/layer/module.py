@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -44,7 +45,12 @@ WINDOWS: dict[str, Callable[[nn.Module], int | None]] = {
 }
 
 
-LINEARS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+PROJECTIONS = {  # linear layers that read the same rows, side by side
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "out": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
 
 
 def put_fast_layers(model: PreTrainedModel) -> PreTrainedModel:
@@ -113,24 +119,22 @@ class FastLayer(nn.Module):
             return "attention is not ragged"
         if self.training and attention.attention_dropout:
             return "attention probabilities are dropped"
-        for module, names in LINEARS.items():
-            for name in names:
-                if part_of(self.get_submodule(f"{module}.{name}")) is None:
-                    return f"{module}.{name} is more than a linear layer with LoRA"
+        for name in chain.from_iterable(PROJECTIONS.values()):
+            if part_of(self.get_submodule(name)) is None:
+                return f"{name} is more than a linear layer with LoRA"
         return None
 
     def weights(self) -> Weights:
         """The parameters as they are now; adapters may have been attached, switched off or merged since."""
-        attention, mlp = self.get_submodule("self_attn"), self.get_submodule("mlp")
-        own, rest = self._modules, attention._modules
+        own, rest = self._modules, self.get_submodule("self_attn")._modules
         before_mlp, after_attention = own.get("post_attention_layernorm"), None
         if "post_feedforward_layernorm" in own:  # norms behind the halves, none before them
             before_mlp, after_attention = None, before_mlp
         return Weights(
-            qkv=projection(attention, "q_proj", "k_proj", "v_proj"),
-            out=projection(attention, "o_proj"),
-            gate_up=projection(mlp, "gate_proj", "up_proj"),
-            down=projection(mlp, "down_proj"),
+            qkv=projection(self, "qkv"),
+            out=projection(self, "out"),
+            gate_up=projection(self, "gate_up"),
+            down=projection(self, "down"),
             norms=Norms(
                 before_attention=norm_of(own.get("input_layernorm")),
                 after_attention=norm_of(after_attention),
@@ -156,9 +160,10 @@ def shape_of(layer: nn.Module) -> Shape:
     )
 
 
-def projection(parent: nn.Module, *names: str) -> Projection:
-    parts = [part_of(parent.get_submodule(name)) for name in names]
-    return Projection(tuple(part for part in parts if part is not None), MARKS[names[0]])
+def projection(layer: nn.Module, name: str) -> Projection:
+    names = PROJECTIONS[name]
+    parts = [part_of(layer.get_submodule(each)) for each in names]
+    return Projection(tuple(part for part in parts if part is not None), MARKS[names[0].rpartition(".")[2]])
 
 
 def norm_of(module: nn.Module | None) -> Norm | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
 from tunesmith.models.forward import base_model
-from tunesmith.models.layer.module import LINEARS, WINDOWS, FastLayer
-from tunesmith.models.layer.projection import part_of, plain_part_of
+from tunesmith.models.layer.module import PROJECTIONS, WINDOWS, FastLayer
+from tunesmith.models.layer.projection import plain_part_of
 from tunesmith.models.lora import FastLoraLinear
 
 
@@ -56,11 +57,9 @@ def unknown(model: nn.Module) -> tuple[int, str]:
 def reason_of(layer: FastLayer) -> str | None:
     """The layer's obstacle; of a linear layer that is more, what more it is."""
     reason = layer.obstacle()
-    for module, names in LINEARS.items() if reason is not None else ():
-        for name in names:
-            linear = layer.get_submodule(f"{module}.{name}")
-            if reason is not None and reason.startswith(f"{module}.{name} ") and part_of(linear) is None:
-                return f"{reason}: {what_more(linear)}"
+    for name in chain.from_iterable(PROJECTIONS.values()):
+        if reason is not None and reason.startswith(f"{name} "):
+            return f"{reason}: {what_more(layer.get_submodule(name))}"
     return reason
 
 
