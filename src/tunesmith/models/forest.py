@@ -75,6 +75,15 @@ class Stack:
         return len(self.units)
 
 
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The same segments as tables, tree by tree, the largest first; every range is its start and its end."""
+
+    trees: Int[Tensor, "R 2"]  # segments
+    segments: Int[Tensor, "N 4"]  # tokens, and spans: those of the ancestors
+    spans: Int[Tensor, "M 2"]  # tokens
+
+
 @dataclass(slots=True)
 class Forest:
     """Segments of one batch; a token attends to its ancestors' segments and to itself and earlier in its own.
@@ -86,6 +95,7 @@ class Forest:
     wanted: Int[Tensor, " R"] | None = None
     biases: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
     stacked: dict[tuple[int | None, torch.dtype], list[Stack]] = field(default_factory=dict)
+    tables: Paths | None = None
 
     @classmethod
     def of(cls, segments_N3: Int[Tensor, "N 3"], wanted: Int[Tensor, " R"] | None = None) -> Forest:
@@ -124,6 +134,12 @@ class Forest:
             self.stacked[key] = [stack_of(size, members, self.length, window, dtype) for size, members in made]
         return self.stacked[key]
 
+    def paths(self) -> Paths:
+        """The tables of the whole batch, made once and used by every layer."""
+        if self.tables is None:
+            self.tables = paths_of(self.segments)
+        return self.tables
+
     @property
     def length(self) -> int:
         """Tokens of the batch."""
@@ -132,6 +148,20 @@ class Forest:
 
 def length(spans: tuple[Span, ...]) -> int:
     return sum(end - start for start, end in spans)
+
+
+def paths_of(segments: tuple[Segment, ...]) -> Paths:
+    grown: dict[int, list[Segment]] = {}
+    for segment in segments:
+        root = segment.ancestors[0][0] if segment.ancestors else segment.start
+        grown.setdefault(root, []).append(segment)
+    trees, rows, spans = [], [], []
+    for tree in sorted(grown.values(), key=lambda tree: -sum(each.end - each.start for each in tree)):
+        trees.append((len(rows), len(rows) + len(tree)))
+        for segment in tree:
+            rows.append((segment.start, segment.end, len(spans), len(spans) + len(segment.ancestors)))
+            spans += segment.ancestors
+    return Paths(*(torch.tensor(table, dtype=torch.int64) for table in (trees, rows, spans)))
 
 
 def rounded(count: int) -> int:

@@ -1,4 +1,7 @@
-"""Attention over a forest on a CPU: forward and backward written out, one batched matmul for many segments.
+"""Attention over a forest on a CPU, forward and backward.
+
+In bf16 on a processor with tiles compiled kernels do it. Else it is written out here, a batched matmul for many
+segments.
 
 Heads that share a key stand side by side, so that they are rows of one matmul. Shapes: K key heads, G query heads each,
 E their width, W = G E; N units of R rows and L keys in a stack (see `forest.Stack`).
@@ -6,17 +9,56 @@ E their width, W = G E; N units of R rows and L keys in a stack (see `forest.Sta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tunesmith.models.forest import Forest, Stack
+from tunesmith.models.native.attention import TiledAttention, serves
 from tunesmith.models.native.kernels import kernels_for
 from tunesmith.models.scratch import scratch
 from tunesmith.track.clock import part
 
 
-def attend(
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Queries, keys and values by key head."""
+
+    query: Float[Tensor, "K T W"]
+    key: Float[Tensor, "K T E"]
+    value: Float[Tensor, "K T E"]
+
+    def tiled(self, forest: Forest, scale: float, window: int | None) -> TiledAttention:
+        return TiledAttention(self.query, self.key, self.value, forest.paths(), scale, window)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """softmax(query key^T * scale + mask) value, and the sum behind each row's softmax where the gradient needs it."""
+
+    values: Float[Tensor, "K T W"]
+    sums: Float[Tensor, "K TG"] | None = None
+
+
+def attend(heads: Heads, forest: Forest, scale: float, window: int | None) -> Mixed:
+    """Every row's values, mixed by how well the keys that it sees match its query."""
+    if serves(heads.query):
+        return Mixed(*heads.tiled(forest, scale, window).forward())
+    return Mixed(attend_stacked(heads.query, heads.key, heads.value, forest, scale, window))
+
+
+def attend_backward(
+    grad: Float[Tensor, "K T W"], mixed: Mixed, heads: Heads, forest: Forest, scale: float, window: int | None
+) -> Heads:
+    """Gradients of query, key and value; the probabilities are formed anew."""
+    if mixed.sums is not None:
+        return Heads(*heads.tiled(forest, scale, window).backward(grad, mixed.values, mixed.sums))
+    return Heads(*attend_stacked_backward(grad, heads.query, heads.key, heads.value, forest, scale, window))
+
+
+def attend_stacked(
     query: Float[Tensor, "K T W"],
     key: Float[Tensor, "K T E"],
     value: Float[Tensor, "K T E"],
@@ -24,7 +66,6 @@ def attend(
     scale: float,
     window: int | None,
 ) -> Float[Tensor, "K T W"]:
-    """softmax(query key^T * scale + mask) value."""
     heads, total, width = query.shape
     out = query.new_empty(heads, total + 1, width)  # one place more, for what fills up
     for stack in forest.stacks(window, query.dtype):
@@ -34,7 +75,7 @@ def attend(
     return out[:, :total]
 
 
-def attend_backward(
+def attend_stacked_backward(
     grad: Float[Tensor, "K T W"],
     query: Float[Tensor, "K T W"],
     key: Float[Tensor, "K T E"],
@@ -43,7 +84,6 @@ def attend_backward(
     scale: float,
     window: int | None,
 ) -> tuple[Float[Tensor, "K T W"], Float[Tensor, "K T E"], Float[Tensor, "K T E"]]:
-    """Gradients of query, key and value; the probabilities are formed anew."""
     heads, total, width = query.shape
     each = key.shape[-1]
     grad_query = query.new_empty(heads, total + 1, width)
@@ -103,13 +143,14 @@ class ForestAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, forest, scale, window):  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(query, key, value)
+        mixed = attend(Heads(query, key, value), forest, scale, window)
+        ctx.save_for_backward(query, key, value, None if mixed.sums is None else mixed.values, mixed.sums)
         ctx.forest, ctx.scale, ctx.window = forest, scale, window
-        return attend(query, key, value, forest, scale, window)
+        return mixed.values
 
     @staticmethod
     @part("attention")
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        query, key, value = ctx.saved_tensors
-        grads = attend_backward(grad, query, key, value, ctx.forest, ctx.scale, ctx.window)
-        return *grads, None, None, None
+        query, key, value, mixed, sums = ctx.saved_tensors
+        grads = attend_backward(grad, Mixed(mixed, sums), Heads(query, key, value), ctx.forest, ctx.scale, ctx.window)
+        return grads.query, grads.key, grads.value, None, None, None

@@ -72,12 +72,16 @@ def test_losses_and_gradients_equal_those_of_transformers(architecture, targets,
 
 @pytest.mark.parametrize("architecture", FAMILY)
 def test_bf16_stays_as_close_to_fp32_as_transformers_own(architecture):
-    shared, _ = batches(PAIRS)
-    exact = loss_and_gradients(build(architecture), shared)[0]
-    ours, theirs = (
-        loss_and_gradients(model.to(torch.bfloat16), shared)[0] for model in (fast(architecture), build(architecture))
-    )
-    assert (ours - exact).norm() <= 1.2 * (theirs - exact).norm()
+    """Over eight batches: of one alone the rounding of the weights is most of the distance."""
+    exact, narrow = build(architecture), build(architecture).to(torch.bfloat16)
+    ours = fast(architecture).to(torch.bfloat16)
+    distances = []
+    for seed in range(8):
+        shared, _ = batches(PAIRS, seed)
+        wanted, *found = (loss_and_gradients(model, shared)[0] for model in (exact, ours, narrow))
+        distances.append([float((one - wanted).norm()) for one in found])
+    total, theirs = torch.tensor(distances).norm(dim=0)
+    assert total <= 1.1 * theirs
 
 
 @pytest.mark.parametrize("architecture", FAMILY)

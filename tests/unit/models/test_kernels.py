@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tunesmith.models import forest_attention, head
 from tunesmith.models.forest import Forest
+from tunesmith.models.forest_attention import Heads, attend, attend_backward
 from tunesmith.models.layer import parts
 from tunesmith.models.native import build
 from tunesmith.models.native.kernels import kernels_for
@@ -39,6 +40,7 @@ def without(monkeypatch):
         with monkeypatch.context() as context:
             for module in (parts, forest_attention, head):
                 context.setattr(module, "kernels_for", lambda states: None)
+            context.setattr(forest_attention, "serves", lambda states: False)
             return function(*given, **named)
 
     return run
@@ -88,17 +90,17 @@ def test_gate_and_its_gradient(dtype, without):
 
 
 @pytest.mark.parametrize("window", [None, 25])
-@pytest.mark.parametrize("dtype", TYPES)
-def test_attention_and_its_gradient(dtype, window, without):
+def test_attention_and_its_gradient(window, without):
+    """In bf16 other kernels serve where they can: see test_tiled_attention.py."""
     shape = Forest.of(SEGMENTS)
-    query, grad = (draw(2, 231, 48, dtype=dtype, seed=seed) for seed in (0, 1))
-    key, value = (draw(2, 231, 16, dtype=dtype, seed=seed) for seed in (2, 3))
-    given = (query, key, value, shape, 0.25, window)
-    mixed = forest_attention.attend(*given)
-    assert_alike(mixed, without(forest_attention.attend, *given), dtype)
-    found = forest_attention.attend_backward(grad, *given)
-    for ours, theirs in zip(found, without(forest_attention.attend_backward, grad, *given), strict=True):
-        assert_alike(ours, theirs, dtype)
+    query, grad = (draw(2, 231, 48, dtype=torch.float32, seed=seed) for seed in (0, 1))
+    heads = Heads(query, *(draw(2, 231, 16, dtype=torch.float32, seed=seed) for seed in (2, 3)))
+    mixed = attend(heads, shape, 0.25, window)
+    assert_alike(mixed.values, without(attend, heads, shape, 0.25, window).values, torch.float32)
+    given = grad, mixed, heads, shape, 0.25, window
+    found, wanted = attend_backward(*given), without(attend_backward, *given)
+    for name in ("query", "key", "value"):
+        assert_alike(getattr(found, name), getattr(wanted, name), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

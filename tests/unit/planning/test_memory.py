@@ -109,7 +109,7 @@ def test_the_type_is_the_checkpoints_own_unless_asked():
 def tensors_of(kept):
     halves = (kept.attention, kept.mlp)
     parts = [part for half in halves for part in (half.low_in, half.low_out, half.before_norm)]
-    heads = kept.attended
+    heads = kept.attended.heads
     parts += [kept.raw, heads.query, heads.key, heads.value, kept.mixed, kept.middle, kept.both]
     return [part for part in parts if part is not None]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunesmith.models.forest import Forest
+from tunesmith.models.forest_attention import Heads
 from tunesmith.models.layer.attend import Attended, attended, attended_backward
 from tunesmith.models.layer.heads import Rotation, heads_backward, heads_of
 from tunesmith.models.layer.parts import gate, gate_backward, norm, norm_backward, norm_weight_gradient
@@ -123,19 +124,19 @@ def up_to_gate(x: Float[Tensor, "T D"], call: Call) -> Kept:
     raw = x.new_empty(len(x), size) if has_norms else scratch("qkv", (len(x), size), x)
     low = weights.qkv.apply(normed(x, weights.norms.before_attention), raw)
     query, key, value = raw.split([shape.query_width, shape.key_width, shape.key_width], 1)
-    heads = Attended(
+    heads = Heads(
         heads_of(query, shape.heads, shape, weights.norms.query, call.rotation),
         heads_of(key, shape.key_heads, shape, weights.norms.key, call.rotation),
         value.unflatten(1, (shape.key_heads, -1)).transpose(0, 1).contiguous(),
     )
-    heads, mixed = attended(heads, call.forest, shape)
+    kept, mixed = attended(heads, call.forest, shape)
     if call.rows is not None:
         x, mixed = x[call.rows], mixed[call.rows]
     middle, attention = close_half(mixed, weights.out, weights.norms.after_attention, x, low)
     size = len(middle), weights.gate_up.width
     both = x.new_empty(size) if call.policy == "off" else scratch("both", size, x)
     low = widen(middle, weights, both)
-    return Kept(raw if has_norms else None, heads, mixed, attention, middle, both, Half(low, None, None))
+    return Kept(raw if has_norms else None, kept, mixed, attention, middle, both, Half(low, None, None))
 
 
 def widen(middle: Float[Tensor, "T D"], weights: Weights, both: Float[Tensor, "T 2I"]) -> Tensor | None:
@@ -185,9 +186,10 @@ def backward_layer(
     inner = norm_after_backward(grad, kept.attention, norms.after_attention, gradients)
     grad_mixed = weights.out.rows_backward(inner, scratch("mixed_grad", kept.mixed.shape, x))
     gradients |= weights.out.parameters_backward(inner, kept.mixed, kept.attention.low_out)
+    mixed = kept.mixed
     if call.rows is not None:
-        grad, grad_mixed = (spread(rows, call.rows, len(x)) for rows in (grad, grad_mixed))
-    grad_raw = qkv_backward(grad_mixed, kept, call, gradients)
+        grad, grad_mixed, mixed = (spread(rows, call.rows, len(x)) for rows in (grad, grad_mixed, mixed))
+    grad_raw = qkv_backward(grad_mixed, mixed, kept, call, gradients)
     grad_x = norm_before_backward(
         grad_raw, grad, x, weights.qkv, norms.before_attention, kept.attention, gradients, wants_x
     )
@@ -195,18 +197,18 @@ def backward_layer(
 
 
 def qkv_backward(
-    grad_mixed: Float[Tensor, "T Q"], kept: Kept, call: Call, gradients: Gradients
+    grad_mixed: Float[Tensor, "T Q"], mixed: Float[Tensor, "T Q"], kept: Kept, call: Call, gradients: Gradients
 ) -> Float[Tensor, "T O"]:
     """The gradient of the projected rows."""
     shape, norms = call.shape, call.weights.norms
-    query, key, value = attended_backward(grad_mixed, kept.attended, call.forest, shape)
+    grads = attended_backward(grad_mixed, mixed, kept.attended, call.forest, shape)
     widths = [shape.query_width, shape.key_width, shape.key_width]
     grad_raw = scratch("qkv_grad", (len(grad_mixed), sum(widths)), grad_mixed)
     of_query, of_key, of_value = grad_raw.split(widths, 1)
     raw_query, raw_key = (None, None) if kept.raw is None else kept.raw.split(widths, 1)[:2]
-    gradients |= heads_backward(query, raw_query, shape, norms.query, call.rotation, of_query)
-    gradients |= heads_backward(key, raw_key, shape, norms.key, call.rotation, of_key)
-    of_value.unflatten(1, (shape.key_heads, -1)).copy_(value.transpose(0, 1))
+    gradients |= heads_backward(grads.query, raw_query, shape, norms.query, call.rotation, of_query)
+    gradients |= heads_backward(grads.key, raw_key, shape, norms.key, call.rotation, of_key)
+    of_value.unflatten(1, (shape.key_heads, -1)).copy_(grads.value.transpose(0, 1))
     return grad_raw
 
 

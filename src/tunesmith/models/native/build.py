@@ -14,7 +14,9 @@ from pathlib import Path
 
 from tunesmith.paths import home
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = ("kernels.cpp", "attention.cpp")
+HEADERS = ("tiles.h",)
 SWITCH = "TUNESMITH_KERNELS"  # "off" keeps to torch
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
@@ -50,18 +52,18 @@ def compiler() -> str | None:
 
 def compiled() -> Path | None:
     """The library's file; built when it is missing, in a place of its own and renamed when whole."""
-    source = SOURCE.read_bytes()
+    sources = b"".join((FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS))
     made_by = compiler()
-    key = hashlib.sha256(source + repr((FLAGS, made_by, processor())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(sources + repr((FLAGS, made_by, processor())).encode()).hexdigest()[:16]
     path = home() / "kernels" / f"{key}.so"
     if path.exists() or made_by is None:
         return path if path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        loose, whole = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=SECONDS)
-        run([made_by, *FLAGS, *widest(), "-c", str(SOURCE), "-o", str(loose)])
-        run([made_by, "-shared", str(loose), "-o", str(whole)])
+        run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=SECONDS, cwd=folder)
+        run([made_by, *FLAGS, *widest(), "-c", *(str(FOLDER / name) for name in SOURCES)])
+        whole = Path(folder) / "kernels.so"
+        run([made_by, "-shared", *(str(Path(name).with_suffix(".o")) for name in SOURCES), "-o", str(whole)])
         os.replace(whole, path)
     return path
 

@@ -10,16 +10,14 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
-#define TILES
-#include <immintrin.h>
+#include "tiles.h"
+
+#ifdef TILES
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace {
-
-struct bf16 { uint16_t bits; };
 
 inline float wide(float value) { return value; }
 inline float wide(bf16 value) {
@@ -261,12 +259,6 @@ void quantize(const T *x, int8_t *result, int64_t result_step, float *scale, int
 }
 
 #ifdef TILES
-struct TileConfig {  // palette 1: 16 rows of 64 bytes in every tile
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 inline void put_32(float *place, __m512 first, __m512 second, __mmask32 which) {
     _mm512_mask_storeu_ps(place, which, first);
     _mm512_mask_storeu_ps(place + 16, which >> 16, second);
@@ -299,8 +291,6 @@ inline void tile_products(const int8_t *x, int64_t step, const int8_t *weights, 
     _tile_stored(3, sums + 16 * 32 + 16, 128);
 }
 
-inline int64_t least(int64_t one, int64_t other) { return one < other ? one : other; }
-
 template <class T>
 inline void put_block(const int32_t *sums, const float *row_scale, const float *scale, T *out, int64_t step,
                       int64_t rows, int64_t columns) {
@@ -323,9 +313,7 @@ void products(const int8_t *x, int64_t step, const float *x_scale, const int8_t 
     const int64_t depth = step / 64, held = (1 << 20) / step / 32 * 32, panel = held > 32 ? held : 32;
 #pragma omp parallel num_threads(threads)
     {
-        TileConfig ours, before;
-        _tile_storeconfig(&before);
-        _tile_loadconfig(&ours);
+        Tiles ours;
         alignas(64) int32_t sums[32 * 32];
 #pragma omp for collapse(2)
         for (int64_t left = 0; left < width; left += panel)  // weights of a panel stay in the cache
@@ -335,7 +323,6 @@ void products(const int8_t *x, int64_t step, const float *x_scale, const int8_t 
                     put_block(sums, x_scale + row, scale + column, out + row * width + column, width,
                               least(rows - row, 32), least(width - column, 32));
                 }
-        if (before.palette) _tile_loadconfig(&before); else _tile_release();
     }
 }
 #else
