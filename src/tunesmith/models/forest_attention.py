@@ -42,11 +42,17 @@ class Mixed:
     sums: Float[Tensor, "K TG"] | None = None
 
 
-def attend(heads: Heads, forest: Forest, scale: float, window: int | None) -> Mixed:
-    """Every row's values, mixed by how well the keys that it sees match its query."""
-    if serves(heads.query):
-        return Mixed(*heads.tiled(forest, scale, window).forward())
-    return Mixed(attend_stacked(heads.query, heads.key, heads.value, forest, scale, window))
+def attend(
+    heads: Heads, forest: Forest, scale: float, window: int | None, out: Float[Tensor, "K T W"] | None = None
+) -> Mixed:
+    """Every row's values, mixed by how well the keys that it sees match its query; in `out` where it is given."""
+    query = heads.query
+    if out is None:  # side by side as the next product wants them
+        out = query.new_empty(query.shape[1], len(query), query.shape[2]).transpose(0, 1)
+    if serves(query):
+        return Mixed(out, heads.tiled(forest, scale, window).forward(out))
+    out.copy_(attend_stacked(query, heads.key, heads.value, forest, scale, window))
+    return Mixed(out)
 
 
 def attend_backward(

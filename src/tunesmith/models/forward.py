@@ -79,7 +79,7 @@ def run_decoder(
         use_cache=False,
         forest=forest,
     )
-    return out.last_hidden_state[0]
+    return out.last_hidden_state.flatten(0, 1)
 
 
 def decoder_of(model: nn.Module) -> PreTrainedModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from tunesmith.models.scratch import scratch
 from tunesmith.track.clock import part
 
 HEAD = part("head and loss")
-CHUNK = 256  # rows of the vocabulary projection alive at once
+ROWS, COLUMNS = 4096, 4096  # rows, and words of the vocabulary, whose logits are alive at once
+CHUNK = 256  # rows whose logits are alive at once where autograd forms the gradient
 
 
 @HEAD
@@ -53,24 +56,49 @@ def general_head(
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def softmax_parts(rows: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(z - max) in the computing type, its fp32 row sums, log p(target), and whether the target is the maximum.
+class Softmax:
+    """log p(target) of rows over a vocabulary that comes piece by piece (online softmax, arXiv:1805.02867).
 
-    The powers are in scratch memory.
+    Of every row: the largest logit so far, the sum of powers below it, the target's logit; fp32, or fp64 as the rows.
     """
-    logits = scratch("logits", (len(rows), len(weight)), rows)
-    torch.mm(rows, weight.T, out=logits)
-    chosen = logits.gather(1, target[:, None]).float()
-    if (kernels := kernels_for(logits)) is not None:
-        largest, sums = (logits.new_empty(len(logits), 1, dtype=torch.float32) for _ in range(2))
-        kernels.powers(logits, largest, sums)
-        return logits, sums, (chosen - largest - sums.log())[:, 0], (chosen >= largest)[:, 0].float()
-    largest = logits.amax(1, keepdim=True)
-    powers = logits.sub_(largest).exp_()
-    sums = powers.sum(1, keepdim=True, dtype=torch.float32)
-    largest = largest.float()
-    logprobs = (chosen - largest - sums.log())[:, 0]
-    return powers, sums, logprobs, (chosen >= largest)[:, 0].float()
+
+    def __init__(self, rows: Float[Tensor, "K D"], weight: Float[Tensor, "V D"], target: Int[Tensor, " K"]) -> None:
+        self.rows, self.weight, self.target = rows, weight, target[:, None]
+        self.largest = rows.new_full((len(rows), 1), -torch.inf, dtype=wide(rows))
+        self.sums, self.chosen = torch.zeros_like(self.largest), torch.zeros_like(self.largest)
+
+    def add(self, words: slice) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K 1"]]:
+        """exp(z - largest) of these words, in scratch memory, and what powers so far are worth under a new largest."""
+        logits = scratch("logits", (len(self.rows), words.stop - words.start), self.rows)
+        torch.mm(self.rows, self.weight[words].T, out=logits)
+        here = (self.target >= words.start) & (self.target < words.stop)
+        column = (self.target - words.start).clamp_(0, logits.shape[1] - 1)
+        self.chosen = torch.where(here, logits.gather(1, column).to(self.chosen.dtype), self.chosen)
+        if (kernels := kernels_for(logits)) is not None:
+            worth = torch.empty_like(self.largest)
+            kernels.powers(logits, self.largest, self.sums, worth)
+            return logits, worth
+        largest = torch.maximum(self.largest, logits.amax(1, keepdim=True).to(self.largest.dtype))
+        worth = (self.largest - largest).exp_()
+        powers = logits.sub_(largest.to(logits.dtype)).exp_()
+        self.sums.mul_(worth).add_(powers.sum(1, keepdim=True, dtype=self.sums.dtype))
+        self.largest = largest
+        return powers, worth
+
+    def logprobs(self) -> Float[Tensor, " K"]:
+        return (self.chosen - self.largest - self.sums.log())[:, 0]
+
+    def correct(self) -> Float[Tensor, " K"]:
+        """1.0 where no other token is likelier."""
+        return (self.chosen >= self.largest)[:, 0].float()
+
+
+def wide(rows: Tensor) -> torch.dtype:
+    return torch.promote_types(rows.dtype, torch.float32)
+
+
+def pieces(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 class FrozenHead(torch.autograd.Function):
@@ -80,14 +108,17 @@ class FrozenHead(torch.autograd.Function):
     def forward(ctx, rows, weight, target):  # pyright: ignore[reportIncompatibleMethodOverride]
         logprobs = rows.new_empty(len(rows), dtype=torch.float32)
         correct = torch.empty_like(logprobs)
-        wants_gradient = ctx.needs_input_grad[0]
-        slopes = torch.empty_like(rows) if wants_gradient else None
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            powers, sums, logprobs[part], correct[part] = softmax_parts(rows[part], weight, target[part])
+        slopes = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        for block in pieces(len(rows), ROWS):
+            softmax = Softmax(rows[block], weight, target[block])
+            mean = scratch("mean", rows[block].shape, rows, wide(rows)).zero_()
+            for words in pieces(len(weight), COLUMNS):
+                powers, worth = softmax.add(words)
+                if slopes is not None:
+                    mean.mul_(worth).add_(powers @ weight[words])
+            logprobs[block], correct[block] = softmax.logprobs(), softmax.correct()
             if slopes is not None:
-                mean = (powers @ weight).float() / sums
-                slopes[part] = weight[target[part]].float().sub_(mean).to(rows.dtype)
+                slopes[block] = weight[target[block]].to(mean.dtype).sub_(mean.div_(softmax.sums))
         if slopes is not None:
             ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(correct)
@@ -107,9 +138,14 @@ class TrainedHead(torch.autograd.Function):
     def forward(ctx, rows, weight, target):  # pyright: ignore[reportIncompatibleMethodOverride]
         logprobs = rows.new_empty(len(rows), dtype=torch.float32)
         correct = torch.empty_like(logprobs)
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            _, _, logprobs[part], correct[part] = softmax_parts(rows[part], weight, target[part])
+        found = []
+        for block in pieces(len(rows), ROWS):
+            softmax = Softmax(rows[block], weight, target[block])
+            for words in pieces(len(weight), COLUMNS):
+                softmax.add(words)
+            logprobs[block], correct[block] = softmax.logprobs(), softmax.correct()
+            found.append((softmax.largest, softmax.sums))
+        ctx.found = found
         ctx.save_for_backward(rows, weight, target)
         ctx.mark_non_differentiable(correct)
         return logprobs, correct
@@ -118,14 +154,18 @@ class TrainedHead(torch.autograd.Function):
     @HEAD
     def backward(ctx, grad_logprobs, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, weight, target = ctx.saved_tensors
-        grad_rows = torch.empty_like(rows)
-        grad_weight = torch.zeros_like(weight)
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, start + CHUNK)
-            powers, sums, _, _ = softmax_parts(rows[part], weight, target[part])
-            scale = grad_logprobs[part, None]
-            grad_logits = powers.mul_((-scale / sums).to(powers.dtype))
-            grad_logits.scatter_add_(1, target[part, None], scale.to(powers.dtype))
-            grad_rows[part] = grad_logits @ weight
-            grad_weight.addmm_(grad_logits.T, rows[part])
+        grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)
+        for block, (largest, sums) in zip(pieces(len(rows), ROWS), ctx.found, strict=True):
+            softmax = Softmax(rows[block], weight, target[block])
+            softmax.largest = largest  # it is the largest of all from the start, so every power is final
+            own = scratch("mean", rows[block].shape, rows, wide(rows)).zero_()
+            scale = grad_logprobs[block, None]
+            for words in pieces(len(weight), COLUMNS):
+                powers, _ = softmax.add(words)
+                slopes = powers.mul_((-scale / sums).to(powers.dtype))
+                row = ((softmax.target >= words.start) & (softmax.target < words.stop)).nonzero()[:, 0]
+                slopes[row, softmax.target[row, 0] - words.start] += scale[row, 0].to(slopes.dtype)
+                own.add_(slopes @ weight[words])
+                grad_weight[words].addmm_(slopes.T, rows[block])
+            grad_rows[block] = own
         return grad_rows, grad_weight, None

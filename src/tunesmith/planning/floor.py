@@ -8,12 +8,12 @@ from transformers import PreTrainedModel
 
 from tunesmith.models.eight_bit import Linear8
 from tunesmith.models.forward import base_model
+from tunesmith.models.head import COLUMNS
 from tunesmith.models.inventory import LAYER, Inventory
 from tunesmith.planning.peak import fastest
 from tunesmith.train.work import Rates
 
 ROWS = {"cpu": 1024, "cuda": 8192}  # tokens of one product; more are hardly faster
-HEAD_ROWS = 256
 BLOCK = 256  # tokens of a block of attention; longer ones would write their scores to memory and read them again
 SECONDS = 0.05  # spent on each shape
 HEADS = frozenset(("lm_head", "score"))  # multiplied at scored places only
@@ -35,10 +35,9 @@ def matmul_seconds(model: nn.Module, inventory: Inventory, lowest: int) -> tuple
             continue
         unit = "scored" if HEADS.intersection(words) else "token"
         weight = weight_of(module, base)
-        rows = HEAD_ROWS if unit == "scored" else ROWS[weight.device.type]
         layer = LAYER.search(name)
         reached = layer is None or int(layer[1]) >= lowest
-        seconds = timed(known, weight.detach().to(base.dtype), rows)
+        seconds = timed(known, weight.detach().to(base.dtype))
         sums[unit] += seconds * (1 + reached + weight.requires_grad)
         forward[unit] += seconds
     pair = pair_seconds(inventory, base.dtype, base.device)
@@ -53,13 +52,15 @@ def weight_of(module: nn.Linear | Linear8, base: PreTrainedModel) -> Tensor:
     return torch.zeros(module.out_features, module.in_features, dtype=base.dtype, device=base.device)
 
 
-def timed(known: dict[tuple[int, ...], float], weight: Tensor, rows: int) -> float:
-    """Seconds per row of rows times the weight; weights of one shape are measured once."""
-    key = (rows, *weight.shape)
+def timed(known: dict[tuple[int, ...], float], weight: Tensor) -> float:
+    """Seconds per row of rows times the weight, piece by piece where it is long; one shape is measured once."""
+    key = tuple(weight.shape)
     if key not in known:
+        piece, rows = weight[:COLUMNS], ROWS[weight.device.type]
         given = weight.new_ones(rows, weight.shape[1])
-        out = weight.new_empty(rows, len(weight))
-        known[key] = fastest(lambda: torch.mm(given, weight.T, out=out), weight.device.type, SECONDS) / rows
+        out = weight.new_empty(rows, len(piece))
+        seconds = fastest(lambda: torch.mm(given, piece.T, out=out), weight.device.type, SECONDS)
+        known[key] = seconds / rows * len(weight) / len(piece)
     return known[key]
 
 

@@ -10,7 +10,7 @@ from tunesmith.models.policy import Checkpointing
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
 USABLE = 0.9  # share of the free memory that a plan may promise
-HEAD_ROWS = 256  # rows of the vocabulary projection alive at once
+HEAD = 4096  # rows, and words of the vocabulary, whose logits are alive at once
 PAIRS = 2**18  # pairs of row and key whose attention is alive at once; a block of rows of a long document may be more
 BLOCK = 96  # rows of such a block
 
@@ -106,7 +106,7 @@ def estimate(
         gradients=gradient_bytes(inventory, trained, width, load, activations),
         optimizer=8 * trained.total + masters,
         activations=activations,
-        head=head_bytes(inventory, trained, width),
+        head=head_bytes(inventory, trained, width, load.tokens),
         other=round(BASELINE[load.device]),
     )
 
@@ -187,7 +187,8 @@ def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: L
     return layer + max(0, (copy + 2 * width) * embedded - activations)
 
 
-def head_bytes(inventory: Inventory, trained: Trainable, width: int) -> int:
-    """Logits of one chunk of rows, and the gradient of a trained head in the computing type."""
-    chunk = 2 * HEAD_ROWS * inventory.projected * width
+def head_bytes(inventory: Inventory, trained: Trainable, width: int, tokens: int) -> int:
+    """Logits and mean word of scored rows, and the gradient of a trained head in the computing type."""
+    rows = min(tokens, HEAD)
+    chunk = rows * (width * min(inventory.projected, HEAD) + (8 + width) * inventory.hidden)
     return chunk + (width * inventory.head if trained.head else 0)

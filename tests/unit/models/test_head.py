@@ -15,9 +15,11 @@ def reference(rows, head, target, softcap=None):
     return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
+@pytest.mark.parametrize("columns", [5, 31, 40])
 @pytest.mark.parametrize("kind", ["frozen", "trained", "biased", "softcapped"])
-def test_chunked_head_equals_full_softmax(kind, monkeypatch):
-    monkeypatch.setattr(head_module, "CHUNK", 7)
+def test_chunked_head_equals_full_softmax(kind, columns, monkeypatch):
+    for name, size in (("CHUNK", 7), ("ROWS", 6), ("COLUMNS", columns)):
+        monkeypatch.setattr(head_module, name, size)
     torch.manual_seed(0)
     head = nn.Linear(12, 31, bias=kind == "biased").double()
     head.requires_grad_(kind != "frozen")

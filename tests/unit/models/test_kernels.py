@@ -106,23 +106,29 @@ def test_attention_and_its_gradient(window, without):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_powers_of_the_head(dtype, without):
     rows, weight = draw(19, 24, dtype=dtype), draw(1003, 24, dtype=dtype, seed=1)
-    target = torch.arange(19) * 7
-    ours = head.softmax_parts(rows, weight, target)
-    theirs = without(head.softmax_parts, rows, weight, target)
-    assert_alike(ours[0] / ours[1], theirs[0] / theirs[1], dtype)
-    torch.testing.assert_close(ours[2], theirs[2], atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=0)
-    assert torch.equal(ours[3], theirs[3])
+    ours, theirs = (head.Softmax(rows, weight, torch.arange(19) * 7) for _ in range(2))
+    for words in (slice(0, 100), slice(100, 1003)):
+        powers, worth = (part.clone() for part in ours.add(words))
+        wanted, wanted_worth = without(theirs.add, words)
+        assert_alike(powers, wanted, dtype)
+        assert_alike(worth, wanted_worth, torch.float32)
+    assert_alike(ours.sums / theirs.sums, torch.ones(19, 1), dtype)
+    torch.testing.assert_close(
+        ours.logprobs(), theirs.logprobs(), atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=0
+    )
+    assert torch.equal(ours.correct(), theirs.correct())
+    assert torch.equal(ours.largest, theirs.largest)
 
 
 def test_powers_are_right_from_one_end_of_fp32_to_the_other():
     """Two units in the last place of an fp32 number are 2.4e-7 of it."""
     exponents = torch.linspace(-87, 0, 20001)
     found = exponents[None].clone()
-    largest, sums = torch.empty(1, 1), torch.empty(1, 1)
+    largest, sums, worth = torch.full((1, 1), -math.inf), torch.zeros(1, 1), torch.empty(1, 1)
     kernels = kernels_for(found)
     assert kernels is not None
-    kernels.powers(found, largest, sums)
-    assert largest.item() == 0
+    kernels.powers(found, largest, sums, worth)
+    assert (largest.item(), worth.item()) == (0, 0)
     torch.testing.assert_close(found[0].double(), exponents.double().exp(), rtol=3e-7, atol=0)
 
 

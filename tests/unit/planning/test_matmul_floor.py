@@ -16,7 +16,7 @@ from tunesmith.train.work import Rates
 def counted(monkeypatch):
     """A product of any shape takes as many seconds as it has FLOP."""
 
-    def timed(known, weight, rows):
+    def timed(known, weight):
         return 2.0 * weight.numel()
 
     monkeypatch.setattr(floor, "timed", timed)
@@ -49,7 +49,7 @@ def test_the_products_of_a_model_are_those_of_the_formulas(tmp_path, adapter, ar
 
 def test_a_measured_product_takes_time_and_is_measured_once():
     known: dict[tuple[int, ...], float] = {}
-    seconds = floor.timed(known, torch.ones(32, 64), 128)
+    seconds = floor.timed(known, torch.ones(32, 64))
     assert 0 < seconds < 1
-    assert floor.timed(known, torch.zeros(32, 64), 128) == seconds
+    assert floor.timed(known, torch.zeros(32, 64)) == seconds
     assert len(known) == 1

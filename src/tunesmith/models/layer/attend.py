@@ -25,12 +25,18 @@ class Attended:
 
 
 @part("attention")
-def attended(heads: Heads, forest: Forest, shape: Shape) -> tuple[Attended, Float[Tensor, "T Q"]]:
-    """The mixed values of every row, and what its gradient needs."""
+def attended(
+    heads: Heads, forest: Forest, shape: Shape, out: Float[Tensor, "T Q"]
+) -> tuple[Attended, Float[Tensor, "T Q"]]:
+    """What the gradient needs, and the mixed values of every row, in `out` where they are formed here."""
     if not written_out(heads.query):
         return with_graph(heads, forest, shape)
-    mixed = attend(heads, forest, shape.scale, shape.window)
-    return Attended(heads, mixed.sums), mixed.values.transpose(0, 1).reshape(-1, shape.query_width)
+    mixed = attend(heads, forest, shape.scale, shape.window, by_head(out, shape))
+    return Attended(heads, mixed.sums), out
+
+
+def by_head(rows: Float[Tensor, "T Q"], shape: Shape) -> Float[Tensor, "K T W"]:
+    return rows.unflatten(1, (shape.key_heads, -1)).transpose(0, 1)
 
 
 def written_out(states: Tensor) -> bool:
@@ -47,8 +53,8 @@ def attended_backward(
     if attended.graph is not None:
         leaves = heads.query, heads.key, heads.value
         return Heads(*torch.autograd.grad(attended.graph, leaves, grad.view_as(attended.graph)))
-    grad, mixed = (rows.unflatten(1, (shape.key_heads, -1)).transpose(0, 1) for rows in (grad, mixed))
-    return attend_backward(grad, Mixed(mixed, attended.sums), heads, forest, shape.scale, shape.window)
+    mixing = Mixed(by_head(mixed, shape), attended.sums)
+    return attend_backward(by_head(grad, shape), mixing, heads, forest, shape.scale, shape.window)
 
 
 def with_graph(heads: Heads, forest: Forest, shape: Shape) -> tuple[Attended, Float[Tensor, "T Q"]]:

@@ -20,13 +20,13 @@ from torch.autograd.function import once_differentiable
 from tunesmith.models.forest import Forest
 from tunesmith.models.forest_attention import Heads
 from tunesmith.models.layer.attend import Attended, attended, attended_backward
-from tunesmith.models.layer.heads import Rotation, heads_backward, heads_of
+from tunesmith.models.layer.heads import Rotation, by_key_head, heads_backward, heads_of
 from tunesmith.models.layer.parts import gate, gate_backward, norm, norm_backward, norm_weight_gradient
 from tunesmith.models.layer.projection import Gradients, Projection
 from tunesmith.models.layer.weights import Norm, Shape, Weights
 from tunesmith.models.offload import HostStore
 from tunesmith.models.policy import Policy
-from tunesmith.models.scratch import scratch
+from tunesmith.models.scratch import Loan, lend, scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Kept:
     middle: Float[Tensor, "T D"]
     both: Float[Tensor, "T 2I"] | None  # gate and up side by side; None: formed again
     mlp: Half
+    loans: list[Loan]  # of most of this
 
 
 class LayerFunction(torch.autograd.Function):
@@ -95,7 +96,8 @@ def kept_of(kept: Kept, policy: Policy) -> Kept | None:
 def forward_layer(x: Float[Tensor, "T D"], call: Call) -> tuple[Float[Tensor, "R D"], Kept]:
     weights = call.weights
     kept = up_to_gate(x, call)
-    out, mlp = close_half(gated(kept, call), weights.down, weights.norms.after_mlp, kept.middle, kept.mlp.low_in)
+    out = torch.empty_like(kept.middle)
+    mlp = close_half(gated(kept, call), weights.down, weights.norms.after_mlp, kept.middle, kept.mlp.low_in, out)
     return out, replace(kept, mlp=mlp)
 
 
@@ -121,22 +123,24 @@ def up_to_gate(x: Float[Tensor, "T D"], call: Call) -> Kept:
     weights, shape = call.weights, call.shape
     size = weights.qkv.width
     has_norms = weights.norms.query is not None
-    raw = x.new_empty(len(x), size) if has_norms else scratch("qkv", (len(x), size), x)
+    loans: list[Loan] = []
+    raw = lend("raw", (len(x), size), x, loans) if has_norms else scratch("qkv", (len(x), size), x)
     low = weights.qkv.apply(normed(x, weights.norms.before_attention), raw)
     query, key, value = raw.split([shape.query_width, shape.key_width, shape.key_width], 1)
     heads = Heads(
-        heads_of(query, shape.heads, shape, weights.norms.query, call.rotation),
-        heads_of(key, shape.key_heads, shape, weights.norms.key, call.rotation),
-        value.unflatten(1, (shape.key_heads, -1)).transpose(0, 1).contiguous(),
+        heads_of(query, shape, weights.norms.query, call.rotation, loans),
+        heads_of(key, shape, weights.norms.key, call.rotation, loans),
+        lend("value", (shape.key_heads, len(x), shape.width), x, loans).copy_(by_key_head(value, shape)[:, :, 0]),
     )
-    kept, mixed = attended(heads, call.forest, shape)
+    kept, mixed = attended(heads, call.forest, shape, lend("mixed", (len(x), shape.query_width), x, loans))
     if call.rows is not None:
         x, mixed = x[call.rows], mixed[call.rows]
-    middle, attention = close_half(mixed, weights.out, weights.norms.after_attention, x, low)
+    middle = lend("middle", x.shape, x, loans)
+    attention = close_half(mixed, weights.out, weights.norms.after_attention, x, low, middle)
     size = len(middle), weights.gate_up.width
-    both = x.new_empty(size) if call.policy == "off" else scratch("both", size, x)
+    both = lend("both", size, x, loans) if call.policy == "off" else scratch("both", size, x)
     low = widen(middle, weights, both)
-    return Kept(raw if has_norms else None, kept, mixed, attention, middle, both, Half(low, None, None))
+    return Kept(raw if has_norms else None, kept, mixed, attention, middle, both, Half(low, None, None), loans)
 
 
 def widen(middle: Float[Tensor, "T D"], weights: Weights, both: Float[Tensor, "T 2I"]) -> Tensor | None:
@@ -145,15 +149,22 @@ def widen(middle: Float[Tensor, "T D"], weights: Weights, both: Float[Tensor, "T
 
 
 def close_half(
-    rows: Tensor, projection: Projection, after: Norm | None, beside: Float[Tensor, "T D"], low_in: Tensor | None
-) -> tuple[Float[Tensor, "T D"], Half]:
-    """beside + (normed) projected rows."""
+    rows: Tensor,
+    projection: Projection,
+    after: Norm | None,
+    beside: Float[Tensor, "T D"],
+    low_in: Tensor | None,
+    out: Float[Tensor, "T D"],
+) -> Half:
+    """out = beside + (normed) projected rows."""
     projected = scratch("projected", beside.shape, beside)
     low_out = projection.apply(rows, projected)
     if after is None:
-        return beside + projected, Half(low_in, low_out, None)
+        torch.add(beside, projected, out=out)
+        return Half(low_in, low_out, None)
     before_norm = projected.clone()
-    return beside + normed(before_norm, after), Half(low_in, low_out, before_norm)
+    torch.add(beside, normed(before_norm, after), out=out)
+    return Half(low_in, low_out, before_norm)
 
 
 def normed(x: Float[Tensor, "T D"], before: Norm | None) -> Float[Tensor, "T D"]:
@@ -177,15 +188,17 @@ def backward_layer(
         widen(kept.middle, weights, both)
 
     inner = norm_after_backward(grad, kept.mlp, norms.after_mlp, gradients)
-    product = weights.down.rows_backward(inner, scratch("product_grad", (len(grad), both.shape[1] // 2), x))
+    slope = weights.down.slope(inner)
+    product = slope.of_rows(scratch("product_grad", (len(grad), both.shape[1] // 2), x))
     grad_both = scratch("both_grad", both.shape, x)
     product = gate_backward(product, both, grad_both)
-    gradients |= weights.down.parameters_backward(inner, product, kept.mlp.low_out)
+    gradients |= slope.of_parameters(product, kept.mlp.low_out)
     grad = norm_before_backward(grad_both, grad, kept.middle, weights.gate_up, norms.before_mlp, kept.mlp, gradients)
 
     inner = norm_after_backward(grad, kept.attention, norms.after_attention, gradients)
-    grad_mixed = weights.out.rows_backward(inner, scratch("mixed_grad", kept.mixed.shape, x))
-    gradients |= weights.out.parameters_backward(inner, kept.mixed, kept.attention.low_out)
+    slope = weights.out.slope(inner)
+    grad_mixed = slope.of_rows(scratch("mixed_grad", kept.mixed.shape, x))
+    gradients |= slope.of_parameters(kept.mixed, kept.attention.low_out)
     mixed = kept.mixed
     if call.rows is not None:
         grad, grad_mixed, mixed = (spread(rows, call.rows, len(x)) for rows in (grad, grad_mixed, mixed))
@@ -240,10 +253,11 @@ def norm_before_backward(
     if before is not None:
         rows = scratch("normed", x.shape, x)
         factor = norm(x, before.weight, before.eps, out=rows)
-    gradients |= projection.parameters_backward(grad, rows, half.low_in)
+    slope = projection.slope(grad)
+    gradients |= slope.of_parameters(rows, half.low_in)
     if not wants_x and (before is None or not before.weight.requires_grad):
         return beside
-    inner = projection.rows_backward(grad, scratch("rows_grad", x.shape, x))
+    inner = slope.of_rows(scratch("rows_grad", x.shape, x))
     if before is None:
         return beside + inner
     assert factor is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 from tunesmith.models.layer.parts import BETWEEN, norm, norm_backward, norm_weight_gradient, rotate, rotate_backward
 from tunesmith.models.layer.projection import Gradients
 from tunesmith.models.layer.weights import Norm, Shape
-from tunesmith.models.scratch import scratch
+from tunesmith.models.scratch import Loan, lend, scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,15 @@ class Rotation:
 
 @BETWEEN
 def heads_of(
-    rows: Float[Tensor, "T O"], count: int, shape: Shape, own_norm: Norm | None, rotation: Rotation
+    rows: Float[Tensor, "T O"], shape: Shape, own_norm: Norm | None, rotation: Rotation, loans: list[Loan]
 ) -> Float[Tensor, "K T X"]:
-    """`count` heads of the rows, in memory of their own; X is W for queries, E for keys."""
+    """The rows by key head, in memory of their own; X is W for queries, E for keys."""
     if own_norm is not None:
         normed = scratch("heads", rows.shape, rows)
         norm(normed_view(rows, own_norm), own_norm.weight, own_norm.eps, out=normed_view(normed, own_norm))
         rows = normed
-    out = rows.new_empty(shape.key_heads, len(rows), count // shape.key_heads * shape.width)
+    width = rows.shape[1] // shape.key_heads
+    out = lend(f"heads of {width}", (shape.key_heads, len(rows), width), rows, loans)
     apart, target = by_key_head(rows, shape), out.unflatten(2, (-1, shape.width))
     if shape.rotary:
         rotate(apart, rotation.cos, rotation.sin, out=target)

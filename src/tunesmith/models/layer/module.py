@@ -97,8 +97,8 @@ class FastLayer(nn.Module):
         rotation = Rotation(*(each[0].to(hidden_states.dtype).contiguous() for each in (cos, sin)))  # OLMo 2: fp32
         call = Call(weights, self.shape, rotation, forest, rows, policy, self.store)
         if wants_gradient:
-            return LayerFunction.apply(hidden_states[0], call, *trained)[None]
-        return forward_layer(hidden_states[0], call)[0][None]
+            return LayerFunction.apply(hidden_states.flatten(0, 1), call, *trained)[None]
+        return forward_layer(hidden_states.flatten(0, 1), call)[0][None]
 
     def run_plain(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], given: dict) -> Tensor:
         (layer,) = self.plain

@@ -113,9 +113,8 @@ class Projection:
         factors = self.factors(x.dtype)
         if factors is None:
             return None
-        a, b = factors
-        low = x @ a.T
-        out.addmm_(low, b.T)
+        low = x @ factors.a.T
+        out.addmm_(low, factors.b.T)
         return low
 
     def weight(self) -> Float[Tensor, "O I"]:
@@ -128,18 +127,20 @@ class Projection:
     def low_rows(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T R"] | None:
         """x A^T alone, as `apply` returns it."""
         factors = self.factors(x.dtype)
-        return None if factors is None else x @ factors[0].T
+        return None if factors is None else x @ factors.a.T
 
-    def factors(self, dtype: torch.dtype) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]] | None:
+    def factors(self, dtype: torch.dtype) -> Factors | None:
         """A of all parts one below the other, and s B of each part in its own rows and columns."""
         found = [part.low_rank for part in self.parts if part.low_rank is not None]
         if not found:
             return None
+        if len(self.parts) == 1:
+            return Factors(found[0].a.to(dtype), (found[0].b * found[0].scale).to(dtype))
         a = torch.cat([each.a.to(dtype) for each in found])
         b = a.new_zeros(self.width, len(a))
         for each, (rows, ranks) in zip(found, self.places(), strict=True):
-            b[rows, ranks] = each.b * each.scale
-        return a, b
+            torch.mul(each.b, each.scale, out=b[rows, ranks])
+        return Factors(a, b)
 
     def places(self) -> Iterator[tuple[slice, slice]]:
         """Outputs and ranks of every part with a low rank."""
@@ -151,38 +152,59 @@ class Projection:
             row += part.width
 
     @marked
-    def rows_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
+    def slope(self, grad: Float[Tensor, "T O"]) -> Slope:
+        factors = self.factors(grad.dtype)
+        return Slope(self, grad, factors, None if factors is None else grad @ factors.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """A and s B in the type of the rows."""
+
+    a: Float[Tensor, "R I"]
+    b: Float[Tensor, "O R"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """The gradient of what a projection gave, and `low`, that of x A^T: they lead to rows and to parameters."""
+
+    projection: Projection
+    grad: Float[Tensor, "T O"]
+    factors: Factors | None
+    low: Float[Tensor, "T R"] | None
+
+    def of_rows(self, out: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
         """out = the gradient of the rows that went in."""
-        if (eight := self.parts[0].eight) is not None:
-            eight.product_backward(grad, out)
-        else:
-            torch.mm(grad, self.weight(), out=out)
-        factors = self.factors(grad.dtype)
-        return out if factors is None else out.addmm_(grad @ factors[1], factors[0])
+        with self.projection.mark:
+            if (eight := self.projection.parts[0].eight) is not None:
+                eight.product_backward(self.grad, out)
+            else:
+                torch.mm(self.grad, self.projection.weight(), out=out)
+            if self.factors is None or self.low is None:
+                return out
+            return out.addmm_(self.low, self.factors.a)
 
-    @marked
-    def parameters_backward(
-        self, grad: Float[Tensor, "T O"], x: Float[Tensor, "T I"], low: Float[Tensor, "T R"] | None
-    ) -> Gradients:
+    def of_parameters(self, x: Float[Tensor, "T I"], low: Float[Tensor, "T R"] | None) -> Gradients:
         """Gradients of the parameters that want one, from the rows `x` that went in and what `apply` returned."""
-        gradients = self.weight_gradients(grad, x)
-        factors = self.factors(grad.dtype)
-        if low is None or factors is None:
+        with self.projection.mark:
+            gradients = self.of_weights(x)
+            if low is None or self.low is None:
+                return gradients
+            of_a = self.low.T @ x
+            found = [part.low_rank for part in self.projection.parts if part.low_rank is not None]
+            for each, (rows, ranks) in zip(found, self.projection.places(), strict=True):
+                if each.a.requires_grad:
+                    gradients[each.a] = of_a[ranks].to(each.a.dtype)
+                if each.b.requires_grad:
+                    gradients[each.b] = (self.grad[:, rows].T @ low[:, ranks]).to(each.b.dtype) * each.scale
             return gradients
-        of_a = (grad @ factors[1]).T @ x
-        found = [part.low_rank for part in self.parts if part.low_rank is not None]
-        for each, (rows, ranks) in zip(found, self.places(), strict=True):
-            if each.a.requires_grad:
-                gradients[each.a] = of_a[ranks].to(each.a.dtype)
-            if each.b.requires_grad:
-                gradients[each.b] = (grad[:, rows].T @ low[:, ranks]).to(each.b.dtype) * each.scale
-        return gradients
 
-    def weight_gradients(self, grad: Float[Tensor, "T O"], x: Float[Tensor, "T I"]) -> Gradients:
+    def of_weights(self, x: Float[Tensor, "T I"]) -> Gradients:
         gradients: Gradients = {}
         row = 0
-        for part in self.parts:
-            own = grad[:, row : row + part.width]
+        for part in self.projection.parts:
+            own = self.grad[:, row : row + part.width]
             row += part.width
             if part.weight is not None and part.weight.requires_grad:
                 gradients[part.weight] = own.T @ x

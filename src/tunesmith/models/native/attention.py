@@ -60,13 +60,12 @@ class TiledAttention:
         sizes = heads, len(paths.trees), tokens, width // key.shape[2], key.shape[2]
         self.batch = Batch(*map(places, self.states), *tables, *sizes, scale, window or 0)
 
-    def forward(self) -> tuple[Float[Tensor, "K T W"], Float[Tensor, "K TG"]]:
-        """The mixed values, in the memory of (T, K W), and the base-2 logarithm of every row's sum of powers."""
-        query, batch = self.states[0], self.batch
-        out = query.new_empty(query.shape[1], len(query), query.shape[2]).transpose(0, 1)
-        sums = query.new_empty(len(query), batch.tokens * batch.group, dtype=torch.float32)
+    def forward(self, out: Float[Tensor, "K T W"]) -> Float[Tensor, "K TG"]:
+        """Fills in the mixed values; returns the base-2 logarithm of every row's sum of powers."""
+        batch = self.batch
+        sums = out.new_empty(len(out), batch.tokens * batch.group, dtype=torch.float32)
         self.loaded.attend(ctypes.byref(batch), ctypes.byref(places(out)), c_void_p(sums.data_ptr()), self.threads)
-        return out, sums
+        return sums
 
     def backward(
         self, grad: Float[Tensor, "K T W"], mixed: Float[Tensor, "K T W"], sums: Float[Tensor, "K TG"]

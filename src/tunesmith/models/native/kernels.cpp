@@ -211,13 +211,14 @@ void softmax_backward(T *slopes, const T *chances, int64_t rows, int64_t width, 
     }
 }
 
-// logits [R, V] become exp(logits - largest); the largest of each row and the sum of the powers are returned.
+// logits [R, V] become exp(logits - largest), where each row's `largest` grows first to what it holds; worth is
+// exp(largest before - largest), and what the sums of powers are multiplied by before these are added.
 template <class T>
-void powers(T *logits, float *largest, float *sums, int64_t rows, int64_t width, int threads) {
+void powers(T *logits, float *largest, float *sums, float *worth, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         T *place = logits + row * width;
-        float top = -INFINITY, sum = 0;
+        float top = largest[row], sum = 0;
 #pragma omp simd reduction(max : top)
         for (int64_t i = 0; i < width; i++) top = greater(wide(place[i]), top);
 #pragma omp simd reduction(+ : sum)
@@ -226,8 +227,9 @@ void powers(T *logits, float *largest, float *sums, int64_t rows, int64_t width,
             put(place + i, value);
             sum += value;
         }
+        worth[row] = power(largest[row] - top);
+        sums[row] = sums[row] * worth[row] + sum;
         largest[row] = top;
-        sums[row] = sum;
     }
 }
 
@@ -361,8 +363,9 @@ void products(const int8_t *, int64_t, const float *, const int8_t *, const floa
     extern "C" void softmax_backward_##NAME(T *slopes, const T *chances, int64_t rows, int64_t width, int threads) {   \
         softmax_backward(slopes, chances, rows, width, threads);                                                       \
     }                                                                                                                  \
-    extern "C" void powers_##NAME(T *logits, float *largest, float *sums, int64_t rows, int64_t width, int threads) {  \
-        powers(logits, largest, sums, rows, width, threads);                                                           \
+    extern "C" void powers_##NAME(T *logits, float *largest, float *sums, float *worth, int64_t rows, int64_t width,   \
+                                  int threads) {                                                                       \
+        powers(logits, largest, sums, worth, rows, width, threads);                                                    \
     }                                                                                                                  \
     extern "C" void quantize_##NAME(const T *x, int8_t *result, int64_t step, float *scale, int64_t rows,              \
                                     int64_t width, int threads) {                                                      \

@@ -71,9 +71,13 @@ class Kernels:
         require_alike(slopes, chances)
         self.call("softmax_backward", slopes, chances, chances.numel() // chances.shape[-1], chances.shape[-1])
 
-    def powers(self, logits: Float[Tensor, "R V"], largest: Tensor, sums: Tensor) -> None:
-        """logits = exp(logits - largest of the row); `largest` and `sums` of the powers are fp32."""
-        self.call("powers", logits, largest, sums, *logits.shape)
+    def powers(self, logits: Float[Tensor, "R V"], largest: Tensor, sums: Tensor, worth: Tensor) -> None:
+        """logits = exp(logits - largest), where `largest` (R 1, fp32) grows to what these logits hold.
+
+        worth = exp(largest before - largest); `sums` of powers are worth that much, and those of `logits` are added.
+        """
+        require_rows(logits, largest, sums, worth)
+        self.call("powers", logits, largest, sums, worth, *logits.shape)
 
     def quantize(self, x: Float[Tensor, "T I"], result: Int8[Tensor, "T K"], scale: Float[Tensor, "T 1"]) -> None:
         """result = x / scale to the nearest whole number, where scale is the largest figure of a row / 127, in fp32.
