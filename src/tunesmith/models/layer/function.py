@@ -188,17 +188,17 @@ def backward_layer(
         widen(kept.middle, weights, both)
 
     inner = norm_after_backward(grad, kept.mlp, norms.after_mlp, gradients)
-    slope = weights.down.slope(inner)
+    slope = weights.down.slope(inner, kept.mlp.low_out)
     product = slope.of_rows(scratch("product_grad", (len(grad), both.shape[1] // 2), x))
     grad_both = scratch("both_grad", both.shape, x)
     product = gate_backward(product, both, grad_both)
-    gradients |= slope.of_parameters(product, kept.mlp.low_out)
+    gradients |= slope.of_parameters(product)
     grad = norm_before_backward(grad_both, grad, kept.middle, weights.gate_up, norms.before_mlp, kept.mlp, gradients)
 
     inner = norm_after_backward(grad, kept.attention, norms.after_attention, gradients)
-    slope = weights.out.slope(inner)
+    slope = weights.out.slope(inner, kept.attention.low_out)
     grad_mixed = slope.of_rows(scratch("mixed_grad", kept.mixed.shape, x))
-    gradients |= slope.of_parameters(kept.mixed, kept.attention.low_out)
+    gradients |= slope.of_parameters(kept.mixed)
     mixed = kept.mixed
     if call.rows is not None:
         grad, grad_mixed, mixed = (spread(rows, call.rows, len(x)) for rows in (grad, grad_mixed, mixed))
@@ -253,8 +253,8 @@ def norm_before_backward(
     if before is not None:
         rows = scratch("normed", x.shape, x)
         factor = norm(x, before.weight, before.eps, out=rows)
-    slope = projection.slope(grad)
-    gradients |= slope.of_parameters(rows, half.low_in)
+    slope = projection.slope(grad, half.low_in)
+    gradients |= slope.of_parameters(rows)
     if not wants_x and (before is None or not before.weight.requires_grad):
         return beside
     inner = slope.of_rows(scratch("rows_grad", x.shape, x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -85,12 +85,12 @@ class FastLayer(nn.Module):
     ) -> Float[Tensor, "1 T D"]:
         """The layer's output; of the last layer only the rows that the forest says are wanted."""
         rows = forest.wanted if self.is_last and forest is not None else None
-        if forest is None or self.obstacle() is not None:
+        weights = None if forest is None or self.attention_obstacle() is not None else self.weights()
+        if forest is None or weights is None:
             given = {**others, "past_key_values": past_key_values, "forest": forest}
             out = self.run_plain(hidden_states, position_embeddings, given)
             return out if rows is None else out.index_select(1, rows)
         cos, sin = position_embeddings
-        weights = self.weights()
         trained = weights.trained()
         wants_gradient = torch.is_grad_enabled() and (trained or hidden_states.requires_grad)
         policy = self.policy if wants_gradient else "full"
@@ -114,27 +114,35 @@ class FastLayer(nn.Module):
 
     def obstacle(self) -> str | None:
         """What keeps the layer from the fast path just now, in words."""
+        names = chain.from_iterable(PROJECTIONS.values())
+        more = (name for name in names if part_of(self.get_submodule(name)) is None)
+        return self.attention_obstacle() or next(
+            (f"{name} is more than a linear layer with LoRA" for name in more), None
+        )
+
+    def attention_obstacle(self) -> str | None:
         attention = self.get_submodule("self_attn")
         if attention.config._attn_implementation != RAGGED:  # pyright: ignore[reportAttributeAccessIssue]
             return "attention is not ragged"
         if self.training and attention.attention_dropout:
             return "attention probabilities are dropped"
-        for name in chain.from_iterable(PROJECTIONS.values()):
-            if part_of(self.get_submodule(name)) is None:
-                return f"{name} is more than a linear layer with LoRA"
         return None
 
-    def weights(self) -> Weights:
-        """The parameters as they are now; adapters may have been attached, switched off or merged since."""
+    def weights(self) -> Weights | None:
+        """The parameters as they are now, since adapters may have been attached, switched off or merged; None where a
+        projection is more than linear layers with LoRA."""
+        qkv, out, gate_up, down = (projection(self, names) for names in PROJECTIONS.values())
+        if qkv is None or out is None or gate_up is None or down is None:
+            return None
         own, rest = self._modules, self.get_submodule("self_attn")._modules
         before_mlp, after_attention = own.get("post_attention_layernorm"), None
         if "post_feedforward_layernorm" in own:  # norms behind the halves, none before them
             before_mlp, after_attention = None, before_mlp
         return Weights(
-            qkv=projection(self, "qkv"),
-            out=projection(self, "out"),
-            gate_up=projection(self, "gate_up"),
-            down=projection(self, "down"),
+            qkv=qkv,
+            out=out,
+            gate_up=gate_up,
+            down=down,
             norms=Norms(
                 before_attention=norm_of(own.get("input_layernorm")),
                 after_attention=norm_of(after_attention),
@@ -160,10 +168,10 @@ def shape_of(layer: nn.Module) -> Shape:
     )
 
 
-def projection(layer: nn.Module, name: str) -> Projection:
-    names = PROJECTIONS[name]
-    parts = [part_of(layer.get_submodule(each)) for each in names]
-    return Projection(tuple(part for part in parts if part is not None), MARKS[names[0].rpartition(".")[2]])
+def projection(layer: nn.Module, names: Sequence[str]) -> Projection | None:
+    found = [part_of(layer.get_submodule(each)) for each in names]
+    parts = tuple(part for part in found if part is not None)
+    return Projection(parts, MARKS[names[0].rpartition(".")[2]]) if len(parts) == len(names) else None
 
 
 def norm_of(module: nn.Module | None) -> Norm | None:

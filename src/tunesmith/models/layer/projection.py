@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tunesmith.models.eight_bit import Linear8, Weights8
 from tunesmith.models.lora import FastLoraLinear
+from tunesmith.models.native.low_rank import fold, fold_and_lower
 from tunesmith.track.clock import Mark
 
 Result = TypeVar("Result")
@@ -152,9 +153,13 @@ class Projection:
             row += part.width
 
     @marked
-    def slope(self, grad: Float[Tensor, "T O"]) -> Slope:
+    def slope(self, grad: Float[Tensor, "T O"], low: Float[Tensor, "T R"] | None) -> Slope:
+        """`low` is what `apply` returned."""
         factors = self.factors(grad.dtype)
-        return Slope(self, grad, factors, None if factors is None else grad @ factors.b)
+        if factors is None or low is None:
+            return Slope(self, grad)
+        of_b, of_low = fold_and_lower(grad, low, factors.b)
+        return Slope(self, grad, factors.a, of_low, of_b)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +172,13 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """The gradient of what a projection gave, and `low`, that of x A^T: they lead to rows and to parameters."""
+    """The gradient of what a projection gave, on its way to rows and parameters."""
 
     projection: Projection
     grad: Float[Tensor, "T O"]
-    factors: Factors | None
-    low: Float[Tensor, "T R"] | None
+    a: Float[Tensor, "R I"] | None = None
+    of_low: Float[Tensor, "T R"] | None = None  # the gradient of x A^T
+    of_b: Float[Tensor, "R O"] | None = None  # that of B, transposed and not scaled; between parts it means nothing
 
     def of_rows(self, out: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
         """out = the gradient of the rows that went in."""
@@ -181,23 +187,23 @@ class Slope:
                 eight.product_backward(self.grad, out)
             else:
                 torch.mm(self.grad, self.projection.weight(), out=out)
-            if self.factors is None or self.low is None:
+            if self.a is None or self.of_low is None:
                 return out
-            return out.addmm_(self.low, self.factors.a)
+            return out.addmm_(self.of_low, self.a)
 
-    def of_parameters(self, x: Float[Tensor, "T I"], low: Float[Tensor, "T R"] | None) -> Gradients:
-        """Gradients of the parameters that want one, from the rows `x` that went in and what `apply` returned."""
+    def of_parameters(self, x: Float[Tensor, "T I"]) -> Gradients:
+        """Gradients of the parameters that want one, from the rows `x` that went in."""
         with self.projection.mark:
             gradients = self.of_weights(x)
-            if low is None or self.low is None:
+            if self.of_low is None or self.of_b is None:
                 return gradients
-            of_a = self.low.T @ x
             found = [part.low_rank for part in self.projection.parts if part.low_rank is not None]
+            of_a = fold(x, self.of_low) if any(each.a.requires_grad for each in found) else None
             for each, (rows, ranks) in zip(found, self.projection.places(), strict=True):
-                if each.a.requires_grad:
+                if of_a is not None and each.a.requires_grad:
                     gradients[each.a] = of_a[ranks].to(each.a.dtype)
                 if each.b.requires_grad:
-                    gradients[each.b] = (self.grad[:, rows].T @ low[:, ranks]).to(each.b.dtype) * each.scale
+                    gradients[each.b] = self.of_b[ranks, rows].T.to(each.b.dtype).contiguous() * each.scale
             return gradients
 
     def of_weights(self, x: Float[Tensor, "T I"]) -> Gradients:
