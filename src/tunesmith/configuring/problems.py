@@ -17,6 +17,7 @@ from tunesmith.configuring.reader import Key
 from tunesmith.errors import Diagnostic, Fix, UsageError, Where, nearest
 
 _WORDS = {"integer": "an integer", "number": "a number", "text": "text", "word": "one of the words"}
+LONGEST = 400  # characters about a key beside its error
 
 
 def usage_error(diagnostics: list[Diagnostic]) -> UsageError:
@@ -102,8 +103,9 @@ def _setting(key: Key, layers: Layers, settings: Mapping[str, Setting]) -> Setti
 
 
 def _meaning(key: Key, layers: Layers, settings: Mapping[str, Setting]) -> tuple[str, ...]:
+    """What the catalogue says of a key; nothing where that is a page on every variant of a group."""
     setting = _setting(key, layers, settings)
-    return (setting.text,) if setting and setting.text else ()
+    return (setting.text,) if setting and 0 < len(setting.text) <= LONGEST else ()
 
 
 def _version(value: Any, layers: Layers) -> Diagnostic:
@@ -127,10 +129,8 @@ def _wrong(key: Key, value: Any, layers: Layers, settings: Mapping[str, Setting]
         like = nearest(value.lower(), setting.allowed.replace(" or ", " | ").split(" | "))
         if like:
             fixes.append(Fix(f"did you mean {name}: {like}?", {name: like}))
-    evidence = (setting.text,) if setting.text else ()
-    return Diagnostic(
-        "E013", f"{name}: got {_shown(value)}, want {kind}{range_}", "error", where, evidence, tuple(fixes)
-    )
+    message = f"{name}: got {_shown(value)}, want {kind}{range_}"
+    return Diagnostic("E013", message, "error", where, _meaning(key, layers, settings), tuple(fixes))
 
 
 def _shown(value: Any) -> str:

@@ -223,7 +223,7 @@ def _check_regular(path: Path, mode: int) -> None:
     raise DataError(
         "E041",
         f"is {what}, not a file: data is read more than once, so it must stay where it is",
-        where=Where(str(path), 1),
+        where=Where(str(path)),
         fixes=["write it to a file first"],
     )
 
@@ -233,14 +233,14 @@ def _missing(path: Path, error: OSError) -> DataError:
         return cannot_read(path, error)
     if path.is_symlink():
         message = f"the link leads nowhere: {os.readlink(path)}"
-        return DataError("E041", message, where=Where(str(path), 1), fixes=["mend or remove the link"])
+        return DataError("E041", message, where=Where(str(path)), fixes=["mend or remove the link"])
     try:
         names = os.listdir(path.parent)
     except OSError:
         return DataError(
             "E041",
             f"there is no folder {path.parent}",
-            where=Where(str(path), 1),
+            where=Where(str(path)),
             fixes=[f"relative paths start at {Path.cwd()}"],
         )
     close = nearest(path.name, names)
@@ -248,7 +248,7 @@ def _missing(path: Path, error: OSError) -> DataError:
     return DataError(
         "E041",
         "there is no such file",
-        where=Where(str(path), 1),
+        where=Where(str(path)),
         fixes=[*fixes, f"relative paths start at {Path.cwd()}"],
     )
 
