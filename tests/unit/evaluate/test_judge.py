@@ -46,6 +46,10 @@ class Handler(BaseHTTPRequestHandler):
             number = len(self.server.seen)
         try:
             status, said, headers = self.server.answer(sent, number)
+        finally:  # before the client knows: it may send the next one at once
+            with self.server.lock:
+                self.server.busy -= 1
+        try:
             content = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
@@ -54,9 +58,6 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
         except OSError:  # the client did not wait
             pass
-        finally:
-            with self.server.lock:
-                self.server.busy -= 1
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
