@@ -21,6 +21,7 @@ GROUPS = (
     "explain",
     "plan",
     "train",
+    "lr_find",
     "quickstart",
     "data",
     "runs",
@@ -32,7 +33,7 @@ GROUPS = (
 )
 PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
-    "Train": ("data", "plan", "train"),
+    "Train": ("data", "plan", "lr-find", "train"),
     "Look": ("runs", "config", "explain"),
     "Use": ("chat", "sample", "label", "eval", "score", "merge"),
 }

@@ -30,8 +30,10 @@ class OptimizerConfig(Config):
 
 
 class ScheduleConfig(Config):
-    name: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = Field(
-        default="cosine", description="Shape of the rate after the warm-up; wsd is warm-up, stable, decay."
+    name: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "rising"] = Field(
+        default="cosine",
+        description="Shape of the rate after the warm-up; wsd is warm-up, stable, decay; rising goes up from "
+        "min_ratio, or 1e-5, by the same factor each step, as lr-find does.",
     )
     warmup: Annotated[float, Field(ge=0)] = Field(
         default=0.03, description="Below 1 a share of all steps, from 1 on a number of steps."

@@ -6,6 +6,8 @@ import math
 
 from tunesmith.train.config import ScheduleConfig
 
+LOWEST = 1e-5  # share of the peak at which a rising rate begins when no other is given
+
 
 def warmup_steps(schedule: ScheduleConfig, total: int) -> int:
     """Below 1 the setting is a share of `total` (rounded up), from 1 on a number of steps."""
@@ -26,6 +28,8 @@ def factor(schedule: ScheduleConfig, step: int, total: int) -> float:
         return floor + (1 - floor) * (1 - progress)
     if schedule.name == "cosine":
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule.name == "rising":
+        return (floor or LOWEST) ** (1 - step / max(1, total - 1))
     if schedule.name == "wsd":
         start = total - max(1, math.ceil(schedule.decay * total))
         return 1.0 if step < start else floor + (1 - floor) * (total - step) / (total - start)

@@ -35,6 +35,11 @@ def test_decay_without_warmup(name, expected):
     assert curve(5, name=name, warmup=0) == expected
 
 
+def test_a_rising_rate_grows_by_the_same_factor_up_to_the_peak():
+    assert curve(4, name="rising", warmup=0, min_ratio=1e-3) == [0.001, 0.01, 0.1, 1.0]
+    assert curve(2, name="rising", warmup=0) == [1e-5, 1.0]
+
+
 def test_wsd_decays_over_its_share_to_the_floor():
     assert curve(10, name="wsd", warmup=2, decay=0.4, min_ratio=0.5)[5:] == [1.0, 1.0, 0.875, 0.75, 0.625]
 
