@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.configuring.reader import read_yaml
 from tunesmith.errors import BadInput
+from tunesmith.track.health import signs
 from tunesmith.track.index import RunSummary, summarise
 from tunesmith.track.outcome import compare_with_plan, outcome
 from tunesmith.track.preferences import FIGURES, LEARNED, courses, rounds, worries
@@ -34,6 +35,7 @@ def report_of(run: RunDir) -> dict[str, Any]:
         "plan": [line.to_json() for line in compare_with_plan(plan, actual)],
         "preferences": [course.to_json() for course in found],
         "worries": worries(found),
+        "signs": [sign.to_json() for sign in signs(rows)],
         "accuracy": [course.to_json() for course in courses(rows, LEARNED)],
         "rounds": rounds(rows),
         "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],

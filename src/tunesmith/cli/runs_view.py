@@ -76,6 +76,8 @@ def show_view(report: dict[str, Any]) -> list[RenderableType]:
     if report["preferences"]:
         parts += [_title("preferences"), _preferences(report["preferences"])]
         parts += [_line(text, "yellow") for text in report["worries"]]
+    if report["signs"]:
+        parts += [_title("what the curves say"), *(part for sign in report["signs"] for part in _sign(sign))]
     if report["accuracy"]:
         parts += [_title("accuracy"), _preferences(report["accuracy"])]
     if report["rounds"]:
@@ -96,6 +98,13 @@ def show_view(report: dict[str, Any]) -> list[RenderableType]:
     if report["next"]:
         parts += [_title("next"), *(_line(command, "cyan") for command in report["next"])]
     return parts
+
+
+def _sign(sign: dict[str, Any]) -> list[RenderableType]:
+    """What is wrong, by what it is seen, and what to change, the likeliest first."""
+    fixes = [fix["label"] + (f"  ({fix['effect']})" if fix["effect"] else "") for fix in sign["fixes"]]
+    lines = [f"{sign['message']} ({sign['code']}): {'; '.join(sign['evidence'])}", *(f"  fix: {fix}" for fix in fixes)]
+    return [_line(lines[0], "yellow"), *(_line(line) for line in lines[1:])]
 
 
 def compare_view(result: dict[str, Any]) -> RenderableType:
