@@ -62,7 +62,9 @@ def lend(name: str, shape: Sequence[int], like: Tensor, loans: list[Loan]) -> Te
     free = FREE.setdefault((name, like.dtype), [])
     count = math.prod(shape)
     block = free.pop() if free else like.new_empty(count)
-    if len(block) < count:
+    if len(block) < count:  # a larger batch than ever: all blocks go, which leaves one room and no holes between them
+        for blocks in FREE.values():
+            blocks.clear()
         block = like.new_empty(count)
     loans.append(Loan(block, free))
     return block[:count].view(*shape)

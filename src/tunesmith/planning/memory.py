@@ -176,15 +176,16 @@ def plain_kept(inventory: Inventory, adapter: Adapter, load: Load, width: int) -
 def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: Load, activations: int) -> int:
     """fp32 gradients of everything trained. Used up in the backward pass: of one layer, and last of the embedding.
 
-    By then the activations are gone, so it counts as far as it is larger: its rows, their sum with the gradient of a
-    tied head, and the sum in fp32.
+    On a GPU the activations are gone by then, so it counts as far as it is larger; a CPU keeps their memory for the next
+    pass. Of the embedding these are its rows, their sum with the gradient of a tied head, and the sum in fp32.
     """
     if not load.in_backward:
         return 4 * trained.total
     copy = 4 if width < 4 else 0
     layer = (copy + width) * trained.total // inventory.layers
     embedded = inventory.hidden * inventory.vocabulary if trained.base >= inventory.total else 0
-    return layer + max(0, (copy + 2 * width) * embedded - activations)
+    gone = 0 if load.device == "cpu" else activations
+    return layer + max(0, (copy + 2 * width) * embedded - gone)
 
 
 def head_bytes(inventory: Inventory, trained: Trainable, width: int, tokens: int) -> int:

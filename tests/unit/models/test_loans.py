@@ -34,11 +34,13 @@ def test_a_block_is_lent_again_when_its_loans_are_gone():
     assert {lend("both", (2, 5), LIKE, loans).data_ptr() for _ in range(2)} == places
 
 
-def test_a_block_that_is_too_small_makes_room_for_a_larger_one():
+def test_blocks_that_are_too_small_make_room_for_larger_ones():
     loans: list[Loan] = []
-    lend("both", (3, 4), LIKE, loans)
+    for name in ("both", "both", "middle"):
+        lend(name, (3, 4), LIKE, loans)
     loans.clear()
     assert lend("both", (5, 4), LIKE, loans).shape == (5, 4)
+    assert held() == {"both": 0, "middle": 0}
     loans.clear()
     assert [len(block) for block in scratch.FREE["both", torch.float32]] == [20]
 
