@@ -176,8 +176,8 @@ def plain_kept(inventory: Inventory, adapter: Adapter, load: Load, width: int) -
 def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: Load, activations: int) -> int:
     """fp32 gradients of everything trained. Used up in the backward pass: of one layer, and last of the embedding.
 
-    On a GPU the activations are gone by then, so it counts as far as it is larger; a CPU keeps their memory for the next
-    pass. Of the embedding these are its rows, their sum with the gradient of a tied head, and the sum in fp32.
+    Of the embedding these are its rows, their sum with the gradient of a tied head, and the sum in fp32. On a GPU the
+    activations are gone by then, and they count as far as they are larger; a CPU keeps the memory for the next pass.
     """
     if not load.in_backward:
         return 4 * trained.total

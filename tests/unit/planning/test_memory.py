@@ -90,10 +90,12 @@ def test_layers_keep_less_the_more_they_form_again():
 
 def test_gradients_that_are_used_up_at_once_take_a_layer_or_the_embedding():
     total = inventory().total
-    long, short = (memory(FullConfig(), tokens, in_backward=True) for tokens in (1000, 10))
-    assert long.gradients == 6 * total // LAYERS
-    assert long.gradients < short.gradients <= 6 * total // LAYERS + 8 * HIDDEN * VOCABULARY
-    assert memory(FullConfig(), in_backward=True, dtype="float32").gradients == total
+    layer, embedding = 6 * total // LAYERS, HIDDEN * VOCABULARY
+    long, short = (memory(FullConfig(), tokens, in_backward=True, device="cuda") for tokens in (1000, 10))
+    assert long.gradients == layer
+    assert layer < short.gradients <= layer + 8 * embedding
+    assert memory(FullConfig(), in_backward=True).gradients == layer + 8 * embedding
+    assert memory(FullConfig(), in_backward=True, dtype="float32").gradients == total + 8 * embedding
 
 
 def test_dense_attention_pays_for_its_square():
