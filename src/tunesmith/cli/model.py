@@ -180,8 +180,8 @@ def wanted_reference(opened: Opened) -> Reference | None:
     if source.run is None or source.settings.reference.source == "none":
         return reference_of(opened) if source.run is None else None
     recipe = load_recipe(source.run.config_file, (), {}).recipe
-    lora = recipe.model.adapter.method == "lora" and recipe.model.adapter_path is None
-    return reference_of(opened) if lora or recipe.has_reference else None
+    begun = recipe.model.adapter.kept == "adapter" and recipe.model.adapter_path is None
+    return reference_of(opened) if begun or recipe.has_reference else None
 
 
 def measure_values(opened: Opened, sources: list[dict[str, str]], limit: int | None, max_length: int) -> Measured:

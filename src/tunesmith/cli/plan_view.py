@@ -8,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.models.config import FreezeConfig, LoraConfig
 from tunesmith.planning.problems import gigabytes
 
 if TYPE_CHECKING:
@@ -44,24 +43,11 @@ def _title(plan: Plan) -> Text:
     title = Text(plan.inventory.folder.name, style="bold cyan")
     threads = f", {plan.machine.threads} threads" if plan.machine.device == "cpu" else ""
     words = {"bfloat16": "bf16", "float32": "fp32"}
-    title.append(f"  {_method(plan)}", style="default")
+    title.append(f"  {plan.recipe.model.adapter.told()}", style="default")
     products = plan.recipe.model.base_products
     eight = "" if products == "exact" else f", frozen products in {products}"
     title.append(f"  {words.get(plan.dtype, plan.dtype)}{eight} on {plan.machine.name}{threads}", style="dim")
     return title
-
-
-def _method(plan: Plan) -> str:
-    adapter = plan.recipe.model.adapter
-    if isinstance(adapter, LoraConfig):
-        where = "all linear layers" if adapter.targets == ("all",) else ", ".join(adapter.targets)
-        if adapter.last:
-            where += f" of the last {adapter.last} layers"
-        return f"LoRA, rank {adapter.rank}, on {where}"
-    if isinstance(adapter, FreezeConfig):
-        parts = [f"first {adapter.first}", f"last {adapter.last}", *adapter.names]
-        return "train only " + ", ".join(part for part in parts if not part.endswith(" 0"))
-    return "train every weight"
 
 
 def _rows(plan: Plan) -> list[tuple[str, Text]]:

@@ -87,7 +87,12 @@ def recipe_of(run: RunDir | None) -> dict[str, Any]:
 def described(recipe: Mapping[str, Any]) -> str:
     method = value_at(recipe, "model.adapter.method")
     objective = value_at(recipe, "objective.name")
-    words = {"lora": "A LoRA fine-tune", "full": "A full fine-tune", "freeze": "A partial fine-tune"}
+    words = {
+        "lora": "A LoRA fine-tune",
+        "dora": "A DoRA fine-tune",
+        "full": "A full fine-tune",
+        "freeze": "A partial fine-tune",
+    }
     return words.get(str(method), "A fine-tune") + (f" ({objective})" if objective else "")
 
 

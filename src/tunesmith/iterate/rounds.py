@@ -16,7 +16,7 @@ from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.evaluate.outcomes import Choice, To
 from tunesmith.export.huggingface import merge_run
 from tunesmith.export.opening import ModelSource, find_weights
-from tunesmith.models.config import LoraConfig, ModelConfig, ReferenceConfig
+from tunesmith.models.config import ModelConfig, ReferenceConfig
 from tunesmith.models.locate import locate
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.online import OnlineConfig
@@ -148,7 +148,7 @@ def round_model(recipe: Recipe, this: Round) -> ModelConfig:
     if before is None:
         return model
     changes: dict[str, Any]
-    if isinstance(model.adapter, LoraConfig):
+    if model.adapter.kept == "adapter":
         changes = {"adapter_path": str(before.run.path / "adapter")}
     else:
         changes = {"path": str(before.run.path / "model"), "revision": None}
@@ -166,7 +166,7 @@ def round_reference(recipe: Recipe, this: Round) -> ReferenceConfig:
     settings, model = recipe.model.reference, recipe.model
     if settings.source in ("path", "adapter_off") or settings_of(recipe).reference == "previous":
         return settings
-    if not isinstance(model.adapter, LoraConfig):
+    if model.adapter.kept == "model":
         return settings.model_copy(update={"source": "path", "path": str(locate(model.path, model.revision))})
     if model.adapter_path is None:
         return settings.model_copy(update={"source": "adapter_off"})

@@ -5,48 +5,39 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunesmith.config import Config
+from tunesmith.models.adapter_config import (
+    METHOD,
+    BitfitConfig,
+    DoraConfig,
+    FreezeConfig,
+    FullConfig,
+    Ia3Config,
+    LoraConfig,
+    LoraFaConfig,
+    NormsConfig,
+    OftConfig,
+    OloraConfig,
+    PissaConfig,
+    RsloraConfig,
+    VeraConfig,
+)
 
-
-class FullConfig(Config):
-    """Train every weight."""
-
-    method: Literal["full"] = Field(default="full", description="What is trained: lora, full or freeze.")
-
-
-class FreezeConfig(Config):
-    """Train some layers and freeze the rest."""
-
-    method: Literal["freeze"] = Field(default="freeze", description="What is trained: lora, full or freeze.")
-    first: Annotated[int, Field(ge=0)] = Field(default=0, description="Train the first n layers.")
-    last: Annotated[int, Field(ge=0)] = Field(default=0, description="Train the last n layers.")
-    names: tuple[str, ...] = Field(default=(), description="Also train parameters whose name contains one of these.")
-
-
-class LoraConfig(Config):
-    """Low-rank adapters (arXiv:2106.09685)."""
-
-    method: Literal["lora"] = Field(default="lora", description="What is trained: lora, full or freeze.")
-    rank: Annotated[int, Field(ge=1, le=4096)] = Field(default=16, description="Rank r of the update.")
-    alpha: Annotated[float, Field(gt=0)] = Field(
-        default=32.0, description="Scale: alpha/r, or alpha/sqrt(r) with rslora."
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout on the adapter's input.")
-    targets: tuple[str, ...] = Field(
-        default=("all",), description="Module names to adapt; all means every linear layer but the head."
-    )
-    last: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Adapt the last n layers only, and leave those below as they are; 0: all layers."
-    )
-    rslora: bool = Field(default=False, description="Rank-stabilised scale (arXiv:2312.03732).")
-    modules_to_save: tuple[str, ...] = Field(
-        default=(), description="Modules trained in full and saved with the adapter."
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Type of the adapter's master weights."
-    )
-
-
-Adapter = Annotated[LoraConfig | FullConfig | FreezeConfig, Field(discriminator="method")]
+Adapter = Annotated[
+    LoraConfig
+    | RsloraConfig
+    | DoraConfig
+    | PissaConfig
+    | OloraConfig
+    | LoraFaConfig
+    | Ia3Config
+    | VeraConfig
+    | OftConfig
+    | FullConfig
+    | FreezeConfig
+    | BitfitConfig
+    | NormsConfig,
+    Field(discriminator="method"),
+]
 
 
 class ReferenceConfig(Config):
@@ -81,7 +72,7 @@ class ModelConfig(Config):
     attention: Literal["auto", "ragged", "dense"] = Field(
         default="auto", description="ragged never multiplies across segments; dense is the masked reference."
     )
-    adapter: Adapter = Field(default=LoraConfig(), description="What is trained: lora, full or freeze.")
+    adapter: Adapter = Field(default=LoraConfig(), description=METHOD)
     adapter_path: str | None = Field(default=None, description="Continue from this PEFT adapter folder.")
     reference: ReferenceConfig = Field(
         default=ReferenceConfig(), description="What preference losses compare with; other objectives have none."

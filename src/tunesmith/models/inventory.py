@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.models.config import Adapter, FreezeConfig, FullConfig, LoraConfig
+from tunesmith.models.adapter_config import AdapterConfig, FullConfig, NamedConfig, TargetedConfig
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.safety import read_config
 
@@ -153,34 +153,42 @@ def is_linear(name: str, info: TensorInfo) -> bool:
     return len(info.shape) == 2 and name.endswith(".weight") and LAYER.search(name) is not None
 
 
-def trainable(inventory: Inventory, adapter: Adapter, adapter_folder: Path | None = None) -> Trainable:
+def trainable(inventory: Inventory, adapter: AdapterConfig, adapter_folder: Path | None = None) -> Trainable:
     """Parameters that `adapter` trains; an adapter that is continued is counted from its own file."""
     if adapter_folder is not None:
-        stored = read_header(adapter_folder / ADAPTER_FILE)
+        held = read_header(adapter_folder / ADAPTER_FILE)
+        stored = {name: info for name, info in held.items() if not any(part in name for part in adapter.frozen_keys)}
         return Trainable(sum(info.numel for info in stored.values()), 0, _lowest(stored), False)
-    if isinstance(adapter, LoraConfig):
-        return _lora(inventory, adapter)
-    if isinstance(adapter, FullConfig):
-        return Trainable(0, inventory.total, 0, True)
-    return _freeze(inventory, adapter)
+    if isinstance(adapter, TargetedConfig):
+        return _targeted(inventory, adapter)
+    assert isinstance(adapter, NamedConfig), "every method changes linear layers or trains weights by name"
+    return _named(inventory, adapter)
 
 
-def _lora(inventory: Inventory, adapter: LoraConfig) -> Trainable:
-    targeted = [name for name, info in inventory.tensors.items() if _is_target(name, info, adapter.targets)]
-    if adapter.last:
-        first = inventory.layers - adapter.last
-        targeted = [name for name in targeted if (match := LAYER.search(name)) and int(match[1]) >= first]
-    pairs = sum(adapter.rank * sum(inventory.tensors[name].shape) for name in targeted)
+def _targeted(inventory: Inventory, adapter: TargetedConfig) -> Trainable:
+    targeted = targets_of(inventory, adapter)
+    beside = sum(adapter.count(name, *shape) for name, shape in targeted.items())
     saved = [name for name in inventory.tensors if _is_module(name, adapter.modules_to_save)]
     saved += [name for name in inventory.value_head if name not in saved]
     copies = sum(inventory.tensors[name].numel for name in saved)
     tied_head = not inventory.outputs and (any(map(HEAD.search, saved)) or "lm_head" in adapter.modules_to_save)
     if tied_head and not any(map(HEAD.search, saved)):
         copies += inventory.head
-    return Trainable(pairs, copies, _lowest([*targeted, *saved]), tied_head)
+    return Trainable(beside, copies, _lowest([*targeted, *saved]), tied_head)
 
 
-def _is_target(name: str, info: TensorInfo, targets: tuple[str, ...]) -> bool:
+def targets_of(inventory: Inventory, adapter: TargetedConfig) -> dict[str, tuple[int, int]]:
+    """Names and shapes (outputs, inputs) of the weights that the adapter changes."""
+    targeted = [name for name, info in inventory.tensors.items() if is_target(name, info, adapter.targets)]
+    if adapter.last:
+        first = inventory.layers - adapter.last
+        targeted = [name for name in targeted if (match := LAYER.search(name)) and int(match[1]) >= first]
+    shapes = {name: inventory.tensors[name].shape for name in targeted}
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
+
+def is_target(name: str, info: TensorInfo, targets: tuple[str, ...]) -> bool:
+    """Whether the tensor is the weight matrix of a module that is meant."""
     if len(info.shape) != 2 or not name.endswith(".weight"):
         return False
     return is_linear(name, info) if targets == ("all",) else _is_module(name, targets)
@@ -191,13 +199,14 @@ def _is_module(name: str, modules: tuple[str, ...]) -> bool:
     return any(module == wanted or module.endswith(f".{wanted}") for wanted in modules)
 
 
-def _freeze(inventory: Inventory, adapter: FreezeConfig) -> Trainable:
+def _named(inventory: Inventory, adapter: NamedConfig) -> Trainable:
+    if isinstance(adapter, FullConfig):
+        return Trainable(0, inventory.total, 0, True)
     chosen = []
     for name in inventory.tensors:
         match = LAYER.search(name)
         layer = int(match[1]) if match else None
-        by_depth = layer is not None and (layer < adapter.first or layer >= inventory.layers - adapter.last)
-        if by_depth or name in inventory.value_head or any(part in name for part in adapter.names):
+        if name in inventory.value_head or adapter.trains(name, layer, inventory.layers):
             chosen.append(name)
     count = sum(inventory.tensors[name].numel for name in chosen)
     return Trainable(0, count, _lowest(chosen), any(HEAD.search(name) for name in chosen))

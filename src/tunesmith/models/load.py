@@ -51,7 +51,7 @@ def load_model(folder: Path, settings: ModelConfig, device: torch.device | str =
     """
     base = load_base(folder, settings, device, outputs)
     if settings.adapter_path is not None:
-        return load_adapter(base, locate(settings.adapter_path)).to(device)
+        return load_adapter(base, locate(settings.adapter_path), settings.adapter).to(device)
     return attach(base, settings.adapter).to(device)
 
 

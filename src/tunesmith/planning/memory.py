@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from tunesmith.models.config import Adapter, LoraConfig
-from tunesmith.models.inventory import Inventory, Trainable
+from tunesmith.models.adapter_config import (
+    AdapterConfig,
+    LoraConfig,
+    LoraFaConfig,
+    LowRankConfig,
+    RsloraConfig,
+    TargetedConfig,
+)
+from tunesmith.models.inventory import Inventory, Trainable, targets_of
 from tunesmith.models.policy import Checkpointing
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
@@ -24,6 +31,7 @@ NORMS = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4}
 NORMED_QUERIES = frozenset(["qwen3", "gemma3", "gemma3_text", "olmo2"])
 WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # layers of models/layer
 NORMED_AFTERWARDS = frozenset(["olmo2"])
+PLAIN = (LoraConfig, RsloraConfig, LoraFaConfig)  # W + s B A as the written-out layers compute it
 NOTHING = Checkpointing()
 
 
@@ -91,18 +99,19 @@ def compute_type(inventory: Inventory, wanted: str) -> str:
 
 
 def estimate(
-    inventory: Inventory, trained: Trainable, adapter: Adapter, load: Load, chosen: Checkpointing = NOTHING
+    inventory: Inventory, trained: Trainable, adapter: AdapterConfig, load: Load, chosen: Checkpointing = NOTHING
 ) -> Memory:
     """Peak of training with AdamW: fp32 gradients and moments, and fp32 masters of what is trained below fp32."""
     width = WIDTH.get(load.dtype, 2)
-    adapter_width = 2 if isinstance(adapter, LoraConfig) and adapter.dtype == "bfloat16" and width == 2 else 4
+    narrow = isinstance(adapter, TargetedConfig) and not adapter.wide and width == 2
+    adapter_width = 2 if narrow else 4
     masters = 4 * (trained.base if width < 4 else 0) + 4 * (trained.adapters if adapter_width < 4 else 0)
     sizes = activation_sizes(inventory, trained, adapter, load)
     activations = sizes.total(load.tokens, chosen)
     copies = trained.base if trained.adapters else 0  # modules trained in full beside an adapter
     return Memory(
         weights=width * (inventory.total + copies),
-        adapters=adapter_width * trained.adapters,
+        adapters=adapter_width * (trained.adapters + frozen_beside(inventory, adapter)),
         gradients=gradient_bytes(inventory, trained, width, load, activations),
         optimizer=8 * trained.total + masters,
         activations=activations,
@@ -111,12 +120,11 @@ def estimate(
     )
 
 
-def activation_sizes(inventory: Inventory, trained: Trainable, adapter: Adapter, load: Load) -> Sizes:
+def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterConfig, load: Load) -> Sizes:
     """What layers keep for the backward pass, and what passes through one of them."""
     width = WIDTH.get(load.dtype, 2)
-    drops = isinstance(adapter, LoraConfig) and adapter.dropout > 0
     wide = 2 * width * inventory.intermediate
-    if inventory.model_type in WRITTEN_OUT and not load.dense and not drops:
+    if inventory.model_type in WRITTEN_OUT and not load.dense and is_written_out(adapter):
         kept = width * float(values_kept(inventory, adapter))
         passing = width * float(values_passing(inventory))
         dropped = float(wide)
@@ -139,7 +147,28 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: Adapter,
     )
 
 
-def values_kept(inventory: Inventory, adapter: Adapter) -> int:
+def is_written_out(adapter: AdapterConfig) -> bool:
+    """Whether the layers of models/layer compute such an adapter themselves."""
+    return not adapter.drops and (not isinstance(adapter, TargetedConfig) or type(adapter) in PLAIN)
+
+
+def kept_beside(inventory: Inventory, adapter: TargetedConfig) -> float:
+    """Numbers per token and layer that the adapter keeps, the mean over the layers with one."""
+    if type(adapter) in PLAIN and isinstance(adapter, LowRankConfig):
+        return 7 * adapter.rank
+    found = targets_of(inventory, adapter)
+    layers = adapter.last or inventory.layers
+    return sum(adapter.kept_for(name, *shape) for name, shape in found.items()) / max(1, min(layers, inventory.layers))
+
+
+def frozen_beside(inventory: Inventory, adapter: AdapterConfig) -> int:
+    """Numbers that the adapter holds and does not train."""
+    if not isinstance(adapter, TargetedConfig):
+        return 0
+    return adapter.frozen_beside(list(targets_of(inventory, adapter).values()))
+
+
+def values_kept(inventory: Inventory, adapter: AdapterConfig) -> int:
     """Numbers per token that a layer of models/layer keeps: its output, q k v, mixed values, middle, gate and up."""
     heads = inventory.query + 2 * inventory.key
     kept = 2 * inventory.hidden + heads + inventory.query + 2 * inventory.intermediate
@@ -147,7 +176,7 @@ def values_kept(inventory: Inventory, adapter: Adapter) -> int:
         kept += heads
     if inventory.model_type in NORMED_AFTERWARDS:
         kept += 2 * inventory.hidden
-    return kept + (7 * adapter.rank if isinstance(adapter, LoraConfig) else 0)
+    return kept + (7 * adapter.rank if isinstance(adapter, LowRankConfig) else 0)
 
 
 def values_passing(inventory: Inventory) -> int:
@@ -156,7 +185,7 @@ def values_passing(inventory: Inventory) -> int:
     return 4 * heads + 2 * inventory.query + 7 * inventory.hidden + 6 * inventory.intermediate
 
 
-def plain_kept(inventory: Inventory, adapter: Adapter, load: Load, width: int) -> float:
+def plain_kept(inventory: Inventory, adapter: AdapterConfig, load: Load, width: int) -> float:
     """Bytes per token that modules of transformers keep around ragged attention and the fast LoRA linear."""
     kept = 4.0 * NORMS.get(inventory.model_type, 2) * inventory.hidden  # the input of a norm, in fp32
     if inventory.model_type in NORMED_QUERIES:
@@ -164,8 +193,8 @@ def plain_kept(inventory: Inventory, adapter: Adapter, load: Load, width: int) -
     kept += 2 * width * inventory.hidden  # inputs of the attention's and the MLP's first projections
     kept += 2 * width * (inventory.query + inventory.key)  # queries, keys, values and the output of attention
     kept += 4 * width * inventory.intermediate  # gate, silu(gate), up, their product
-    if isinstance(adapter, LoraConfig):
-        kept += 7 * width * adapter.rank
+    if isinstance(adapter, TargetedConfig):
+        kept += width * kept_beside(inventory, adapter)
     else:
         kept += 2 * width * inventory.hidden  # a trained norm keeps its input as well
     if load.dense:

@@ -11,8 +11,8 @@ from typing import Any
 
 from tunesmith.configuring.catalogue import plain
 from tunesmith.errors import Diagnostic, Fix, Where
-from tunesmith.models.config import LoraConfig
 from tunesmith.models.inventory import Inventory, trainable
+from tunesmith.planning.adapters import adapter_problems
 from tunesmith.planning.counting import Counted
 from tunesmith.planning.judged import label_problems, rating_problems
 from tunesmith.planning.machine import Machine
@@ -23,8 +23,6 @@ from tunesmith.recipe import Recipe
 
 FEW_STEPS = 20
 ENOUGH_STEPS = 60
-LORA_RATES = (2e-5, 2e-3)
-LOWEST_FULL_RATE = 1e-6
 OVERLONG = 0.01  # share of records from which it is worth a word
 SMALLEST_LENGTH = 128
 TOLERANCE = 0.15  # of the measured peak around the planned one
@@ -56,7 +54,8 @@ class Facts:
 def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
     rules = (_trunk, _policy, _in_backward, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
-    return (*facts.counted.doubts, *_memory(facts, peak_of), *(problem for rule in rules for problem in rule(facts)))
+    first = (*facts.counted.doubts, *adapter_problems(facts.recipe, facts.inventory), *_memory(facts, peak_of))
+    return (*first, *(problem for rule in rules for problem in rule(facts)))
 
 
 def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnostic]:
@@ -88,7 +87,7 @@ def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     while size >= SMALLEST_LENGTH:
         yield {"train.microbatch_tokens": size}
         size //= 2
-    if not isinstance(recipe.model.adapter, LoraConfig):
+    if recipe.model.adapter.kept == "model":
         yield {"model.adapter": "lora", "train.optimizer.lr": 2e-4}
     if recipe.model.dtype == "float32":
         yield {"model.dtype": "bfloat16"}
@@ -188,21 +187,17 @@ def _few_steps(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _rate(facts: Facts) -> Iterator[Diagnostic]:
-    rate = facts.recipe.train.optimizer.lr
-    if isinstance(facts.recipe.model.adapter, LoraConfig):
-        low, high, usual, proposed = *LORA_RATES, "1e-4 to 5e-4", 2e-4
-    else:
-        low, high, usual, proposed = LOWEST_FULL_RATE, math.inf, "1e-5 to 5e-5", 2e-5
+    rate, adapter = facts.recipe.train.optimizer.lr, facts.recipe.model.adapter
+    (low, high), (usual, proposed) = adapter.rates, adapter.usual_rate
     if low <= rate <= high:
         return
     word = "low: the model will hardly change" if rate < low else "high: the loss may diverge"
-    method = facts.recipe.model.adapter.method
     yield Diagnostic(
         "W183",
         f"a learning rate of {rate:g} is {word}",
         "warning",
         Where(field="train.optimizer.lr"),
-        (f"usual for {method}: {usual}",),
+        (f"usual for {adapter.word}: {usual}",),
         (Fix(f"train.optimizer.lr={proposed:g}", {"train.optimizer.lr": proposed}),),
     )
 

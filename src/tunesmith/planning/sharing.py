@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.models.config import LoraConfig
 from tunesmith.models.safety import read_config
 from tunesmith.recipe import Recipe
 
@@ -16,8 +15,7 @@ def shares_prefixes(recipe: Recipe, folder: Path) -> bool:
 
     Losses that compare log-probabilities switch the model's dropout off.
     """
-    adapter = recipe.model.adapter
-    noisy = recipe.train.neftune_alpha > 0 or (isinstance(adapter, LoraConfig) and adapter.dropout > 0)
+    noisy = recipe.train.neftune_alpha > 0 or recipe.model.adapter.drops > 0
     if noisy or not recipe.data.share_prefixes:
         return False
     config, _ = read_config(folder)

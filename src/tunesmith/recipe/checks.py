@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.configuring.catalogue import plain
 from tunesmith.configuring.layers import DEFAULT, RANK, Origin
 from tunesmith.errors import Diagnostic, Fix, Where
-from tunesmith.models.config import FreezeConfig, FullConfig, LoraConfig
+from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConfig, TargetedConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.settings import Recipe
@@ -53,6 +53,9 @@ def _products(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     if recipe.model.base_products != "exact" and isinstance(recipe.model.adapter, FullConfig):
         message = f"products of frozen weights in {recipe.model.base_products}, and every weight is trained"
         yield Clash(message, fields, {"model.base_products": "exact"})
+    elif recipe.model.base_products != "exact" and recipe.model.adapter.reads_weights:
+        message = f"{recipe.model.adapter.title} reads the frozen weights themselves, not their products in 8 bits"
+        yield Clash(message, fields, {"model.base_products": "exact"}, "E315")
 
 
 def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
@@ -92,16 +95,18 @@ def _adapter(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     if isinstance(adapter, FreezeConfig) and not (adapter.first or adapter.last or adapter.names):
         message = "everything is frozen: first, last and names are empty"
         yield Clash(message, ("model.adapter.last", "model.adapter.first", method), {"model.adapter.last": 2})
-    if recipe.model.adapter_path is not None and not isinstance(adapter, LoraConfig):
+    if recipe.model.adapter_path is not None and adapter.kept == "model":
         message = f"an adapter folder is given, but the method is {adapter.method}"
         yield Clash(message, ("model.adapter_path", method), {method: "lora"})
-    if isinstance(adapter, LoraConfig) and not adapter.targets and not adapter.modules_to_save:
+    if isinstance(adapter, TargetedConfig) and not adapter.targets and not adapter.modules_to_save:
         yield Clash("no module is adapted", ("model.adapter.targets", method), {"model.adapter.targets": ["all"]})
+    if isinstance(adapter, RsloraConfig) and not adapter.rslora:
+        yield Clash("the method is rslora, and rslora is off", ("model.adapter.rslora", method), {method: "lora"})
 
 
 def _rates(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     adapter, optimizer = recipe.model.adapter, recipe.train.optimizer
-    saved = recipe.task.reads == "values" or (isinstance(adapter, LoraConfig) and adapter.modules_to_save)
+    saved = recipe.task.reads == "values" or adapter.saved
     rate = "train.optimizer.lr_new_layers"
     if optimizer.lr_new_layers is not None and not saved:
         message = f"a rate of {optimizer.lr_new_layers:g} for new layers, but there are none"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tunesmith.configuring.layers import DEFAULT, Origin
 from tunesmith.data.config import DataConfig
-from tunesmith.models.config import LoraConfig
+from tunesmith.models.adapter_config import LowRankConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.settings import Recipe
 
@@ -36,8 +36,7 @@ def no_noise(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     """Policy and reference are compared: neither may be disturbed by chance."""
     if recipe.objective.kind in ("sequence", "label") or recipe.objective.reads == "values":
         return
-    adapter = recipe.model.adapter
-    if isinstance(adapter, LoraConfig) and adapter.dropout > 0:
+    if recipe.model.adapter.drops > 0:
         message = f"{recipe.objective.title} compares log-probabilities: dropout would make them random"
         yield Clash(message, ("model.adapter.dropout", "objective.name"), {"model.adapter.dropout": 0.0})
     if recipe.train.neftune_alpha > 0:
@@ -59,8 +58,7 @@ def reference(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     if settings.source in ("start", "adapter_off") and settings.path is not None:
         message = f"the reference is {settings.source} and also a path"
         yield Clash(message, ("model.reference.path", key), {"model.reference.path": None})
-    lora = isinstance(recipe.model.adapter, LoraConfig)
-    if settings.source == "adapter_off" and not lora:
+    if settings.source == "adapter_off" and recipe.model.adapter.kept == "model":
         yield Clash("there is no adapter to switch off", (key, "model.adapter.method"), {key: "start"})
     yield from _moving(recipe)
 
@@ -73,7 +71,7 @@ def _moving(recipe: Recipe) -> Iterator[Clash]:
     if settings.source in ("adapter_off", "path") or settings.path is not None:
         message = "only the model as loaded can move towards the policy"
         yield Clash(message, (every, "model.reference.source"), {"model.reference.source": "start"})
-    if isinstance(recipe.model.adapter, LoraConfig) and settings.update_mix is not None and settings.update_mix < 1:
+    if isinstance(recipe.model.adapter, LowRankConfig) and settings.update_mix is not None and settings.update_mix < 1:
         message = (
             f"a mixture of two LoRA adapters is no LoRA adapter of the same rank: update_mix {settings.update_mix:g}"
         )

@@ -24,7 +24,6 @@ from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.adapters import trainable
 from tunesmith.models.base_products import use_products
 from tunesmith.models.checkpointing import checkpoint_layers
-from tunesmith.models.config import LoraConfig
 from tunesmith.models.forward import base_model
 from tunesmith.models.heads import head_modules
 from tunesmith.models.load import PROVEN, load_model
@@ -115,9 +114,7 @@ def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any]
 
 def new_layers(recipe: Recipe, model: nn.Module) -> tuple[str, ...]:
     """Modules that may learn at a rate of their own: those trained in full beside an adapter, and heads of values."""
-    adapter = recipe.model.adapter
-    saved = adapter.modules_to_save if isinstance(adapter, LoraConfig) else ()
-    return (*saved, *(name.rpartition(".")[2] for name in head_modules(base_model(model))))
+    return (*recipe.model.adapter.saved, *(name.rpartition(".")[2] for name in head_modules(base_model(model))))
 
 
 def first_answer(example: Example) -> Example:

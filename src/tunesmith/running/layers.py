@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from torch import nn
 
 from tunesmith.errors import Diagnostic, Fix
-from tunesmith.models.config import LoraConfig
 from tunesmith.models.layer.use import Use, use_of
 from tunesmith.recipe import Recipe
 from tunesmith.running.build import Context
@@ -43,5 +42,5 @@ def fixes_of(recipe: Recipe, use: Use) -> Iterator[Fix]:
         yield Fix("model.attention=auto", {"model.attention": "auto"}, effect="the same numbers up to rounding")
     if "attention probabilities are dropped" in reasons:
         yield Fix("set attention_dropout to 0 in the model's config.json", effect="trains without this noise")
-    if isinstance(adapter, LoraConfig) and adapter.dropout > 0:
+    if adapter.drops > 0:
         yield Fix("model.adapter.dropout=0", {"model.adapter.dropout": 0.0}, effect="trains without this noise")

@@ -19,7 +19,7 @@ from tunesmith.data.mismatch import Mismatch
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.models.config import LoraConfig, ModelConfig
+from tunesmith.models.config import ModelConfig
 from tunesmith.models.content import content_hash
 from tunesmith.models.load import load_base
 from tunesmith.models.locate import locate
@@ -58,7 +58,7 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
         settings.source == "adapter_off" or (new_adapter and not settings.update_every)
     ):
         return Referee(AdapterOff(model), f"base {content_hash(base)}", new_adapter, False)
-    if isinstance(recipe.model.adapter, LoraConfig) or settings.update_every:
+    if recipe.model.adapter.kept == "adapter" or settings.update_every:
         return Referee(StartWeights(model), key, True, False)
     return Referee(OtherModel(model), key, True, True)
 
@@ -106,7 +106,7 @@ def mixture(recipe: Recipe) -> float:
     given = recipe.model.reference.update_mix
     if given is not None:
         return given
-    return 1.0 if isinstance(recipe.model.adapter, LoraConfig) else 0.6
+    return 1.0 if recipe.model.adapter.kept == "adapter" else 0.6
 
 
 def fill(streams: Streams, microbatches: Microbatches, mesh: Mesh, progress: Progress | None) -> None:

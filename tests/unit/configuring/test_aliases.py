@@ -22,7 +22,11 @@ def test_catalogue_has_type_default_range_and_text_of_every_key():
     known = catalogue(stored_schema())
     assert {"model.adapter.rank", "data.train.N.weight", "train.schedule.warmup", "run.report_to"} <= known.keys()
     rank = known["model.adapter.rank"]
-    assert (rank.type, rank.default, rank.allowed, rank.variant) == ("integer", "16", "from 1 to 4096", "lora")
+    assert (rank.type, rank.default) == ("integer", "16; vera 256")
+    assert rank.allowed == "from 1 to 4096 | from 1 to 16,384"
+    plain = rank.of("lora")
+    assert plain is not None
+    assert (plain.default, plain.allowed, plain.variant) == ("16", "from 1 to 4096", "lora")
     assert known["train.optimizer.lr"].allowed == "above 0, at most 10"
     assert known["train.steps"].default == "empty"
     assert [key for key, setting in known.items() if not setting.text] == []

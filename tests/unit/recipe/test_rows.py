@@ -157,7 +157,8 @@ def test_k03_the_line_of_the_file_and_the_meaning_are_shown(tmp_path):
 
 def test_k03_an_unknown_method_offers_the_nearest(tmp_path):
     error = refused(tmp_path, "model:\n  adapter: lra\n")
-    assert "lora | full | freeze" in error.diagnostic.message
+    assert "words lora | rslora | dora" in error.diagnostic.message
+    assert "full | freeze" in error.diagnostic.message
     assert error.diagnostic.fixes[0].set == {"model.adapter.method": "lora"}
 
 
@@ -322,7 +323,7 @@ def test_k01_a_key_of_another_objective_names_the_objectives_that_have_it(tmp_pa
     assert "did you mean objective.center" not in str(error.diagnostic)
     assert "rank has it" not in str(error.diagnostic)
     error = refused(tmp_path, "model: {adapter: {method: full, rank: 4}}\n")
-    assert "model.adapter=full has no key rank; lora has it" in error.diagnostic.message
+    assert "model.adapter=full has no key rank; lora, rslora, dora," in error.diagnostic.message
 
 
 def test_k03_range_and_meaning_are_those_of_the_chosen_objective(tmp_path):

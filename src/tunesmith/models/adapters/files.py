@@ -1,0 +1,145 @@
+"""Adapter folders in PEFT's format, written as PEFT reads them and read strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from tunesmith.errors import Fix, ModelError, Where
+from tunesmith.models.adapter_config import AdapterConfig
+from tunesmith.models.adapters.base import Files, wrap
+from tunesmith.models.adapters.registry import method_of
+from tunesmith.models.adapters.spectral import as_plain, begins_with_weights, plain_tensors
+from tunesmith.models.heads import head_modules
+from tunesmith.models.kinds import kind_of, kind_wanted
+
+VOCABULARY_HEAD = ".lm_head.weight"
+OTHER_BASES = ("corda", "loftq", "lora_ga", "mica")  # beginnings of LoRA whose base is not the model as it is stored
+
+
+def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+    """Write PEFT's `adapter_config.json` and `adapter_model.safetensors`; `base` is recorded as the base model.
+
+    What began with a part of the weights is written as plain LoRA of twice the rank, against the original model.
+    """
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    (name,) = model.peft_config
+    if begins_with_weights(model.peft_config[name]):
+        tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        tensors = {key: tensor.contiguous() for key, tensor in plain_tensors(model, tensors, name).items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        plain = as_plain(model.peft_config[name])
+        plain.inference_mode = True
+        plain.save_pretrained(str(folder))
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig | None = None) -> PeftModel:
+    """Attach a PEFT folder, trainable; every key of the file must find its place and the other way round.
+
+    `settings` is the method that goes on from it. Raises ModelError E313 when the folder holds another method's.
+    """
+    config = read_adapter_config(folder)
+    if settings is not None:
+        check_continues(settings, config, folder)
+    fresh = add_head(config, model)
+    base, config.base_model_name_or_path = config.base_model_name_or_path, None
+    wrapped = wrap(model, config)
+    config.base_model_name_or_path = base
+    tensors = read_adapter_tensors(folder)
+    expected = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    if fresh:
+        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(VOCABULARY_HEAD)}
+        tensors = kept | {name: tensor for name, tensor in expected.items() if fresh & set(name.split("."))}
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    shapes = [
+        f"{name}: file {tuple(tensors[name].shape)}, model {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ModelError(
+            "E092",
+            f"the adapter does not fit the model: {len(missing)} tensors missing, {len(unexpected)} unknown, "
+            f"{len(shapes)} of another shape",
+            where=Where(file=str(folder / "adapter_model.safetensors")),
+            evidence=[
+                *(f"missing {name}" for name in missing[:7]),
+                *(f"unknown {name}" for name in unexpected[:7]),
+                *shapes[:6],
+            ],
+            fixes=[f"load it on the model it was trained from: {base}"],
+        )
+    peft.set_peft_model_state_dict(wrapped, tensors)
+    if settings is not None and (ready := method_of(settings).goes_on) is not None:
+        ready(wrapped)
+    return wrapped
+
+
+def check_continues(settings: AdapterConfig, config: Files, folder: Path) -> None:
+    """ModelError E313 when the method cannot go on from an adapter of these settings."""
+    found = kind_of(config.to_dict())
+    if found == kind_wanted(settings):
+        return
+    raise ModelError(
+        "E313",
+        f"model.adapter.method is {settings.word}, and the folder holds an adapter of {found}",
+        where=Where(str(folder), field="model.adapter.method"),
+        fixes=[Fix(f"model.adapter.method={found}", {"model.adapter.method": found})],
+    )
+
+
+def add_head(config: Files, model: PreTrainedModel) -> set[str]:
+    """Give a language model's adapter the model's new head to train; returns the head's modules, if it is new to it."""
+    head = {name.rsplit(".", 1)[-1] for name in head_modules(model)}
+    if not head or config.task_type == "SEQ_CLS":
+        return set()
+    config.task_type = "SEQ_CLS"
+    config.modules_to_save = [*(name for name in config.modules_to_save or () if name != "lm_head"), *sorted(head)]
+    return head
+
+
+def read_adapter_config(folder: Path) -> Files:
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        raise ModelError(
+            "E093", f"not a PEFT adapter folder: {error}", where=Where(file=str(folder / "adapter_config.json"))
+        ) from error
+    if not isinstance(config, Files):
+        raise not_supported(f"type {config.peft_type}", folder)
+    begins = config.init_lora_weights if isinstance(config, peft.LoraConfig) else True
+    if isinstance(begins, str) and begins.startswith(OTHER_BASES):
+        raise not_supported(f"LoRA that began with {begins}", folder)
+    config.inference_mode = False
+    return config
+
+
+def not_supported(kind: str, folder: Path) -> ModelError:
+    return ModelError(
+        "E094",
+        f"adapters of {kind} are not supported",
+        where=Where(file=str(folder)),
+        fixes=["use an adapter of LoRA, DoRA, (IA)³, VeRA or OFT"],
+    )
+
+
+def read_adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "adapter_model.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            "E093",
+            f"the adapter's weights cannot be read: {error}",
+            where=Where(file=str(path)),
+            fixes=["save the adapter as safetensors; pickle files are never read"],
+        ) from error

@@ -1,0 +1,80 @@
+"""An adapter becomes part of the weights, formed in fp32 and cast once."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.errors import ModelError
+from tunesmith.models.dora import ExactDora, gain_of
+from tunesmith.models.lora import FastLoraLinear
+
+
+def merge(model: PeftModel) -> PreTrainedModel:
+    """The plain model with W + s BA formed in fp32 and cast once; the adapter wrapper is gone afterwards.
+
+    Raises ModelError E095 when a merged weight is not finite, E314 for an adapter that is no change of weights.
+    """
+    if not isinstance(model.base_model, BaseTuner):
+        kind = next(iter(model.peft_config.values())).peft_type
+        raise ModelError(
+            "E314",
+            f"an adapter of the type {kind} changes no weights: it cannot be merged",
+            fixes=["use the adapter as it is: every command takes the run"],
+        )
+    for module in model.modules():
+        if isinstance(module, FastLoraLinear) and is_ours(module):
+            merge_layer(module)
+        elif isinstance(module, BaseTunerLayer):
+            merge_in_fp32(module)
+    merged = model.base_model.unload()  # pyright: ignore[reportCallIssue]
+    assert isinstance(merged, PreTrainedModel)
+    return merged
+
+
+def is_ours(layer: FastLoraLinear) -> bool:
+    """Whether every adapter of the layer is one that `merged_weight` forms."""
+    known = all(isinstance(variant, ExactDora) for variant in layer.lora_variant.values())
+    return known and not any(layer.lora_bias.values()) and (not layer.lora_variant or len(layer.lora_A) == 1)
+
+
+@torch.no_grad()
+def merge_layer(layer: FastLoraLinear) -> None:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, Tensor)
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            total = merged_weight(layer, name, weight)
+            check_finite(total)
+            weight.copy_(total.to(weight.dtype))
+
+
+def merged_weight(layer: FastLoraLinear, name: str, weight: Tensor) -> Tensor:
+    """W + s B A in fp32; with DoRA each row brought to its learned length."""
+    a, b = layer.factors(name)
+    total = weight.float() + layer.scaling[name] * (b.float() @ a.float())
+    return gain_of(layer, name)[:, None] * total if name in layer.lora_variant else total
+
+
+@torch.no_grad()
+def merge_in_fp32(layer: BaseTunerLayer) -> None:
+    """PEFT's own merge, on weights that are fp32 for that long."""
+    held = dict(layer.get_base_layer().named_parameters())
+    kinds = {name: parameter.dtype for name, parameter in held.items()}
+    for parameter in held.values():
+        parameter.data = parameter.data.float()
+    try:
+        layer.merge(safe_merge=True)
+    except ValueError as error:  # what PEFT raises for its own kinds of adapter
+        raise ModelError("E095", f"the merged weights are not finite: {error}") from error
+    for name, parameter in layer.get_base_layer().named_parameters():
+        check_finite(parameter)
+        parameter.data = parameter.data.to(kinds[name])
+
+
+def check_finite(total: Tensor) -> None:
+    if not torch.isfinite(total).all():
+        raise ModelError("E095", "the merged weights are not finite: the adapter holds NaN or Inf")

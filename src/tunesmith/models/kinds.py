@@ -1,0 +1,27 @@
+"""Which method an adapter folder belongs to, told from its settings without a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunesmith.models.adapter_config import AdapterConfig
+from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
+
+PLAIN = ("lora", "rslora", "lora_fa", "pissa", "olora")  # methods whose folders hold plain LoRA
+
+
+def kind_of_folder(folder: Path) -> str | None:
+    """The method that goes on from the folder; None where there are no settings of an adapter."""
+    path = folder / ADAPTER_CONFIG
+    return kind_of(read_json_object(path)) if path.is_file() else None
+
+
+def kind_of(settings: dict) -> str:
+    """Of an `adapter_config.json`."""
+    kind = str(settings.get("peft_type")).rpartition(".")[2].lower()
+    return "dora" if kind == "lora" and settings.get("use_dora") else kind
+
+
+def kind_wanted(settings: AdapterConfig) -> str:
+    """The kind of folder that a method goes on from."""
+    return "lora" if settings.word in PLAIN else settings.word
