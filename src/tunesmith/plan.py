@@ -283,8 +283,9 @@ def plan_memory(
     """Peak memory, and what is formed again: as asked, or with `auto` what is cheapest in time and fits."""
     adapter, trained = recipe.model.adapter, trainable_of(recipe, inventory)
     dtype = planned_type(recipe, inventory, machine)
-    at_once = recipe.train.optimizer.in_backward and steps.most == 1
-    load = Load(steps.largest, steps.longest, dtype, machine.device, recipe.model.attention == "dense", at_once)
+    optimizer, is_dense = recipe.train.optimizer, recipe.model.attention == "dense"
+    at_once = optimizer.in_backward and steps.most == 1
+    load = Load(steps.largest, steps.longest, dtype, machine.device, is_dense, at_once, optimizer)
     trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
     kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
     sizes = activation_sizes(inventory, trained, adapter, load)

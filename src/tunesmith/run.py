@@ -192,6 +192,8 @@ def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) 
         for name, parameter in loop.parts.optimizer.parameters.items():
             parameter.data.copy_(weights[name])
         loop.parts.tracker.event("best_weights", {"step": best.step})
+    else:
+        loop.parts.optimizer.settle()
     if mesh.is_first:
         if recipe.model.base_products != "exact":
             exact_again(loop.parts.model, load_base(inputs.base, recipe.model, mesh.device(), inputs.task.outputs))

@@ -15,6 +15,7 @@ from tunesmith.configuring.shipped import shipped
 from tunesmith.objectives import Objective
 from tunesmith.recipe import load_recipe
 
+TINY = {"galore": ["train.optimizer.rank=8", "train.optimizer.every=2"]}  # for matrices of a tiny model
 RECIPES = sorted(name for name, path in shipped().items() if load_recipe(str(path), [], {}).recipe.online is None)
 
 
@@ -36,6 +37,7 @@ def test_recipe_trains_is_killed_resumes_evaluates_merges_and_reloads(tmp_path, 
     test = write_records(tmp_path / "test.jsonl", objective.kind, 6, seed=1)
     settings = [f"model.path={model}", f"data.train={train}", f"data.eval={test}", "train.steps=3", "train.epochs=1"]
     settings += ["train.sequences_per_step=4", "train.checkpoint.every=1", "run.name=r", "evaluate.max_new_tokens=8"]
+    settings += TINY.get(recipe, [])
     plan = call(tmp_path, "plan", recipe, *settings, "--json")
     assert plan["steps"] == 3
     assert plan["parameters"]["trainable"] > 0

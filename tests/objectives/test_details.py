@@ -34,8 +34,8 @@ from tunesmith.objectives.preference import (
 )
 from tunesmith.objectives.reference_free import cpo, log_odds_ratio, simpo
 from tunesmith.objectives.reward_modeling import bradley_terry, centering, pairwise, plackett_luce, process_reward
-from tunesmith.train.config import OptimizerConfig
 from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.optimizers import AdamW
 from tunesmith.train.step import compute_step
 from tunesmith.types import Context, Scores
 
@@ -309,7 +309,7 @@ def long_answers() -> tuple[np.ndarray, np.ndarray]:
 def test_several_objectives_are_added_each_by_its_own_count():
     objectives = [DPO(), SFT(coefficient=0.2)]
     batches = [batch(DPO(), given(DPO())[:4]), batch(DPO(), given(DPO())[4:])]
-    optimizer = Optimizer(trainable(model := build("llama")), OptimizerConfig())
+    optimizer = Optimizer(trainable(model := build("llama")), AdamW())
     both = compute_step(model, batches, objectives, optimizer, Mesh())
     dpo_alone, sft_alone = step(DPO(), batches), step(SFT(), batches)
     assert both.counts == (dpo_alone.count, sft_alone.count)

@@ -15,8 +15,8 @@ from tunesmith.models.adapters import trainable
 from tunesmith.objectives import DPO, KTO, OBJECTIVES, Objective, RankingReward, Reward
 from tunesmith.objectives.distributional import AOT
 from tunesmith.objectives.preference import IPO, DivergenceDPO, LengthDesensitisedDPO
-from tunesmith.train.config import OptimizerConfig
 from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.optimizers import AdamW
 from tunesmith.train.step import compute_step
 from tunesmith.types import Batch, Context, Kind, Scores
 
@@ -92,7 +92,7 @@ def test_microbatches_change_neither_loss_nor_gradient(objective, kind, cut):
 def test_a_real_step_gives_the_same(objective, kind):
     made = given(objective, kind)
     batches = [batch(objective, made[:4]), batch(objective, made[4:])]
-    optimizer = Optimizer(trainable(model := build("llama")), OptimizerConfig())
+    optimizer = Optimizer(trainable(model := build("llama")), AdamW())
     real = compute_step(model, batches, [objective], optimizer, Mesh(), memory=MEMORY)
     ours = step(objective, batches, MEMORY)
     assert real.counts == (ours.count,)

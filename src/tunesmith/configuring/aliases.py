@@ -17,6 +17,8 @@ def normal(word: str) -> str:
 
 
 _LR = Alias("train.optimizer.lr")
+_OPTIM = Alias("train.optimizer.name", "adamw, adamw8bit, sgd, lion, adafactor, muon, schedule_free, galore or apollo")
+_RATIO = Alias("train.optimizer.lr_ratio_b", "how many times as fast as A the factor B learns")
 _LENGTH = Alias("data.max_length")
 _STEP = "batch size x accumulation x devices; how a step is split into microbatches never changes the result"
 _BATCH = Alias("train.sequences_per_step", _STEP)
@@ -57,8 +59,13 @@ ALIASES: dict[str, Alias] = {
     "lr": _LR,
     "peak_lr": _LR,
     "embedding_learning_rate": Alias("train.optimizer.lr_new_layers"),
-    "optim": Alias("train.optimizer.name", "adamw"),
-    "optimizer_name": Alias("train.optimizer.name", "adamw"),
+    "optim": _OPTIM,
+    "optimizer_name": _OPTIM,
+    "loraplus_lr_ratio": _RATIO,
+    "lora_plus_ratio": _RATIO,
+    "optim_args": Alias("train.optimizer", "its settings stand beside its name, for example rank and every"),
+    "galore_rank": Alias("train.optimizer.rank", "with train.optimizer.name: galore"),
+    "momentum": Alias("train.optimizer.momentum", "with train.optimizer.name: sgd or muon"),
     "adam_beta1": Alias("train.optimizer.beta1"),
     "adam_beta2": Alias("train.optimizer.beta2"),
     "adam_epsilon": Alias("train.optimizer.eps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.models.adapter_config import AdapterConfig, FullConfig, NamedConfig, TargetedConfig
+from tunesmith.models.adapter_config import AdapterConfig, LoraConfig, NamedConfig, RsloraConfig, TargetedConfig
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.safety import read_config
 
@@ -73,12 +74,16 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """What one tuning method trains: parameters of adapters, of the base model, and in which layers backward runs."""
+    """What one tuning method trains: parameters of adapters, of the base model, and in which layers backward runs.
+
+    `shapes` are those of every trained tensor by name; a method that does not tell them has none.
+    """
 
     adapters: int
     base: int
     lowest_layer: int
     head: bool
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -158,7 +163,7 @@ def trainable(inventory: Inventory, adapter: AdapterConfig, adapter_folder: Path
     if adapter_folder is not None:
         held = read_header(adapter_folder / ADAPTER_FILE)
         stored = {name: info for name, info in held.items() if not any(part in name for part in adapter.frozen_keys)}
-        return Trainable(sum(info.numel for info in stored.values()), 0, _lowest(stored), False)
+        return Trainable(sum(info.numel for info in stored.values()), 0, _lowest(stored), False, _shapes(stored))
     if isinstance(adapter, TargetedConfig):
         return _targeted(inventory, adapter)
     assert isinstance(adapter, NamedConfig), "every method changes linear layers or trains weights by name"
@@ -172,9 +177,27 @@ def _targeted(inventory: Inventory, adapter: TargetedConfig) -> Trainable:
     saved += [name for name in inventory.value_head if name not in saved]
     copies = sum(inventory.tensors[name].numel for name in saved)
     tied_head = not inventory.outputs and (any(map(HEAD.search, saved)) or "lm_head" in adapter.modules_to_save)
+    shapes = _shapes({name: inventory.tensors[name] for name in saved})
     if tied_head and not any(map(HEAD.search, saved)):
         copies += inventory.head
-    return Trainable(beside, copies, _lowest([*targeted, *saved]), tied_head)
+        shapes["lm_head.weight"] = (inventory.vocabulary, inventory.hidden)
+    pairs = _pairs(adapter, targeted)
+    return Trainable(beside, copies, _lowest([*targeted, *saved]), tied_head, {**shapes, **pairs} if pairs else {})
+
+
+def _pairs(adapter: TargetedConfig, targeted: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of A and B of plain low-rank adapters; of other methods only the count is known beforehand."""
+    if not isinstance(adapter, LoraConfig | RsloraConfig):
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (outputs, inputs) in targeted.items():
+        stem = name.removesuffix(".weight")
+        shapes |= {f"{stem}.lora_A.weight": (adapter.rank, inputs), f"{stem}.lora_B.weight": (outputs, adapter.rank)}
+    return shapes
+
+
+def _shapes(tensors: dict[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in tensors.items()}
 
 
 def targets_of(inventory: Inventory, adapter: TargetedConfig) -> dict[str, tuple[int, int]]:
@@ -208,8 +231,9 @@ def _named(inventory: Inventory, adapter: NamedConfig) -> Trainable:
         layer = int(match[1]) if match else None
         if name in inventory.value_head or adapter.trains(name, layer, inventory.layers):
             chosen.append(name)
-    count = sum(inventory.tensors[name].numel for name in chosen)
-    return Trainable(0, count, _lowest(chosen), any(HEAD.search(name) for name in chosen))
+    shapes = _shapes({name: inventory.tensors[name] for name in chosen})
+    count = sum(map(math.prod, shapes.values()))
+    return Trainable(0, count, _lowest(chosen), any(HEAD.search(name) for name in chosen), shapes)
 
 
 def _lowest(names: Iterable[str]) -> int:

@@ -14,6 +14,7 @@ from tunesmith.models.adapter_config import (
 )
 from tunesmith.models.inventory import Inventory, Trainable, targets_of
 from tunesmith.models.policy import Checkpointing
+from tunesmith.train.optimizers import AdamW, OptimizerConfig
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
 USABLE = 0.9  # share of the free memory that a plan may promise
@@ -33,6 +34,7 @@ WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2
 NORMED_AFTERWARDS = frozenset(["olmo2"])
 PLAIN = (LoraConfig, RsloraConfig, LoraFaConfig)  # W + s B A as the written-out layers compute it
 NOTHING = Checkpointing()
+ADAMW = AdamW()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Load:
     device: str = "cpu"
     dense: bool = False  # attention under one mask over the whole microbatch
     in_backward: bool = False  # every gradient is used up as soon as it is complete
+    optimizer: OptimizerConfig = ADAMW
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def compute_type(inventory: Inventory, wanted: str) -> str:
 def estimate(
     inventory: Inventory, trained: Trainable, adapter: AdapterConfig, load: Load, chosen: Checkpointing = NOTHING
 ) -> Memory:
-    """Peak of training with AdamW: fp32 gradients and moments, and fp32 masters of what is trained below fp32."""
+    """Peak of training: fp32 gradients, the optimiser's states, and fp32 masters of what is trained below fp32."""
     width = WIDTH.get(load.dtype, 2)
     narrow = isinstance(adapter, TargetedConfig) and not adapter.wide and width == 2
     adapter_width = 2 if narrow else 4
@@ -113,11 +116,17 @@ def estimate(
         weights=width * (inventory.total + copies),
         adapters=adapter_width * (trained.adapters + frozen_beside(inventory, adapter)),
         gradients=gradient_bytes(inventory, trained, width, load, activations),
-        optimizer=8 * trained.total + masters,
+        optimizer=state_bytes(trained, load.optimizer) + masters,
         activations=activations,
         head=head_bytes(inventory, trained, width, load.tokens),
         other=round(BASELINE[load.device]),
     )
+
+
+def state_bytes(trained: Trainable, optimizer: OptimizerConfig) -> int:
+    """What the optimiser keeps of everything trained; as of one long vector where shapes are not known."""
+    shapes = trained.shapes or {"": (trained.total,)}
+    return sum(optimizer.state_bytes(name, shape) for name, shape in shapes.items())
 
 
 def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterConfig, load: Load) -> Sizes:

@@ -14,9 +14,11 @@ from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.inventory import Inventory, trainable
 from tunesmith.planning.adapters import adapter_problems
 from tunesmith.planning.counting import Counted
+from tunesmith.planning.inputs import trainable_of
 from tunesmith.planning.judged import label_problems, rating_problems
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.memory import USABLE, Memory
+from tunesmith.planning.optimizers import optimizer_problems
 from tunesmith.planning.policies import possible
 from tunesmith.planning.trunk import TrunkPlan, existing, trunk_problems
 from tunesmith.recipe import Recipe
@@ -53,7 +55,10 @@ class Facts:
 
 def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
-    rules = (_trunk, _policy, _in_backward, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped, _judged)
+    rules = (
+        _trunk, _policy, _in_backward, _optimizer, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped,
+        _judged,
+    )  # fmt: skip
     first = (*facts.counted.doubts, *adapter_problems(facts.recipe, facts.inventory), *_memory(facts, peak_of))
     return (*first, *(problem for rule in rules for problem in rule(facts)))
 
@@ -87,8 +92,11 @@ def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     while size >= SMALLEST_LENGTH:
         yield {"train.microbatch_tokens": size}
         size //= 2
+    if train.optimizer.name == "adamw":
+        yield {"train.optimizer.name": "adamw8bit"}
     if recipe.model.adapter.kept == "model":
-        yield {"model.adapter": "lora", "train.optimizer.lr": 2e-4}
+        is_adamw = train.optimizer.name == "adamw"
+        yield {"model.adapter": "lora", **({"train.optimizer.lr": 2e-4} if is_adamw else {"train.optimizer": "adamw"})}
     if recipe.model.dtype == "float32":
         yield {"model.dtype": "bfloat16"}
     length = data.max_length // 2
@@ -151,6 +159,10 @@ def _in_backward(facts: Facts) -> Iterator[Diagnostic]:
         yield Diagnostic("W188", message, "warning", Where(field=key), fixes=(one, off))
 
 
+def _optimizer(facts: Facts) -> Iterator[Diagnostic]:
+    yield from optimizer_problems(facts.recipe, trainable_of(facts.recipe, facts.inventory))
+
+
 def _trunk(facts: Facts) -> Iterator[Diagnostic]:
     yield from trunk_problems(facts.recipe, facts.inventory, facts.trunk, facts.epochs, facts.machine)
 
@@ -187,9 +199,13 @@ def _few_steps(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _rate(facts: Facts) -> Iterator[Diagnostic]:
-    rate, adapter = facts.recipe.train.optimizer.lr, facts.recipe.model.adapter
+    optimizer, adapter = facts.recipe.train.optimizer, facts.recipe.model.adapter
+    rate, scale = optimizer.lr, optimizer.rate_scale
+    if scale is None:
+        return
     (low, high), (usual, proposed) = adapter.rates, adapter.usual_rate
-    if low <= rate <= high:
+    low, proposed = low * scale, proposed * scale
+    if low <= rate <= high * scale:
         return
     word = "low: the model will hardly change" if rate < low else "high: the loss may diverge"
     yield Diagnostic(
@@ -197,7 +213,7 @@ def _rate(facts: Facts) -> Iterator[Diagnostic]:
         f"a learning rate of {rate:g} is {word}",
         "warning",
         Where(field="train.optimizer.lr"),
-        (f"usual for {adapter.word}: {usual}",),
+        (f"usual for {adapter.word}: {usual}" + (f", times {scale:g} for {optimizer.name}" if scale != 1 else ""),),
         (Fix(f"train.optimizer.lr={proposed:g}", {"train.optimizer.lr": proposed}),),
     )
 

@@ -12,6 +12,7 @@ from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConfig, TargetedConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
+from tunesmith.recipe.optimizer_checks import averages, projected, rates
 from tunesmith.recipe.settings import Recipe
 from tunesmith.recipe.step_checks import company, in_backward
 
@@ -104,19 +105,6 @@ def _adapter(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
         yield Clash("the method is rslora, and rslora is off", ("model.adapter.rslora", method), {method: "lora"})
 
 
-def _rates(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
-    adapter, optimizer = recipe.model.adapter, recipe.train.optimizer
-    saved = recipe.task.reads == "values" or adapter.saved
-    rate = "train.optimizer.lr_new_layers"
-    if optimizer.lr_new_layers is not None and not saved:
-        message = f"a rate of {optimizer.lr_new_layers:g} for new layers, but there are none"
-        yield Clash(message, (rate, "model.adapter.modules_to_save"), {rate: None})
-    if isinstance(adapter, FullConfig) and optimizer.lr >= 1e-4:
-        message = f"a learning rate of {optimizer.lr:g} is one for LoRA; full fine-tuning usually diverges with it"
-        fields = ("train.optimizer.lr", "model.adapter.method")
-        yield Clash(message, fields, {"train.optimizer.lr": 2e-5}, "W011")
-
-
 def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     names = recipe.run.report_to
     if "none" in names and len(names) > 1:
@@ -127,6 +115,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, _rates, _reports, company, in_backward,
-    *OBJECTIVE_RULES,
+    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, rates, averages, projected, _reports,
+    company, in_backward, *OBJECTIVE_RULES,
 )  # fmt: skip

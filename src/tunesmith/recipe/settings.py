@@ -35,8 +35,8 @@ _WORDS: dict[Key, str] = {
     ("train", "optimizer"): "name",
     ("train", "schedule"): "name",
 }
-UNIONS: dict[Key, str] = {("objective",): "name", ("model", "adapter"): "method"}
-_DEFAULT_TAGS = {("objective",): "sft", ("model", "adapter"): "lora"}
+UNIONS: dict[Key, str] = {("objective",): "name", ("model", "adapter"): "method", ("train", "optimizer"): "name"}
+_DEFAULT_TAGS = {("objective",): "sft", ("model", "adapter"): "lora", ("train", "optimizer"): "adamw"}
 
 
 class RunConfig(Config):

@@ -1,32 +1,18 @@
 """The `train` part of a recipe."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import Field
 
 from tunesmith.config import Config
+from tunesmith.train.optimizers import OPTIMIZERS, AdamW, OptimizerConfig
+
+if TYPE_CHECKING:  # a type checker cannot read the registry
+    AnyOptimizer = OptimizerConfig
+else:
+    AnyOptimizer = Annotated[Union[OPTIMIZERS], Field(discriminator="name")]  # noqa: UP007
 
 Positive = Annotated[int, Field(ge=1)]
-
-
-class OptimizerConfig(Config):
-    name: Literal["adamw"] = Field(default="adamw", description="AdamW with decoupled decay (arXiv:1711.05101).")
-    lr: Annotated[float, Field(gt=0, le=10)] = Field(
-        default=2e-4, description="Peak learning rate. LoRA: 1e-4 to 5e-4; full: 1e-5 to 5e-5."
-    )
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Decay of the mean of gradients.")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.999, description="Decay of the mean of squares.")
-    eps: Annotated[float, Field(gt=0)] = Field(default=1e-8, description="Added to the root of the mean of squares.")
-    weight_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="Decoupled weight decay per step; never applied to norms and biases."
-    )
-    lr_new_layers: Annotated[float, Field(gt=0, le=10)] | None = Field(
-        default=None, description="Own rate for modules_to_save; the peak rate when empty."
-    )
-    in_backward: bool = Field(
-        default=False,
-        description="Update each parameter in the backward pass and free its gradient; needs clip_norm=0.",
-    )
 
 
 class ScheduleConfig(Config):
@@ -97,7 +83,7 @@ class TrainConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="Seed of shuffling, dropout, noise and new weights."
     )
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="How gradients become updates.")
+    optimizer: AnyOptimizer = Field(default=AdamW(), description="How gradients become updates.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="The learning rate over the run.")
     clip_norm: Annotated[float, Field(ge=0)] = Field(default=1.0, description="Largest gradient norm; 0: no clipping.")
     activation_checkpointing: Literal["auto", "off", "selective", "full", "offloaded"] = Field(

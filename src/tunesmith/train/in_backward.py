@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import Fix, UsageError, Where
 from tunesmith.track.clock import phase
-from tunesmith.train.config import OptimizerConfig
-from tunesmith.train.optimizer import Optimizer, adamw, gradient_norm
+from tunesmith.train.optimizer import Optimizer, gradient_norm
+from tunesmith.train.optimizers import OptimizerConfig
+from tunesmith.train.optimizers.base import single
 
 
 def make_optimizer(
@@ -49,12 +50,9 @@ class BackwardOptimizer(Optimizer):
         for name, parameter in parameters.items():  # behind the hooks that collect for masters
             self.hooks.append(parameter.register_post_accumulate_grad_hook(updater(self, name)))
 
-    def make_steppers(self, settings: OptimizerConfig) -> dict[str, torch.optim.AdamW]:
+    def build(self, settings: OptimizerConfig) -> list[torch.optim.Optimizer]:
         """One of its own for each parameter."""
-        groups = {master: group for group in self.groups for master in group["params"]}
-        return {
-            name: adamw([{**groups[master], "params": [master]}], settings) for name, master in self.masters.items()
-        }
+        return [stepper for group in single(self.groups) for stepper in settings.build([group])]
 
     def complete(self, is_finite: Callable[[], bool]) -> bool:
         self.is_last = is_finite()
@@ -67,8 +65,11 @@ class BackwardOptimizer(Optimizer):
         assert master.grad is not None
         norm = torch.nn.utils.get_total_norm([master.grad], foreach=True)
         stepper = self.steppers[name]
-        stepper.found_inf = norm.isfinite().logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
-        stepper.step()
+        if stepper.defaults.get("fused"):  # decides on the device
+            stepper.found_inf = norm.isfinite().logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
+            stepper.step()
+        elif bool(norm.isfinite()):
+            stepper.step()
         self.copy_back(name)
         master.grad = None
         self.norms[name] = norm

@@ -114,7 +114,8 @@ class Loop:
         if self.parts.evaluate is not None and (last or due(self.position.step, settings.evaluate_every)):
             self.evaluate()
         if self.parts.show_samples is not None and (last or due(self.position.step, settings.sample_every)):
-            self.parts.show_samples(self.position.step)
+            with self.parts.optimizer.averaged():
+                self.parts.show_samples(self.position.step)
         if due(self.position.step, settings.checkpoint.every) or last or self.stopped_early or self.overdue():
             self.save()
         self.answer(signals)
@@ -225,7 +226,8 @@ class Loop:
         assert parts.evaluate is not None
         if position.evaluated == position.step:
             return
-        found = parts.evaluate(position.memory)
+        with parts.optimizer.averaged():
+            found = parts.evaluate(position.memory)
         loss = found["loss"]
         position.evaluated = position.step
         values = {f"eval/{name}": value for name, value in found.items()}
@@ -273,24 +275,26 @@ class Loop:
         started = time.monotonic()
         parts.tracker.flush()
         tensors, generators = random_state.capture()
-        folder = parts.store.save(
-            position.step,
-            {
-                "weights": {name: value.detach() for name, value in parts.optimizer.parameters.items()},
-                "optimizer": parts.optimizer.state(),
-                **({"reference": moving} if (moving := parts.streams.state()) else {}),
-            },
-            {
-                "position": asdict(position),
-                "source": parts.source.state(),
-                "guard": parts.guard.state(),
-                "total": parts.total,
-                "about": parts.about,
-            },
-            own=Part(tensors, generators),
-            best=best,
-            about={"tokens": position.tokens, "data": parts.source.fingerprint()},
-        )
+        state = {
+            "position": asdict(position),
+            "source": parts.source.state(),
+            "guard": parts.guard.state(),
+            "total": parts.total,
+            "about": parts.about,
+        }
+        with parts.optimizer.averaged():
+            folder = parts.store.save(
+                position.step,
+                {
+                    "weights": {name: value.detach() for name, value in parts.optimizer.parameters.items()},
+                    "optimizer": parts.optimizer.state(),
+                    **({"reference": moving} if (moving := parts.streams.state()) else {}),
+                },
+                state,
+                own=Part(tensors, generators),
+                best=best,
+                about={"tokens": position.tokens, "data": parts.source.fingerprint()},
+            )
         if self.saved_at != position.step:
             took = time.monotonic() - started
             parts.tracker.event("checkpoint", {"step": position.step, "seconds": took, "best": best})

@@ -1,15 +1,17 @@
-"""AdamW over fp32 masters: parameter groups, fp32 accumulation, and state as plain tensors."""
+"""Updates over fp32 masters: fp32 accumulation, and state as plain tensors. It knows no algorithm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.track.clock import phase
-from tunesmith.train.config import OptimizerConfig
+from tunesmith.train.optimizers import OptimizerConfig
+from tunesmith.train.optimizers.base import Averaging, parameter_groups
 from tunesmith.train.stability import nonfinite_gradients
 
 
@@ -30,11 +32,13 @@ class Optimizer:
             if self.masters[name] is not parameter
         ]
         self.groups = parameter_groups(self.masters, settings, tuple(new_layers))
-        self.steppers = self.make_steppers(settings)
+        steppers = {member: stepper for stepper in self.build(settings) for member in members_of(stepper)}
+        self.steppers = {name: steppers[master] for name, master in self.masters.items()}
+        self.aside: dict[str, Tensor] = {}  # values of masters while the parameters hold averages
 
-    def make_steppers(self, settings: OptimizerConfig) -> dict[str, torch.optim.AdamW]:
-        """The torch optimizer that updates each parameter: one for all of them."""
-        return dict.fromkeys(self.masters, adamw(self.groups, settings))
+    def build(self, settings: OptimizerConfig) -> list[torch.optim.Optimizer]:
+        """The torch optimisers that share the parameters among them."""
+        return settings.build(self.groups)
 
     def set_rate(self, factor: float) -> None:
         """From now on each group learns at `factor` times its peak rate."""
@@ -93,23 +97,60 @@ class Optimizer:
         """Moments, step counts and masters as `name.kind` tensors, for a checkpoint."""
         tensors: dict[str, Tensor] = {}
         for name, master in self.masters.items():
-            tensors |= {f"{name}.{kind}": value for kind, value in self.steppers[name].state.get(master, {}).items()}
-            if master is not self.parameters[name]:
-                tensors[f"{name}.master"] = master.detach()
+            state = self.steppers[name].state.get(master, {})
+            tensors |= {f"{name}.{kind}": value for kind, value in state.items() if isinstance(value, Tensor)}
+            if master is not self.parameters[name] or isinstance(self.steppers[name], Averaging):
+                tensors[f"{name}.master"] = self.aside.get(name, master.detach())
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over a state; the parameters hold their restored values already."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, kind = key.rpartition(".")
+            found.setdefault(name, {})[kind] = value
         for name, master in self.masters.items():
-            kinds = ("step", "exp_avg", "exp_avg_sq")
-            if f"{name}.step" in tensors:
-                state = {kind: tensors[f"{name}.{kind}"].to(master.device).clone() for kind in kinds}
-                self.steppers[name].state[master] = state
-            if master is self.parameters[name]:
-                continue
+            state, stepper = found.get(name, {}), self.steppers[name]
             with torch.no_grad():
-                master.copy_(tensors.get(f"{name}.master", self.parameters[name]))
-                self.parameters[name].copy_(master)
+                master.copy_(state.pop("master", self.parameters[name]))
+            self.copy_back(name)
+            if state:
+                stepper.state[master] = {
+                    kind: value.to("cpu" if counts_here(stepper, kind) else master.device).clone()
+                    for kind, value in state.items()
+                }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Meanwhile the parameters hold the weights to use, where those are averages of what is trained."""
+        self.settle()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in self.aside.items():
+                    self.masters[name].copy_(value)
+                    self.copy_back(name)
+            self.aside = {}
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Leave the weights to use in the parameters; what was trained is put aside."""
+        for name, master in self.masters.items():
+            stepper = self.steppers[name]
+            if isinstance(stepper, Averaging):
+                self.aside[name] = master.detach().clone()
+                master.copy_(stepper.average(master))
+                self.copy_back(name)
+
+
+def members_of(stepper: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [member for group in stepper.param_groups for member in group["params"]]
+
+
+def counts_here(stepper: torch.optim.Optimizer, kind: str) -> bool:
+    """Whether it is a count of steps that is read on the host; fused kernels have it on the device."""
+    return kind == "step" and not stepper.defaults.get("fused")
 
 
 def master_of(parameter: nn.Parameter) -> nn.Parameter:
@@ -128,28 +169,6 @@ def collector(master: nn.Parameter):
         parameter.grad = None
 
     return collect
-
-
-def parameter_groups(
-    masters: dict[str, nn.Parameter], settings: OptimizerConfig, new_layers: tuple[str, ...]
-) -> list[dict]:
-    """At most four groups: matrices decay, norms and biases do not; new layers may have a rate of their own."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, master in masters.items():
-        is_new = any(layer in name for layer in new_layers)
-        rate = settings.lr_new_layers if is_new and settings.lr_new_layers is not None else settings.lr
-        decay = settings.weight_decay if master.ndim >= 2 else 0.0
-        groups.setdefault((rate, decay), []).append(master)
-    return [
-        {"params": members, "lr": rate, "peak": rate, "weight_decay": decay}
-        for (rate, decay), members in groups.items()
-    ]
-
-
-def adamw(groups: list[dict], settings: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
-    )
 
 
 @phase("clip")

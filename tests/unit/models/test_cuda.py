@@ -18,8 +18,8 @@ from tunesmith.models.attention_cuda import Shape, cuda_attention, flex, varlen
 from tunesmith.models.forest import Forest
 from tunesmith.models.forward import score
 from tunesmith.objectives import SFT
-from tunesmith.train.config import OptimizerConfig
 from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.optimizers import AdamW
 from tunesmith.train.step import compute_step
 from tunesmith.types import Batch
 
@@ -153,7 +153,7 @@ def test_training_steps_equal_the_cpu(kind, dtype):
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
-        optimizer = Optimizer(trainable(model), OptimizerConfig(lr=1e-3))
+        optimizer = Optimizer(trainable(model), AdamW(lr=1e-3))
         steps = []
         for _ in range(2):
             steps.append(compute_step(model, [batch], (SFT(),), optimizer, mesh))

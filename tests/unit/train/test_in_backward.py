@@ -24,14 +24,14 @@ from tunesmith.recipe import load_recipe
 from tunesmith.run import execute
 from tunesmith.track.progress import make_progress
 from tunesmith.track.run_dir import RunDir
-from tunesmith.train.config import OptimizerConfig
 from tunesmith.train.in_backward import BackwardOptimizer, make_optimizer
 from tunesmith.train.loop import Loop
 from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.optimizers import AdamW
 from tunesmith.train.stability import Verdict
 from tunesmith.train.step import compute_step
 
-SETTINGS = OptimizerConfig(lr=1e-2, weight_decay=0.1, in_backward=True)
+SETTINGS = AdamW(lr=1e-2, weight_decay=0.1, in_backward=True)
 KINDS = (PAIRS, RANKINGS, STEPS)
 
 
@@ -161,9 +161,7 @@ def test_several_ranks_are_refused():
     with pytest.raises(UsageError) as caught:
         make_optimizer({}, SETTINGS, (), Mesh(0, 2))
     assert caught.value.diagnostic.code == "E189"
-    assert (
-        type(make_optimizer(dict(nn.Linear(2, 2).named_parameters()), OptimizerConfig(), (), Mesh(0, 2))) is Optimizer
-    )
+    assert type(make_optimizer(dict(nn.Linear(2, 2).named_parameters()), AdamW(), (), Mesh(0, 2))) is Optimizer
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from tunesmith.train.config import OptimizerConfig
 from tunesmith.train.optimizer import Optimizer, clip, gradient_norm
+from tunesmith.train.optimizers import AdamW
 
 
 def network(dtype=torch.float32) -> nn.Module:
@@ -28,7 +28,7 @@ def train(model, optimizer, seeds) -> None:
 
 
 def test_equals_torch_adamw_with_decay_on_matrices_only():
-    settings = OptimizerConfig(lr=1e-2, weight_decay=0.1)
+    settings = AdamW(lr=1e-2, weight_decay=0.1)
     ours, theirs = network(), network()
     optimizer = Optimizer(dict(ours.named_parameters()), settings)
     matrices = [p for p in theirs.parameters() if p.ndim >= 2]
@@ -47,14 +47,14 @@ def test_equals_torch_adamw_with_decay_on_matrices_only():
 
 def test_new_layers_have_their_own_rate():
     model = network()
-    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-3, lr_new_layers=1e-1), ["2."])
+    optimizer = Optimizer(dict(model.named_parameters()), AdamW(lr=1e-3, lr_new_layers=1e-1), ["2."])
     assert {group["lr"] for group in optimizer.groups} == {1e-3, 1e-1}
 
 
 def test_bf16_updates_too_small_for_bf16_are_not_lost():
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     nn.init.constant_(model.weight, 1.0)
-    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig(lr=1e-4))
+    optimizer = Optimizer(dict(model.named_parameters()), AdamW(lr=1e-4))
     for _ in range(100):
         optimizer.clear()
         model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
@@ -65,7 +65,7 @@ def test_bf16_updates_too_small_for_bf16_are_not_lost():
 
 def test_microbatch_gradients_add_up_in_fp32():
     model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
-    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig())
+    optimizer = Optimizer(dict(model.named_parameters()), AdamW())
     for value in (1.0, 2.0**-9, 2.0**-9):
         model(torch.full((1, 1), value, dtype=torch.bfloat16)).sum().backward()
     (gradient,) = optimizer.gradients()
@@ -76,7 +76,7 @@ def test_microbatch_gradients_add_up_in_fp32():
 def test_state_restores_to_the_bit():
     for dtype in (torch.float32, torch.bfloat16):
         steady, first, second = network(dtype), network(dtype), network(dtype)
-        settings = OptimizerConfig(lr=1e-2)
+        settings = AdamW(lr=1e-2)
         optimizer = Optimizer(dict(steady.named_parameters()), settings)
         train(steady, optimizer, range(6))
         stopped = Optimizer(dict(first.named_parameters()), settings)
@@ -103,7 +103,7 @@ def test_masters_follow_the_weights_when_a_state_has_none():
     """A state written in fp32 goes on in bf16 from its weights, not from the untrained ones."""
     model = nn.Linear(2, 1, bias=False).to(torch.bfloat16)
     nn.init.constant_(model.weight, 0.0)
-    optimizer = Optimizer(dict(model.named_parameters()), OptimizerConfig())
+    optimizer = Optimizer(dict(model.named_parameters()), AdamW())
     with torch.no_grad():
         model.weight.fill_(-0.5)
     optimizer.restore({})
