@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.models.adapter_config import AdapterConfig, LoraConfig, NamedConfig, RsloraConfig, TargetedConfig
+from tunesmith.models.adapter_config import (
+    AdapterConfig,
+    FullConfig,
+    LoraConfig,
+    NamedConfig,
+    RsloraConfig,
+    TargetedConfig,
+)
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.safety import read_config
 
