@@ -48,9 +48,10 @@ def memory(adapter, tokens=1000, chosen=NOTHING, **changes):
 
 def test_full_tuning_takes_18_bytes_a_parameter():
     total = inventory().total
-    full = memory(FullConfig())
+    full = memory(FullConfig(), device="cuda")
     assert full.weights == 2 * total
     assert full.gradients == 4 * total
+    assert memory(FullConfig()).gradients == 4 * total + 8 * HIDDEN * VOCABULARY  # the embedding's last sums
     assert full.optimizer == 12 * total
     assert full.adapters == 0
 
