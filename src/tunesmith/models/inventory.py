@@ -231,7 +231,7 @@ def _is_module(name: str, modules: tuple[str, ...]) -> bool:
 
 def _named(inventory: Inventory, adapter: NamedConfig) -> Trainable:
     if isinstance(adapter, FullConfig):
-        return Trainable(0, inventory.total, 0, True)
+        return Trainable(0, inventory.total, 0, True, _shapes(inventory.tensors))
     chosen = []
     for name in inventory.tensors:
         match = LAYER.search(name)

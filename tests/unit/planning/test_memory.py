@@ -58,7 +58,7 @@ def test_full_tuning_takes_18_bytes_a_parameter():
 
 def test_full_tuning_in_fp32_needs_no_masters():
     total = inventory().total
-    full = memory(FullConfig(), dtype="float32")
+    full = memory(FullConfig(), dtype="float32", device="cuda")
     assert full.weights + full.gradients + full.optimizer == 16 * total
 
 
