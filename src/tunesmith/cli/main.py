@@ -26,6 +26,7 @@ GROUPS = (
     "data",
     "runs",
     "model",
+    "adapters",
     "score",
     "sample",
     "label",
@@ -35,7 +36,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
     "Train": ("data", "plan", "lr-find", "train"),
     "Look": ("runs", "config", "explain"),
-    "Use": ("chat", "sample", "label", "eval", "score", "merge"),
+    "Use": ("chat", "sample", "label", "eval", "score", "merge", "adapters"),
 }
 EPILOG = """[bold]Examples[/bold]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +17,11 @@ from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
-from tunesmith.errors import BadInput, Fix, MachineError, ModelError, TunesmithError, UsageError, Where
+from tunesmith.errors import BadInput, ModelError, TunesmithError, UsageError, Where
 from tunesmith.export.card import model_card
 from tunesmith.export.opening import ModelSource, Which, find_model, load_source
 from tunesmith.export.proof import NEXT_TOKENS, VALUES, Proof
+from tunesmith.export.staging import staged
 from tunesmith.models.adapters import merge
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import base_model
@@ -70,21 +68,9 @@ def merge_run(source: str | Path, out: Path, *, which: Which = "auto") -> MergeR
     found = find_model(str(source), which)
     if found.run is None and found.adapter is None:
         raise UsageError("E157", f"{source} is a whole model already: nothing to merge", where=Where(str(source)))
-    check_target(out)
-    stage = out.with_name(f".tmp-{out.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with staged(out, "the merged model") as stage:
         report = write_merged(found, stage, out)
         (stage / "README.md").write_text(model_card(found, out.name, report.to_json()), encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        os.replace(stage, out)
-    except OSError as error:
-        message = f"the merged model cannot be written: {error.strerror or error}"
-        fixes = ["free some space, or choose another folder"]
-        raise MachineError("E158", message, where=Where(str(out)), fixes=fixes) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return report
 
 
@@ -171,17 +157,6 @@ def untie(model: PreTrainedModel) -> None:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is not embedding.weight:
         model.config.tie_word_embeddings = False
-
-
-def check_target(out: Path) -> None:
-    """UsageError E157 when the place is taken; an empty folder is not."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UsageError(
-            "E157",
-            f"{out} already holds something",
-            where=Where(str(out)),
-            fixes=[Fix("give the name of a new folder")],
-        )
 
 
 def computing_dtype(base: Path, written: torch.dtype) -> torch.dtype:

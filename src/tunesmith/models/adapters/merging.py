@@ -26,13 +26,19 @@ def merge(model: PeftModel) -> PreTrainedModel:
             fixes=["use the adapter as it is: every command takes the run"],
         )
     for module in model.modules():
-        if isinstance(module, FastLoraLinear) and is_ours(module):
-            merge_layer(module)
-        elif isinstance(module, BaseTunerLayer):
-            merge_in_fp32(module)
+        if isinstance(module, BaseTunerLayer):
+            merge_one(module)
     merged = model.base_model.unload()  # pyright: ignore[reportCallIssue]
     assert isinstance(merged, PreTrainedModel)
     return merged
+
+
+def merge_one(layer: BaseTunerLayer) -> None:
+    """One layer's weights become what they are with the adapter."""
+    if isinstance(layer, FastLoraLinear) and is_ours(layer):
+        merge_layer(layer)
+    else:
+        merge_in_fp32(layer)
 
 
 def is_ours(layer: FastLoraLinear) -> bool:
