@@ -116,7 +116,7 @@ def estimate(
         weights=width * (inventory.total + copies),
         adapters=adapter_width * (trained.adapters + frozen_beside(inventory, adapter)),
         gradients=gradient_bytes(inventory, trained, width, load, activations),
-        optimizer=state_bytes(trained, load.optimizer) + masters,
+        optimizer=state_bytes(trained, load.optimizer.for_heads(inventory.head_dim)) + masters,
         activations=activations,
         head=head_bytes(inventory, trained, width, load.tokens),
         other=round(BASELINE[load.device]),

@@ -26,6 +26,7 @@ from tunesmith.models.base_products import use_products
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.forward import base_model
 from tunesmith.models.heads import head_modules
+from tunesmith.models.inventory import take_inventory
 from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.noise import silence
 from tunesmith.models.policy import Checkpointing, everywhere
@@ -75,12 +76,13 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     streams, held_out = attach_streams(recipe, inputs, model, source, around)
     seed_everything(settings.seed + 1 + mesh.rank)
     objectives = recipe.objectives
+    rule = settings.optimizer.for_heads(take_inventory(inputs.base, inputs.task.outputs).head_dim)
     parts = Parts(
         model=model,
         objectives=objectives,
         source=Ahead(source),
         streams=streams,
-        optimizer=make_optimizer(trainable(model), settings.optimizer, new_layers(recipe, model), mesh),
+        optimizer=make_optimizer(trainable(model), rule, new_layers(recipe, model), mesh),
         guard=Guard(settings.stability),
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,

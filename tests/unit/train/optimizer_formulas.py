@@ -5,7 +5,18 @@ import zlib
 
 import torch
 
-from tunesmith.train.optimizers import SGD, Adafactor, AdamW, AdamW8bit, Apollo, GaLore, Lion, Muon, ScheduleFree
+from tunesmith.train.optimizers import (
+    SGD,
+    Adafactor,
+    AdamMini,
+    AdamW,
+    AdamW8bit,
+    Apollo,
+    GaLore,
+    Lion,
+    Muon,
+    ScheduleFree,
+)
 from tunesmith.train.optimizers.adamw8bit import in_8_bits
 from tunesmith.train.optimizers.blockwise import BLOCK, code_values
 
@@ -16,6 +27,21 @@ def by_adamw(settings, name, weight, gradient, state, rates, step):
     state["v"] = state.get("v", torch.zeros_like(weight)).mul(0.999).addcmul(gradient, gradient, value=1 - 0.999)
     direction = (state["m"] / (1 - 0.9**step)) / ((state["v"] / (1 - 0.999**step)).sqrt() + 1e-8)
     return weight - rate * decay * weight - rate * direction
+
+
+def by_adam_mini(settings, name, weight, gradient, state, rates, step):
+    """arXiv:2406.16793 algorithm 2, block by block: a head of queries, a row of other matrices, or a whole vector."""
+    rate, decay = rates
+    state["m"] = 0.9 * state.get("m", torch.zeros_like(weight)) + 0.1 * gradient
+    width = settings.head_width if "q_proj" in name and settings.head_width else 1
+    updated = weight * (1 - rate * decay)
+    for first in range(0, len(weight), len(weight) if weight.ndim == 1 else width):
+        rows = slice(first, len(weight) if weight.ndim == 1 else first + width)
+        squares = 0.999 * state.get(rows.start, 0.0) + 0.001 * gradient[rows].square().mean().item()
+        state[rows.start] = squares
+        size = math.sqrt(squares / (1 - 0.999**step)) + 1e-8
+        updated[rows] -= rate * state["m"][rows] / (1 - 0.9**step) / size
+    return updated
 
 
 def by_sgd(settings, name, weight, gradient, state, rates, step):
@@ -144,6 +170,7 @@ def by_apollo(settings, name, weight, gradient, state, rates, step):
 
 FORMULAS = {
     AdamW: by_adamw,
+    AdamMini: by_adam_mini,
     AdamW8bit: by_adamw_8bit,
     SGD: by_sgd,
     Lion: by_lion,

@@ -13,6 +13,7 @@ from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.optimizers import (
     OPTIMIZERS,
     SGD,
+    AdamMini,
     AdamW,
     AdamW8bit,
     Apollo,
@@ -30,11 +31,11 @@ RATES = (0.5, 1.0, 0.8, 0.3, 1.0, 0.6)  # shares of the peak, one for each step
 class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.proj, self.wide, self.back = nn.Linear(24, 24), nn.Linear(24, 177), nn.Linear(177, 24, bias=False)
+        self.q_proj, self.wide, self.back = nn.Linear(24, 24), nn.Linear(24, 177), nn.Linear(177, 24, bias=False)
         self.norm = nn.LayerNorm(24)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + self.back(torch.tanh(self.wide(self.norm(hidden + self.proj(hidden)))))
+        return hidden + self.back(torch.tanh(self.wide(self.norm(hidden + self.q_proj(hidden)))))
 
 
 class Network(nn.Module):
@@ -59,7 +60,8 @@ class Network(nn.Module):
 
 
 CASES = (
-    *(kind(name=kind.model_fields["name"].default, weight_decay=0.1, lr=0.02) for kind in OPTIMIZERS[:7]),
+    *(kind(name=kind.model_fields["name"].default, weight_decay=0.1, lr=0.02) for kind in OPTIMIZERS[:8]),
+    AdamMini(weight_decay=0.1, lr=0.02, head_width=6),
     SGD(weight_decay=0.1, lr=0.02, momentum=0.0),
     GaLore(weight_decay=0.1, lr=0.02, rank=4, every=3),
     GaLore(weight_decay=0.1, lr=0.02, rank=4, every=3, states="int8"),
@@ -306,3 +308,18 @@ def test_lower_layers_learn_slower():
     found = rates_of(Lion(lr=1.0, lr_layer_decay=0.5), *names, "model.norm.weight", "lm_head.weight")
     assert [found[name] for name in names] == [0.125, 0.25, 0.5, 1.0]
     assert found["model.norm.weight"] == found["lm_head.weight"] == 1.0
+
+
+def test_blocks_of_adam_mini_are_those_of_the_paper():
+    """arXiv:2406.16793 algorithm 3: heads of queries and keys, output neurons, words; other tensors whole."""
+    settings = AdamMini().for_heads(16)
+    stem = "model.layers.1.self_attn."
+    assert settings.blocks(f"{stem}q_proj.weight", (64, 48)) == 4
+    assert settings.blocks(f"{stem}k_proj.weight", (32, 48)) == 2
+    assert settings.blocks(f"{stem}v_proj.weight", (32, 48)) == 32
+    assert settings.blocks("model.layers.1.mlp.up_proj.weight", (128, 48)) == 128
+    assert settings.blocks("model.embed_tokens.weight", (400, 48)) == 400
+    assert settings.blocks(f"{stem}q_proj.bias", (64,)) == settings.blocks("model.norm.weight", (48,)) == 1
+    assert settings.blocks(f"{stem}q_proj.lora_A.default.weight", (16, 48)) == 16
+    assert settings.blocks(f"{stem}q_proj.lora_B.default.weight", (64, 16)) == 4
+    assert AdamMini(head_width=8).for_heads(16).head_width == 8

@@ -1,6 +1,7 @@
 """The optimisers that a recipe can name: the union of `train.optimizer` and the reference come from this tuple."""
 
 from tunesmith.train.optimizers.adafactor import Adafactor
+from tunesmith.train.optimizers.adam_mini import AdamMini
 from tunesmith.train.optimizers.adamw import AdamW
 from tunesmith.train.optimizers.adamw8bit import AdamW8bit
 from tunesmith.train.optimizers.apollo import Apollo
@@ -14,6 +15,7 @@ from tunesmith.train.optimizers.sgd import SGD
 OPTIMIZERS: tuple[type[OptimizerConfig], ...] = (
     AdamW,
     AdamW8bit,
+    AdamMini,
     SGD,
     Lion,
     Adafactor,
@@ -27,6 +29,7 @@ __all__ = [
     "OPTIMIZERS",
     "SGD",
     "Adafactor",
+    "AdamMini",
     "AdamW",
     "AdamW8bit",
     "Apollo",

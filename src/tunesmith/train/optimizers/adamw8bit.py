@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tunesmith.models.native import moments
+from tunesmith.models.native.moments import Codes, Rates
 from tunesmith.train.optimizers.base import (
     EMBEDDED,
     AdamConfig,
@@ -20,7 +23,7 @@ from tunesmith.train.optimizers.base import (
     numbers,
     split,
 )
-from tunesmith.train.optimizers.blockwise import BLOCK, decode, encode, scales_of
+from tunesmith.train.optimizers.blockwise import BLOCK, code_values, codes_of_halves, decode, encode, scales_of
 
 SMALLEST = 4096  # numbers; smaller states stay in fp32, as do those of embeddings, whose rows differ too much in size
 PIECE = 256  # blocks that are decoded at once, so that they stay in the processor's cache
@@ -62,15 +65,35 @@ class AdamW8bitRule(Rule):
         step = counted(state)
         if len(state) == 1:
             state |= empty_moments(parameter)
-        weights = parameter.view(-1)
         correction = math.sqrt(1 - settings.beta2**step)
-        rate = group["lr"] * correction / (1 - settings.beta1**step)
-        for part, mean, root in moved(gradient.reshape(-1), state, settings):
-            piece = weights[part].view(mean.shape)
-            if group["weight_decay"]:
-                piece.mul_(1 - group["lr"] * group["weight_decay"])
-            piece.addcdiv_(mean, root.add(settings.eps * correction), value=-rate)
-            keep(state, part, mean, root)
+        rates = Rates(
+            forget_mean=1 - settings.beta1,
+            keep_squares=settings.beta2,
+            forget_squares=1 - settings.beta2,
+            decay=1 - group["lr"] * group["weight_decay"],
+            rate=-group["lr"] * correction / (1 - settings.beta1**step),
+            eps=settings.eps * correction,
+        )
+        if moments.serves(parameter):
+            mean = Codes(state["exp_avg"], state["exp_avg_scale"], code_values(True), cells(True))
+            root = Codes(state["root"], state["root_scale"], code_values(False), cells(False))
+            moments.step(parameter, gradient.contiguous(), mean, root, rates)
+        else:
+            by_torch(parameter, gradient, state, settings, rates)
+
+
+@cache
+def cells(signed: bool) -> Tensor:
+    return moments.cells_of(codes_of_halves(signed))
+
+
+def by_torch(parameter: Tensor, gradient: Tensor, state: State, settings: AdamConfig, rates: Rates) -> None:
+    """The step that `moments.step` takes as well; the kernel is held to it."""
+    weights = parameter.view(-1)
+    for part, mean, root in moved(gradient.reshape(-1), state, settings):
+        piece = weights[part].view(mean.shape)
+        piece.mul_(rates.decay).addcdiv_(mean, root.add(rates.eps), value=rates.rate)
+        keep(state, part, mean, root)
 
 
 def empty_moments(like: Tensor) -> State:

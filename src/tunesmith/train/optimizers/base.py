@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -50,6 +50,10 @@ class OptimizerConfig(Config):
         default=False,
         description="Update each parameter in the backward pass and free its gradient; needs clip_norm=0.",
     )
+
+    def for_heads(self, width: int) -> Self:
+        """The same for a model whose attention heads have so many rows each."""
+        return self
 
     def build(self, groups: list[Group]) -> list[torch.optim.Optimizer]:
         """Optimisers that share the parameters of all groups among them."""
