@@ -28,7 +28,7 @@ def means(request, monkeypatch):
         monkeypatch.setattr(eight_bit, "kernels_for", lambda states: None)
         monkeypatch.setattr(eight_bit, "multiplies_blocks", lambda: False)
     elif not multiplies_blocks():
-        pytest.skip("this processor has no tiles, or there is no compiler")
+        pytest.skip("the kernels multiply no blocks here: see tunesmith doctor")
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -83,7 +83,7 @@ def test_a_row_that_is_not_finite_stays_so_and_is_the_only_one(figure):
     assert out[4:].isfinite().all()
 
 
-@pytest.mark.skipif(not multiplies_blocks(), reason="this processor has no tiles, or there is no compiler")
+@pytest.mark.skipif(not multiplies_blocks(), reason="the kernels multiply no blocks here: see tunesmith doctor")
 def test_kernel_and_torch_round_alike(monkeypatch):
     x = draw(65, 200, dtype=torch.bfloat16)
     ours, scale = (each.clone() for each in quantized(x))
@@ -93,7 +93,7 @@ def test_kernel_and_torch_round_alike(monkeypatch):
     assert (ours[:65, :200].int() - theirs[:65, :200].int()).abs().max() <= 1
 
 
-@pytest.mark.skipif(not multiplies_blocks(), reason="this processor has no tiles, or there is no compiler")
+@pytest.mark.skipif(not multiplies_blocks(), reason="the kernels multiply no blocks here: see tunesmith doctor")
 def test_exact_products_are_the_same_before_and_after_and_threads_do_not_matter():
     x, weight = draw(300, 192, dtype=torch.bfloat16), draw(640, 192, dtype=torch.bfloat16, seed=1)
     before, weights, found = x @ weight.T, Weights8(weight, "int8"), []

@@ -1,4 +1,4 @@
-"""Attention over a forest by compiled kernels, as functions of tensors: bf16 on a processor with tiles (AMX)."""
+"""Attention over a forest by compiled kernels, as functions of tensors: bf16 on processors with AMX or AVX-512 bf16."""
 
 from __future__ import annotations
 
