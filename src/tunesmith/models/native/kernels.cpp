@@ -351,7 +351,7 @@ inline void put_block(const int32_t *sums, const float *row_scale, const float *
 template <class T>
 void products(const int8_t *x, int64_t step, const float *x_scale, const int8_t *weights, const float *scale, T *out,
               int64_t rows, int64_t width, int threads) {
-    const int64_t depth = step / 64, held = (1 << 20) / step / 32 * 32, panel = held > 32 ? held : 32;
+    const int64_t depth = step / 64, held = (1 << 19) / step / 32 * 32, panel = held > 32 ? held : 32;
 #pragma omp parallel num_threads(threads)
     {
         Tiles ours;
