@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from tunesmith.models.adapter_config import (
@@ -14,9 +15,12 @@ from tunesmith.models.adapter_config import (
 )
 from tunesmith.models.inventory import Inventory, Trainable, targets_of
 from tunesmith.models.policy import Checkpointing
+from tunesmith.train.holding import Rounding
 from tunesmith.train.optimizers import AdamW, OptimizerConfig
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
+MASTERS = {"masters": 4, "stochastic": 0, "kahan": 2}  # bytes beside each trained number below fp32
+WIDENED = 12  # bytes of a number while a weight without a master is updated and rounded: fp32, chance, result
 USABLE = 0.9  # share of the free memory that a plan may promise
 HEAD = 4096  # rows, and words of the vocabulary, whose logits are alive at once
 PAIRS = 2**18  # pairs of row and key whose attention is alive at once; a block of rows of a long document may be more
@@ -105,23 +109,41 @@ def compute_type(inventory: Inventory, wanted: str) -> str:
 def estimate(
     inventory: Inventory, trained: Trainable, adapter: AdapterConfig, load: Load, chosen: Checkpointing = NOTHING
 ) -> Memory:
-    """Peak of training: fp32 gradients, the optimiser's states, and fp32 masters of what is trained below fp32."""
+    """Peak of training: fp32 gradients, the optimiser's states, and what is kept beside weights below fp32."""
     width = WIDTH.get(load.dtype, 2)
     narrow = isinstance(adapter, PlacedConfig) and not adapter.wide and width == 2
     adapter_width = 2 if narrow else 4
-    masters = 4 * (trained.base if width < 4 else 0) + 4 * (trained.adapters if adapter_width < 4 else 0)
+    below = (trained.base if width < 4 else 0) + (trained.adapters if adapter_width < 4 else 0)
+    states = state_bytes(trained, load.optimizer.for_heads(inventory.head_dim))
     sizes = activation_sizes(inventory, trained, adapter, load)
     activations = sizes.total(load.tokens, chosen)
+    beside = below * MASTERS[rounding_of(load)] + (widened_bytes(trained, load, activations) if below else 0)
     copies = trained.base if trained.adapters else 0  # modules trained in full beside an adapter
     return Memory(
         weights=width * (inventory.total + copies),
         adapters=adapter_width * (trained.adapters + frozen_beside(inventory, adapter)),
         gradients=gradient_bytes(inventory, trained, width, load, activations),
-        optimizer=state_bytes(trained, load.optimizer.for_heads(inventory.head_dim)) + masters,
+        optimizer=states + beside,
         activations=activations,
         head=head_bytes(inventory, trained, width, load.tokens),
         other=round(BASELINE[load.device]),
     )
+
+
+def rounding_of(load: Load) -> Rounding:
+    """Weights in fp16 have masters whatever is asked for."""
+    return "masters" if load.dtype == "float16" else load.optimizer.rounding
+
+
+def widened_bytes(trained: Trainable, load: Load, activations: int) -> int:
+    """The largest weight in fp32 while it is updated, where no master stays.
+
+    After the backward pass that takes the place of activations, and counts as far as it is larger.
+    """
+    if rounding_of(load) == "masters":
+        return 0
+    largest = WIDENED * max(map(math.prod, trained.shapes.values()), default=0)
+    return largest if load.in_backward else max(0, largest - activations)
 
 
 def state_bytes(trained: Trainable, optimizer: OptimizerConfig) -> int:
