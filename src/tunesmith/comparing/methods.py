@@ -26,7 +26,7 @@ from tunesmith.plan import make_plan
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.track.progress import Progress
 
-UNMEASURED = ("evaluate.data=[]",)  # while training: the comparison measures all methods alike afterwards
+TRAINED = ("evaluate.data=[]", "train.profile=true")  # measured afterwards, all methods alike; speed by the profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,7 @@ def try_method(budget: Budget, entry: Entry, display: Progress) -> Row:
         row,
         peak_bytes=done["peak_memory_bytes"],
         tokens_per_second=done["tokens_per_second"],
+        tokens_per_cpu_second=by_processor(run),
         seconds=done["seconds"],
         steps=done["steps"],
         file_bytes=size_of(run),
@@ -141,13 +142,22 @@ def try_method(budget: Budget, entry: Entry, display: Progress) -> Row:
 def train_apart(budget: Budget, entry: Entry, words: Sequence[str]) -> dict[str, Any]:
     """What `tunesmith train --json` says of this method; a process of its own has a peak of its own."""
     place = [f"run.folder={budget.folder / 'runs'}", f"run.name={entry.slug}"]
-    command = [sys.executable, "-m", "tunesmith", "train", budget.recipe, *words, *UNMEASURED, *place]
+    command = [sys.executable, "-m", "tunesmith", "train", budget.recipe, *words, *TRAINED, *place]
     done = subprocess.run([*command, "--resume", "auto", "--yes", "--json"], capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if lines:
         return json.loads(lines[-1])
     told = done.stderr.strip().splitlines()
     return {"error": {"message": f"exit code {done.returncode}: {told[-1] if told else 'nothing was said'}"}}
+
+
+def by_processor(run: Path) -> float | None:
+    """Tokens that a second of the processor trains, from the run's profile; None for a run of very few steps."""
+    path = run / "profile.json"
+    if not path.exists():
+        return None
+    profile = json.loads(path.read_text(encoding="utf-8"))
+    return profile["tokens"] / profile["cpu_seconds"] if profile["cpu_seconds"] else None
 
 
 def size_of(run: Path) -> int:

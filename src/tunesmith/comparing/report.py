@@ -7,7 +7,19 @@ from typing import Any
 
 from tunesmith.comparing.rows import Row, front
 
-HEADINGS = ("method", "trained", "rate", "peak GB", "planned", "tokens/s", "score", "task loss", "general loss", "file")
+HEADINGS = (
+    "method",
+    "trained",
+    "rate",
+    "peak GB",
+    "planned",
+    "tokens/s",
+    "per CPU-s",
+    "score",
+    "task loss",
+    "general loss",
+    "file",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -21,6 +33,7 @@ def cells(row: Row) -> tuple[str, ...]:
         given(row.peak_bytes, "{:.2f}", 1e9),
         given(row.planned_over_peak, "{:.2f} x"),
         given(row.tokens_per_second, "{:.0f}"),
+        given(row.tokens_per_cpu_second, "{:.0f}"),
         "" if row.score is None else f"{row.score:.1%} ({row.low:.0%} to {row.high:.0%})",
         given(row.task_loss, "{:.3f}"),
         given(row.general, "{:.3f}") + ("" if row.forgotten is None else f" ({row.forgotten:+.3f})"),

@@ -11,7 +11,9 @@ BASE = "base model"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method. Bytes, seconds, tokens of the data per second; `score` and its interval are of the task.
+    """One method. Bytes, seconds, tokens of the data per second of the clock and of the processor, after three steps.
+
+    `score` and its interval are of the task.
 
     `general` is the loss on general data, `forgotten` how much it rose over that of the base model. None stands for
     what was not measured; `problem` says in one line why a method was not trained.
@@ -25,6 +27,7 @@ class Row:
     planned_bytes: int | None = None
     peak_bytes: int | None = None
     tokens_per_second: float | None = None
+    tokens_per_cpu_second: float | None = None
     seconds: float | None = None
     steps: int | None = None
     metric: str | None = None

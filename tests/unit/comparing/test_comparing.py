@@ -31,7 +31,7 @@ def words(tmp_path: Path, *more: str) -> list[str]:
     model = tiny_model_folder(tmp_path / "m", hidden_size=32)
     train, test = (write_records(tmp_path / f"{seed}.jsonl", "sequence", 8, seed=seed) for seed in (0, 1))
     settings = [f"model.path={model}", f"data.train={train}", f"evaluate.data={test}", "evaluate.max_new_tokens=4"]
-    settings += ["train.steps=2", "train.sequences_per_step=4", "evaluate.metrics=[loss,exact_match]"]
+    settings += ["train.steps=5", "train.sequences_per_step=4", "evaluate.metrics=[loss,exact_match]"]
     return ["compare", "methods", "sft", *settings, "--general", str(test), *more]
 
 
@@ -52,7 +52,8 @@ def test_methods_are_trained_measured_and_kept(tmp_path, capsys):
     assert lora["rate"] == 1e-2
     assert norms["rate"] == pytest.approx(5e-3)
     for row in (lora, norms):
-        assert row["steps"] == 2
+        assert row["steps"] == 5
+        assert row["tokens_per_cpu_second"] > 0
         assert row["peak_bytes"] > 1e8
         assert row["metric"] == "exact_match"
         assert row["forgotten"] == pytest.approx(row["general"] - base["general"])
