@@ -16,7 +16,6 @@ from tunesmith.models.adapter_config import (
     DoraConfig,
     Ia3Config,
     LoraConfig,
-    OftConfig,
     PissaConfig,
     RsloraConfig,
     VeraConfig,
@@ -26,6 +25,7 @@ from tunesmith.models.adapters.combining import Mix
 from tunesmith.models.adapters.updates import read_low_rank
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
+from tunesmith.models.orthogonal_config import OftConfig
 
 
 @pytest.fixture(scope="module")
