@@ -49,7 +49,7 @@ def model_card(source: ModelSource, name: str, report: Mapping[str, Any]) -> str
         "## Use",
         use(name) if meaning is None else use_head(name, meaning),
         "## Base model",
-        f"`{base}`" + checkpoint_note(source),
+        f"`{base}`" + stack_note(source, recipe) + checkpoint_note(source),
     ]
     if source.run is not None:
         parts += ["## Data", data_lines(source.run, recipe), "## Training", training_lines(source.run, recipe)]
@@ -132,6 +132,13 @@ model = AutoModelForSequenceClassification.from_pretrained("{name}", dtype="floa
 texts = [tokenizer.apply_chat_template(chat, tokenize=False)]  # chat: messages that end with the answer
 model(**tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")).logits
 ```"""
+
+
+def stack_note(source: ModelSource, recipe: Mapping[str, Any]) -> str:
+    """The adapters that became part of the base before this one was trained; of their paths only the last part."""
+    names = value_at(recipe, "model.merged_adapters") or source.settings.merged_adapters
+    listed = ", ".join(f"`{Path(str(name)).name}`" for name in names)
+    return f", with {listed} merged into it first" if listed else ""
 
 
 def checkpoint_note(source: ModelSource) -> str:

@@ -30,6 +30,8 @@ def merge(model: PeftModel) -> PreTrainedModel:
             merge_one(module)
     merged = model.base_model.unload()  # pyright: ignore[reportCallIssue]
     assert isinstance(merged, PreTrainedModel)
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # another adapter may come: PEFT would count this one too
     return merged
 
 
