@@ -1,4 +1,4 @@
-"""`tunesmith chat`, `eval` and `merge`: a model or a run, used."""
+"""`tunesmith chat` and `eval`: a model or a run, used."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Long
 def register(app: typer.Typer) -> None:
     app.command("chat")(chat)
     app.command("eval")(evaluate_model)
-    app.command("merge")(merge)
 
 
 def chat(
@@ -216,30 +215,6 @@ def tell_values(found: Measured, rows: Path | None, *, as_json: bool) -> None:
         return
     for part in values_view(found):
         answer(part)
-
-
-def merge(
-    model: ModelName,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new model folder.", show_default=False)],
-    weights: Weights = "auto",
-    json: AsJson = False,
-) -> None:
-    """Merge a run's adapter into its base model, with the predictions checked."""
-    from tunesmith.cli.output import answer, console, emit_json
-    from tunesmith.export.huggingface import merge_run
-
-    which = choose_weights(weights)
-    with console().status("merging, and comparing predictions with the adapter's"):
-        report = merge_run(model, out, which=which)
-    if json:
-        emit_json(report.to_json())
-        return
-    verb = "chat" if report.unit.startswith("nats") else "score"
-    answer(
-        f"[bold green]merged[/] {report.folder}  {report.dtype}, {report.bytes / 1e9:.2f} GB\n"
-        f"its predictions differ from the adapter's by {report.difference:.1g} {report.unit} "
-        f"(rounding explains up to {report.limit:g})\n  [cyan]tunesmith {verb} {report.folder}[/]"
-    )
 
 
 class Conversation:

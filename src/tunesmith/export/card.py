@@ -191,7 +191,12 @@ def result_lines(run: RunDir) -> str:
 
 
 def merge_lines(report: Mapping[str, Any]) -> str:
-    return (
+    lead = ""
+    if report.get("share", 1) < 1:
+        lead = f"The weights are base + {report['share']:g} (tuned - base) (arXiv:2109.01903). "
+    elif report.get("averaged"):
+        lead = f"The weights are a mean: {', '.join(report['averaged'])}. "
+    return lead + (
         f"Weights in {report['dtype']}. On {report['positions']} predictions or scores they differ from the unmerged "
         f"weights by {report['difference']:.1g} {report['unit']} (allowed: {report['limit']:g})."
     )

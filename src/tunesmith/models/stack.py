@@ -96,6 +96,19 @@ def check_stack(stack: Stack, owner: Path) -> tuple[str, ...]:
     return tuple(below.folder for below in stack)
 
 
+def above_others(name: str, wanted: Stack, found: Stack, rest: Sequence[str]) -> ModelError:
+    """E364: an adapter stands above others than it was trained above; `rest` is what follows it."""
+    listed = ", ".join(below.folder for below in wanted) or "the plain base"
+    here = ", ".join(below.folder for below in found) or "the plain base"
+    names = [*(below.folder for below in wanted), *rest]
+    return ModelError(
+        "E364",
+        f"{name} was trained above {listed}, and here it stands above {here}",
+        where=Where(field=FIELD),
+        fixes=[Fix(f"{FIELD}=[{', '.join(names)}]", {FIELD: names})],
+    )
+
+
 def changed(owner: Path, why: str) -> ModelError:
     return ModelError(
         "E364",

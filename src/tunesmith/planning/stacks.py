@@ -11,7 +11,7 @@ from tunesmith.models.headers import read_header
 from tunesmith.models.inventory import ADAPTER_FILE, Inventory
 from tunesmith.models.kinds import kind_of_folder
 from tunesmith.models.locate import locate
-from tunesmith.models.stack import FIELD, Stack, find_stack, locate_adapter, read_stack
+from tunesmith.models.stack import FIELD, Stack, above_others, find_stack, locate_adapter, read_stack
 from tunesmith.recipe import Recipe
 
 NO_WEIGHTS = frozenset(  # PEFT's types that change no weights
@@ -61,16 +61,8 @@ def _no_fit(name: str, folder: Path, inventory: Inventory) -> Iterator[Diagnosti
 
 def _other_stack(wanted: Stack, found: Stack, name: str, rest: tuple[str, ...]) -> Iterator[Diagnostic]:
     """E364: an adapter stands above others than it was trained above."""
-    if [below.hash for below in wanted] == [below.hash for below in found]:
-        return
-    listed = ", ".join(below.folder for below in wanted) or "the plain base"
-    yield Diagnostic(
-        "E364",
-        f"{name} was trained above {listed}, and the recipe puts it above "
-        f"{', '.join(below.folder for below in found) or 'the plain base'}",
-        where=Where(field=FIELD),
-        fixes=(_set([*(below.folder for below in wanted), *rest]),),
-    )
+    if [below.hash for below in wanted] != [below.hash for below in found]:
+        yield above_others(name, wanted, found, rest).diagnostic
 
 
 def _set(names: list[str]) -> Fix:
