@@ -145,14 +145,14 @@ def merge_chain(adapters: Sequence[str], model: str, out: Path) -> MergeReport:
         below = find_stack(names[:at])
         if (wanted := read_stack(Path(name))) and [one.hash for one in wanted] != [one.hash for one in below]:
             raise above_others(name, wanted, below, names[at:]) from None
+    settings = [base.settings.model_copy(update={"merged_adapters": tuple(names[:at])}) for at in range(len(names))]
+    *lower, last = (ModelSource(base.base, one, adapter=Path(name)) for one, name in zip(settings, names, strict=True))
     with staged(out, "the merged model") as stage:
-        for at, name in enumerate(names):
-            settings = base.settings.model_copy(update={"merged_adapters": tuple(names[:at])})
-            found = ModelSource(base.base, settings, adapter=Path(name))
-            merging = Merging.of(found, out)
-            merged, wanted = merging.merged(found)
-        report = merging.write(merged, wanted, stage)
-        write_card(found, stage, report)
+        for source in lower:
+            Merging.of(source, out).merged(source)
+        merging = Merging.of(last, out)
+        report = merging.write(*merging.merged(last), stage)
+        write_card(last, stage, report)
     return report
 
 
