@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from tunesmith.cli.merging import numbers, tell_merged
 from tunesmith.cli.options import AsJson
 from tunesmith.cli.output import answer, console, emit_json
 
@@ -111,7 +112,6 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     """Merge adapters into a model one after another, each with its predictions checked."""
-    from tunesmith.cli.merging import tell_merged
     from tunesmith.errors import UsageError, Where
     from tunesmith.export.huggingface import merge_chain
 
@@ -163,14 +163,3 @@ def tell(report: AdapterReport, *, as_json: bool) -> None:
     if report.difference is not None:
         lines.append(f"its predictions differ from the old adapter's by {report.difference:.1g} nats per token")
     answer("\n".join(lines))
-
-
-def numbers(text: str | None, option: str) -> tuple[float, ...]:
-    """`0.7,0.3` or `0.7 0.3` as numbers; UsageError E360 for anything else."""
-    from tunesmith.errors import UsageError, Where
-
-    try:
-        return tuple(float(word) for word in (text or "").replace(",", " ").split())
-    except ValueError as error:
-        where = Where("command line", field=option)
-        raise UsageError("E360", f"{text!r} are no weights", where=where, fixes=[f"{option} 0.7,0.3"]) from error

@@ -55,7 +55,6 @@ def average(
     json: AsJson = False,
 ) -> None:
     """Average the weights of several tuned models, or of checkpoints of one run."""
-    from tunesmith.cli.adapters import numbers
     from tunesmith.cli.model import choose_weights
     from tunesmith.cli.output import console
     from tunesmith.errors import UsageError, Where
@@ -88,3 +87,14 @@ def tell_merged(report: MergeReport, *, as_json: bool) -> None:
         f"its predictions differ from {whose} by {report.difference:.1g} {report.unit} "
         f"(rounding explains up to {report.limit:g})\n  [cyan]tunesmith {verb} {report.folder}[/]"
     )
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...]:
+    """`0.7,0.3` or `0.7 0.3` as numbers; UsageError E360 for anything else."""
+    from tunesmith.errors import UsageError, Where
+
+    try:
+        return tuple(float(word) for word in (text or "").replace(",", " ").split())
+    except ValueError as error:
+        where = Where("command line", field=option)
+        raise UsageError("E360", f"{text!r} are no weights", where=where, fixes=[f"{option} 0.7,0.3"]) from error
