@@ -43,6 +43,7 @@ from tunesmith.planning.memory import (
     estimate,
 )
 from tunesmith.planning.policies import choose, costs_of, cut, possible, smallest
+from tunesmith.planning.precision import told_precision
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.planning.reference import find_reference
 from tunesmith.planning.sharing import shares_prefixes
@@ -117,6 +118,11 @@ class Plan:
         return self.steps.all_tokens * (1 - self.steps.saved) * flops / (self.speed.flops * self.ranks)
 
     @property
+    def precision(self) -> str:
+        """What types there are, and what they mean for range, precision and memory, in a line."""
+        return told_precision(self.recipe, self.inventory, self.trained, self.dtype)
+
+    @property
     def fits(self) -> bool:
         return fits(self.memory, self.machine)
 
@@ -162,6 +168,7 @@ class Plan:
             },
             "device": {"kind": self.machine.device, "name": self.machine.name, "threads": self.machine.threads},
             "dtype": self.dtype,
+            "precision": self.precision,
             "microbatch": {"largest_tokens": steps.largest, "per_step": steps.microbatches},
             "calibration": {
                 "key": calibration_key(self.machine, computed(self.recipe, self.dtype)),
@@ -218,7 +225,7 @@ def make_plan(
     memory, checkpointing = plan_memory(recipe, inventory, counted, steps, machine)
     again = costs_of(inventory, counted.mean_length).of(checkpointing)
     numbers = steps.total, steps.sequences, steps.most, steps.longest
-    facts = Facts(recipe, inventory, counted, *numbers, memory, machine, ranks, file, trunk)
+    facts = Facts(recipe, inventory, counted, *numbers, memory, machine, ranks, file, dtype, trunk)
     peak_of = partial(_peak_of, inventory=inventory, counted=counted, machine=machine, ranks=ranks, share=share)
     return Plan(
         recipe=recipe,

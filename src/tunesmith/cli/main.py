@@ -22,6 +22,7 @@ GROUPS = (
     "plan",
     "train",
     "lr_find",
+    "compare",
     "quickstart",
     "data",
     "runs",
@@ -35,7 +36,7 @@ GROUPS = (
 )
 PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
-    "Train": ("data", "plan", "lr-find", "train"),
+    "Train": ("data", "plan", "lr-find", "train", "compare"),
     "Look": ("runs", "config", "explain"),
     "Use": ("chat", "sample", "label", "eval", "score", "merge", "average", "adapters"),
 }

@@ -56,6 +56,7 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
     share = plan.trained.total / total
     rows = [
         ("parameters", Text(f"{millions(total)}, of which {millions(plan.trained.total)} are trained ({share:.1%})")),
+        ("precision", Text(plan.precision)),
         ("data", _data(plan)),
         ("step", Text(step)),
         ("", Text(_microbatches(plan), style="dim")),

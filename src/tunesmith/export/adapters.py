@@ -222,6 +222,7 @@ def from_weights(folder: Path, stage: Path, wish: Wish) -> tuple[dict[str, Facto
     base = find_base(config, folder, wish.model)
     settings = ModelConfig(path=str(base), dtype="float32")
     model = load_adapter(load_base(base, settings), folder).eval()
+    assert isinstance(model, PeftModel), "the folder is one of PEFT's"
     rows = check_rows(ModelSource(base, settings, adapter=folder), load_tokenizer(base))
     wanted = NEXT_TOKENS.predict(model, rows)
     named = str(config.base_model_name_or_path or base)

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from peft import PeftModel
 from pydantic import ValidationError
 from torch import nn
 
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import BadInput, CheckpointError, Fix, ModelError, UsageError, Where
-from tunesmith.models.adapters import load_adapter, read_adapter_config, trainable
+from tunesmith.models.adapters import Adapted, base_named_in, load_adapter, trainable
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.headers import read_header
 from tunesmith.models.heads import outputs_in, stored_outputs, writes_no_text
@@ -129,7 +128,7 @@ def reference_of(opened: Opened) -> Reference | None:
     source, settings = opened.source, opened.source.settings
     named, start = settings.reference.path, settings.adapter_path
     base_alone = start is None or settings.reference.source == "adapter_off"
-    if isinstance(opened.model, PeftModel) and named is None and base_alone:
+    if isinstance(opened.model, Adapted) and named is None and base_alone:
         return AdapterOff(opened.model)
     if source.run is None:
         return None
@@ -165,7 +164,7 @@ def find_model(name: str, which: Which = "auto") -> ModelSource:
         return find_weights(run, which)
     folder = locate(name)
     if not (folder / "config.json").is_file():
-        base = read_adapter_config(folder).base_model_name_or_path
+        base = base_named_in(folder)
         if not base:
             raise BadInput(
                 "E154",

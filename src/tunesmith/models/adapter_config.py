@@ -37,6 +37,7 @@ class AdapterConfig(Config):
     rates: ClassVar[tuple[float, float]] = (2e-5, 2e-3)  # learning rates between which nothing is remarkable
     usual_rate: ClassVar[tuple[str, float]] = ("1e-4 to 5e-4", 2e-4)
     frozen_keys: ClassVar[tuple[str, ...]] = ()  # parts of the names of tensors in its files that are not trained
+    merges: ClassVar[bool] = True  # whether weights of the model can be changed to do what the adapter does
 
     @property
     def word(self) -> str:
@@ -58,22 +59,14 @@ class AdapterConfig(Config):
         return self.title
 
 
-class TargetedConfig(AdapterConfig):
-    """A method that changes linear layers one by one; the shapes are those of torch, (outputs, inputs)."""
+class PlacedConfig(AdapterConfig):
+    """A method that adds to linear layers one by one; the shapes are those of torch, (outputs, inputs)."""
 
-    targets: tuple[str, ...] = Field(
-        default=("all",), description="Module names to adapt; all means every linear layer but the head."
-    )
+    keeps_inputs: ClassVar[bool] = True  # whether the backward pass reads again what goes into those layers
+
     last: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Adapt the last n layers only, and leave those below as they are; 0: all layers."
     )
-    modules_to_save: tuple[str, ...] = Field(
-        default=(), description="Modules trained in full and saved with the adapter."
-    )
-
-    @property
-    def saved(self) -> tuple[str, ...]:
-        return self.modules_to_save
 
     @property
     def wide(self) -> bool:
@@ -99,6 +92,21 @@ class TargetedConfig(AdapterConfig):
     def frozen_beside(self, shapes: list[tuple[int, int]]) -> int:
         """Numbers that are held frozen beside the trained ones."""
         return 0
+
+
+class TargetedConfig(PlacedConfig):
+    """A method whose linear layers the recipe names."""
+
+    targets: tuple[str, ...] = Field(
+        default=("all",), description="Module names to adapt; all means every linear layer but the head."
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="Modules trained in full and saved with the adapter."
+    )
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        return self.modules_to_save
 
     def places(self) -> str:
         where = "all linear layers" if self.targets == ("all",) else ", ".join(self.targets)
@@ -287,41 +295,6 @@ class VeraConfig(TargetedConfig):
     def frozen_beside(self, shapes: list[tuple[int, int]]) -> int:
         widest = [max(side) for side in zip(*shapes, strict=True)] or [0]
         return self.rank * sum(widest)
-
-
-class OftConfig(TargetedConfig):
-    """Rotates blocks of what goes into a layer, exactly orthogonal (arXiv:2306.07280)."""
-
-    title: ClassVar[str] = "OFT"
-    paper: ClassVar[str] = "arXiv:2306.07280"
-    method: Literal["oft"] = Field(default="oft", description=METHOD)
-    block: Annotated[int, Field(ge=2, le=4096)] = Field(
-        default=32, description="Size of a rotated block; it must divide the inputs of every target."
-    )
-    constrained: bool = Field(default=False, description="Keep rotations near none (COFT).")
-    epsilon: Annotated[float, Field(gt=0)] = Field(default=6e-5, description="How near, with constrained.")
-    neumann: bool = Field(
-        default=False, description="PEFT's series of five terms in place of the exact rotation: faster, not orthogonal."
-    )
-
-    def told(self) -> str:
-        return f"{self.title}, blocks of {self.block}, on {self.places()}"
-
-    def count(self, name: str, outputs: int, inputs: int) -> int:
-        return inputs // self.block * (self.block * (self.block - 1) // 2)
-
-    def kept_for(self, name: str, outputs: int, inputs: int) -> float:
-        return 4 * inputs  # what goes in and what comes out of the rotation, in fp32
-
-    def misfit(self, outputs: int, inputs: int) -> Misfit | None:
-        if inputs % self.block == 0:
-            return None
-        return Misfit("E311", f"blocks of {self.block} do not divide its {inputs} inputs", "block")
-
-    def suits(self, shapes: set[tuple[int, int]]) -> int | None:
-        common = math.gcd(*(inputs for _, inputs in shapes))
-        sizes = [size for size in range(2, min(common, 4096) + 1) if common % size == 0]
-        return min(sizes, key=lambda size: (abs(size - self.block), size), default=None)
 
 
 class NamedConfig(AdapterConfig):

@@ -21,7 +21,8 @@ from tunesmith.track.run_dir import is_run
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?\Z")
 OTHER = re.compile(
-    r"(?P<module>.+)\.(?:ia3_l|vera_lambda_[bd]|oft_R(?:\.weight)?|lora_magnitude_vector(?:\.weight)?)\Z"
+    r"(?P<module>.+)\.(?:ia3_l|vera_lambda_[bd]|oft_R(?:\.weight)?|lora_magnitude_vector(?:\.weight)?|"
+    r"bottleneck_(?:down|up)\.(?:weight|bias))\Z"
 )
 BEGINNINGS = ("pissa", "olora")  # of PEFT's LoRA whose folder is against a base that was changed
 
@@ -147,9 +148,10 @@ def misfits(adapter: Mapping[str, TensorInfo], model: Mapping[str, TensorInfo]) 
     for module, factors in sides.items():
         plain = module.removeprefix(PREFIX)
         weight = places.get(place_of(f"{plain}.weight"))
-        if weight is None:
+        inside = place_of(f"{plain}.weight").removesuffix("weight")
+        if weight is None and (factors or not any(place.startswith(inside) for place in places)):
             yield f"the model has no {plain}"
-        elif len(factors) == 2 and len(weight.shape) == 2:
+        elif weight is not None and len(factors) == 2 and len(weight.shape) == 2:
             wanted = {math.prod(weight.shape), *weight.shape}
             have = factors["B"][0], factors["A"][1]
             if {math.prod(have), *have} != wanted:

@@ -15,12 +15,13 @@ from tunesmith.models.adapter_config import (
     LoraConfig,
     LoraFaConfig,
     NormsConfig,
-    OftConfig,
     OloraConfig,
     PissaConfig,
     RsloraConfig,
     VeraConfig,
 )
+from tunesmith.models.bottleneck_config import BottleneckConfig
+from tunesmith.models.orthogonal_config import OftConfig
 
 Adapter = Annotated[
     LoraConfig
@@ -32,6 +33,7 @@ Adapter = Annotated[
     | Ia3Config
     | VeraConfig
     | OftConfig
+    | BottleneckConfig
     | FullConfig
     | FreezeConfig
     | BitfitConfig

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from tunesmith.models.native.kernels import has_tiles, kernels_for
+from tunesmith.models.native.kernels import kernels_for, multiplies_blocks
 from tunesmith.models.products import Products
 from tunesmith.models.scratch import scratch
 
@@ -39,13 +39,13 @@ class Int8Matrix:
         outputs, inputs = weight.shape
         whole, scale = quantized(weight.float())
         whole[:, inputs:] = 0  # so that what stands beyond the rows of x counts for nothing
-        self.weights = in_tiles(whole) if has_tiles() else whole[:outputs, :inputs].clone()
+        self.weights = in_tiles(whole) if multiplies_blocks() else whole[:outputs, :inputs].clone()
         self.scale = nn.functional.pad(scale[:, 0], (0, -outputs % TILE))
 
     def product(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> None:
         whole, scale = quantized(x)
         kernels = kernels_for(x)
-        if kernels is not None and has_tiles():
+        if kernels is not None and multiplies_blocks():
             kernels.products(whole, scale, self.weights, self.scale, out)
             return
         sums = torch.ops.aten._int_mm(whole[: len(x), : x.shape[1]].contiguous(), self.weights.T)

@@ -1,6 +1,6 @@
 """Attention over a forest on a CPU, forward and backward.
 
-In bf16 on a processor with tiles compiled kernels do it. Else it is written out here, a batched matmul for many
+In bf16 compiled kernels do it where they multiply blocks. Else it is written out here, a batched matmul for many
 segments.
 
 Heads that share a key stand side by side, so that they are rows of one matmul. Shapes: K key heads, G query heads each,

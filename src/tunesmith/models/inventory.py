@@ -15,9 +15,11 @@ from tunesmith.models.adapter_config import (
     FullConfig,
     LoraConfig,
     NamedConfig,
+    PlacedConfig,
     RsloraConfig,
     TargetedConfig,
 )
+from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.safety import read_config
 
@@ -171,19 +173,19 @@ def trainable(inventory: Inventory, adapter: AdapterConfig, adapter_folder: Path
         held = read_header(adapter_folder / ADAPTER_FILE)
         stored = {name: info for name, info in held.items() if not any(part in name for part in adapter.frozen_keys)}
         return Trainable(sum(info.numel for info in stored.values()), 0, _lowest(stored), False, _shapes(stored))
-    if isinstance(adapter, TargetedConfig):
-        return _targeted(inventory, adapter)
-    assert isinstance(adapter, NamedConfig), "every method changes linear layers or trains weights by name"
+    if isinstance(adapter, PlacedConfig):
+        return _placed(inventory, adapter)
+    assert isinstance(adapter, NamedConfig), "every method adds to linear layers or trains weights by name"
     return _named(inventory, adapter)
 
 
-def _targeted(inventory: Inventory, adapter: TargetedConfig) -> Trainable:
+def _placed(inventory: Inventory, adapter: PlacedConfig) -> Trainable:
     targeted = targets_of(inventory, adapter)
     beside = sum(adapter.count(name, *shape) for name, shape in targeted.items())
-    saved = [name for name in inventory.tensors if _is_module(name, adapter.modules_to_save)]
+    saved = [name for name in inventory.tensors if _is_module(name, adapter.saved)]
     saved += [name for name in inventory.value_head if name not in saved]
     copies = sum(inventory.tensors[name].numel for name in saved)
-    tied_head = not inventory.outputs and (any(map(HEAD.search, saved)) or "lm_head" in adapter.modules_to_save)
+    tied_head = not inventory.outputs and (any(map(HEAD.search, saved)) or "lm_head" in adapter.saved)
     shapes = _shapes({name: inventory.tensors[name] for name in saved})
     if tied_head and not any(map(HEAD.search, saved)):
         copies += inventory.head
@@ -192,7 +194,7 @@ def _targeted(inventory: Inventory, adapter: TargetedConfig) -> Trainable:
     return Trainable(beside, copies, _lowest([*targeted, *saved]), tied_head, {**shapes, **pairs} if pairs else {})
 
 
-def _pairs(adapter: TargetedConfig, targeted: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+def _pairs(adapter: PlacedConfig, targeted: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of A and B of plain low-rank adapters; of other methods only the count is known beforehand."""
     if not isinstance(adapter, LoraConfig | RsloraConfig):
         return {}
@@ -207,14 +209,20 @@ def _shapes(tensors: dict[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in tensors.items()}
 
 
-def targets_of(inventory: Inventory, adapter: TargetedConfig) -> dict[str, tuple[int, int]]:
-    """Names and shapes (outputs, inputs) of the weights that the adapter changes."""
-    targeted = [name for name, info in inventory.tensors.items() if is_target(name, info, adapter.targets)]
+def targets_of(inventory: Inventory, adapter: PlacedConfig) -> dict[str, tuple[int, int]]:
+    """Names and shapes (outputs, inputs) of the weights that the adapter changes or stands behind."""
+    targeted = [name for name, info in inventory.tensors.items() if _is_adapted(name, info, adapter)]
     if adapter.last:
         first = inventory.layers - adapter.last
         targeted = [name for name in targeted if (match := LAYER.search(name)) and int(match[1]) >= first]
     shapes = {name: inventory.tensors[name].shape for name in targeted}
     return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
+
+def _is_adapted(name: str, info: TensorInfo, adapter: PlacedConfig) -> bool:
+    if isinstance(adapter, BottleneckConfig):
+        return is_linear(name, info) and adapter.changes(name.removesuffix(".weight"))
+    return isinstance(adapter, TargetedConfig) and is_target(name, info, adapter.targets)
 
 
 def is_target(name: str, info: TensorInfo, targets: tuple[str, ...]) -> bool:

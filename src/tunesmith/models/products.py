@@ -8,7 +8,7 @@ import torch
 
 from tunesmith.errors import Fix, MachineError, Where
 from tunesmith.models.native.build import state
-from tunesmith.models.native.kernels import has_tiles
+from tunesmith.models.native.kernels import multiplies_blocks
 
 Products = Literal["exact", "int8", "fp8"]
 FIELD = "model.base_products"
@@ -35,7 +35,7 @@ def has_int8(device: str) -> bool:
     """Where exact products have AMX, only the compiled kernels are faster than they are."""
     if device != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    return has_tiles() or (torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported())
+    return multiplies_blocks() or (torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported())
 
 
 def has_fp8(device: str) -> bool:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor, nn
 
+from tunesmith.models.adapters import Adapted
 from tunesmith.models.forward import score_only
 from tunesmith.types import Batch
 
@@ -24,7 +24,7 @@ class Reference(Protocol):
 class AdapterOff:
     """The base model below the adapter; equals the start of a run when the adapter is new, and costs no memory."""
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: Adapted) -> None:
         self.model = model
 
     def logprobs(self, batch: Batch) -> Float[Tensor, " K"]:

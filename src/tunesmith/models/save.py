@@ -1,4 +1,4 @@
-"""Trained weights in their final place: a PEFT folder for adapters, a Hugging Face folder otherwise."""
+"""Trained weights in their final place: an adapter folder for adapters, a Hugging Face folder otherwise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import shutil
 import uuid
 from pathlib import Path
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from tunesmith.models.adapters import save_adapter
+from tunesmith.models.adapters import Adapted, save_adapter
 from tunesmith.models.forward import base_model
 from tunesmith.models.heads import has_head, is_encoder
 from tunesmith.models.meaning import Meaning, meaning_of, name_outputs, write_meaning
@@ -43,11 +42,11 @@ def save_weights(model: nn.Module, run: Path, base: Path, task: Task | None = No
     `task` says what the values of a reward model or classifier mean. Its adapter folder has the tokenizer too, because
     the padding token is another one.
     """
-    name = "adapter" if isinstance(model, PeftModel) else "model"
+    name = "adapter" if isinstance(model, Adapted) else "model"
     stage = run / f".tmp-{name}-{uuid.uuid4().hex[:8]}"
     plain = base_model(model)
     try:
-        if isinstance(model, PeftModel):
+        if isinstance(model, Adapted):
             save_adapter(model, stage, str(base))
             write_stack(stage, str(base), stack)
         elif not has_head(plain):

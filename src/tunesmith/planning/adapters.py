@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunesmith.errors import Diagnostic, Fix, Where, nearest
-from tunesmith.models.adapter_config import BitfitConfig, Misfit, NamedConfig, TargetedConfig
+from tunesmith.models.adapter_config import BitfitConfig, Misfit, NamedConfig, PlacedConfig, TargetedConfig
+from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.inventory import Inventory, is_linear, is_target, targets_of, trainable
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
 from tunesmith.models.locate import locate
@@ -25,6 +26,8 @@ def adapter_problems(recipe: Recipe, inventory: Inventory) -> Iterator[Diagnosti
     elif isinstance(adapter, TargetedConfig):
         yield from _no_target(adapter, inventory)
         yield from _misfits(adapter, inventory)
+    elif isinstance(adapter, BottleneckConfig):
+        yield from _no_place(adapter, inventory)
     elif isinstance(adapter, NamedConfig) and trainable(inventory, adapter).total == 0:
         biases = isinstance(adapter, BitfitConfig)
         message = f"{adapter.title} has nothing to train: the model has no {'biases' if biases else 'such parameters'}"
@@ -69,7 +72,15 @@ def _no_target(adapter: TargetedConfig, inventory: Inventory) -> Iterator[Diagno
         )
 
 
-def _misfits(adapter: TargetedConfig, inventory: Inventory) -> Iterator[Diagnostic]:
+def _no_place(adapter: BottleneckConfig, inventory: Inventory) -> Iterator[Diagnostic]:
+    """E350: an architecture of which nobody said where bottleneck adapters belong."""
+    if not targets_of(inventory, adapter):
+        message = f"where bottleneck adapters belong in {inventory.model_type} is not known"
+        fix = Fix(f"{METHOD}=lora", {METHOD: "lora"})
+        yield Diagnostic("E350", message, where=Where(field=METHOD), fixes=(fix,))
+
+
+def _misfits(adapter: PlacedConfig, inventory: Inventory) -> Iterator[Diagnostic]:
     """E310 and E311: matrices that cannot be adapted so; one problem with the value that suits them all."""
     found: list[tuple[str, Misfit]] = []
     for name, shape in targets_of(inventory, adapter).items():

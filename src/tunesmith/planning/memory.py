@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from tunesmith.models.adapter_config import (
@@ -9,14 +10,17 @@ from tunesmith.models.adapter_config import (
     LoraConfig,
     LoraFaConfig,
     LowRankConfig,
+    PlacedConfig,
     RsloraConfig,
-    TargetedConfig,
 )
 from tunesmith.models.inventory import Inventory, Trainable, targets_of
 from tunesmith.models.policy import Checkpointing
+from tunesmith.train.holding import Rounding
 from tunesmith.train.optimizers import AdamW, OptimizerConfig
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
+MASTERS = {"masters": 4, "stochastic": 0, "kahan": 2}  # bytes beside each trained number below fp32
+WIDENED = 12  # bytes of a number while a weight without a master is updated and rounded: fp32, chance, result
 USABLE = 0.9  # share of the free memory that a plan may promise
 HEAD = 4096  # rows, and words of the vocabulary, whose logits are alive at once
 PAIRS = 2**18  # pairs of row and key whose attention is alive at once; a block of rows of a long document may be more
@@ -32,6 +36,7 @@ NORMS = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4}
 NORMED_QUERIES = frozenset(["qwen3", "gemma3", "gemma3_text", "olmo2"])
 WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # layers of models/layer
 NORMED_AFTERWARDS = frozenset(["olmo2"])
+FUSED = WRITTEN_OUT - NORMED_AFTERWARDS  # norms and gated layers of models/fused
 PLAIN = (LoraConfig, RsloraConfig, LoraFaConfig)  # W + s B A as the written-out layers compute it
 NOTHING = Checkpointing()
 ADAMW = AdamW()
@@ -104,23 +109,41 @@ def compute_type(inventory: Inventory, wanted: str) -> str:
 def estimate(
     inventory: Inventory, trained: Trainable, adapter: AdapterConfig, load: Load, chosen: Checkpointing = NOTHING
 ) -> Memory:
-    """Peak of training: fp32 gradients, the optimiser's states, and fp32 masters of what is trained below fp32."""
+    """Peak of training: fp32 gradients, the optimiser's states, and what is kept beside weights below fp32."""
     width = WIDTH.get(load.dtype, 2)
-    narrow = isinstance(adapter, TargetedConfig) and not adapter.wide and width == 2
+    narrow = isinstance(adapter, PlacedConfig) and not adapter.wide and width == 2
     adapter_width = 2 if narrow else 4
-    masters = 4 * (trained.base if width < 4 else 0) + 4 * (trained.adapters if adapter_width < 4 else 0)
+    below = (trained.base if width < 4 else 0) + (trained.adapters if adapter_width < 4 else 0)
+    states = state_bytes(trained, load.optimizer.for_heads(inventory.head_dim))
     sizes = activation_sizes(inventory, trained, adapter, load)
     activations = sizes.total(load.tokens, chosen)
+    beside = below * MASTERS[rounding_of(load)] + (widened_bytes(trained, load, activations) if below else 0)
     copies = trained.base if trained.adapters else 0  # modules trained in full beside an adapter
     return Memory(
         weights=width * (inventory.total + copies),
         adapters=adapter_width * (trained.adapters + frozen_beside(inventory, adapter)),
         gradients=gradient_bytes(inventory, trained, width, load, activations),
-        optimizer=state_bytes(trained, load.optimizer.for_heads(inventory.head_dim)) + masters,
+        optimizer=states + beside,
         activations=activations,
         head=head_bytes(inventory, trained, width, load.tokens),
         other=round(BASELINE[load.device]),
     )
+
+
+def rounding_of(load: Load) -> Rounding:
+    """Weights in fp16 have masters whatever is asked for."""
+    return "masters" if load.dtype == "float16" else load.optimizer.rounding
+
+
+def widened_bytes(trained: Trainable, load: Load, activations: int) -> int:
+    """The largest weight in fp32 while it is updated, where no master stays.
+
+    After the backward pass that takes the place of activations, and counts as far as it is larger.
+    """
+    if rounding_of(load) == "masters":
+        return 0
+    largest = WIDENED * max(map(math.prod, trained.shapes.values()), default=0)
+    return largest if load.in_backward else max(0, largest - activations)
 
 
 def state_bytes(trained: Trainable, optimizer: OptimizerConfig) -> int:
@@ -137,6 +160,9 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
         kept = width * float(values_kept(inventory, adapter))
         passing = width * float(values_passing(inventory))
         dropped = float(wide)
+    elif isinstance(adapter, PlacedConfig) and not adapter.keeps_inputs:
+        kept, dropped = frozen_kept(inventory, adapter, load, width), middle_kept(inventory, width)
+        passing = PASSING[load.device] * kept
     else:
         kept = plain_kept(inventory, adapter, load, width)
         passing = PASSING[load.device] * kept
@@ -158,10 +184,10 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
 
 def is_written_out(adapter: AdapterConfig) -> bool:
     """Whether the layers of models/layer compute such an adapter themselves."""
-    return not adapter.drops and (not isinstance(adapter, TargetedConfig) or type(adapter) in PLAIN)
+    return not adapter.drops and (not isinstance(adapter, PlacedConfig) or type(adapter) in PLAIN)
 
 
-def kept_beside(inventory: Inventory, adapter: TargetedConfig) -> float:
+def kept_beside(inventory: Inventory, adapter: PlacedConfig) -> float:
     """Numbers per token and layer that the adapter keeps, the mean over the layers with one."""
     if type(adapter) in PLAIN and isinstance(adapter, LowRankConfig):
         return 7 * adapter.rank
@@ -172,7 +198,7 @@ def kept_beside(inventory: Inventory, adapter: TargetedConfig) -> float:
 
 def frozen_beside(inventory: Inventory, adapter: AdapterConfig) -> int:
     """Numbers that the adapter holds and does not train."""
-    if not isinstance(adapter, TargetedConfig):
+    if not isinstance(adapter, PlacedConfig):
         return 0
     return adapter.frozen_beside(list(targets_of(inventory, adapter).values()))
 
@@ -202,13 +228,31 @@ def plain_kept(inventory: Inventory, adapter: AdapterConfig, load: Load, width: 
     kept += 2 * width * inventory.hidden  # inputs of the attention's and the MLP's first projections
     kept += 2 * width * (inventory.query + inventory.key)  # queries, keys, values and the output of attention
     kept += 4 * width * inventory.intermediate  # gate, silu(gate), up, their product
-    if isinstance(adapter, TargetedConfig):
+    if isinstance(adapter, PlacedConfig):
         kept += width * kept_beside(inventory, adapter)
     else:
         kept += 2 * width * inventory.hidden  # a trained norm keeps its input as well
     if load.dense:
         kept += (4 + width) * inventory.heads * load.tokens
     return kept
+
+
+def frozen_kept(inventory: Inventory, adapter: PlacedConfig, load: Load, width: int) -> float:
+    """Bytes per token that modules of transformers keep where every linear layer is frozen: no input of one is kept."""
+    fused = inventory.model_type in FUSED
+    kept = 2.0 * width * inventory.hidden if fused else 4.0 * NORMS.get(inventory.model_type, 2) * inventory.hidden
+    if inventory.model_type in NORMED_QUERIES:
+        kept += (width if fused else 4) * (inventory.query + inventory.key)
+    kept += 2 * width * (inventory.query + inventory.key) + middle_kept(inventory, width)
+    kept += width * kept_beside(inventory, adapter)
+    if load.dense:
+        kept += (4 + width) * inventory.heads * load.tokens
+    return kept
+
+
+def middle_kept(inventory: Inventory, width: int) -> float:
+    """Bytes per token of gate and up, and of silu(gate) where the gated layer is transformers' own."""
+    return (2.0 if inventory.model_type in FUSED else 3.0) * width * inventory.intermediate
 
 
 def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: Load, activations: int) -> int:

@@ -20,6 +20,7 @@ from tunesmith.planning.machine import Machine
 from tunesmith.planning.memory import USABLE, Memory
 from tunesmith.planning.optimizers import optimizer_problems
 from tunesmith.planning.policies import possible
+from tunesmith.planning.precision import precision_problems
 from tunesmith.planning.trunk import TrunkPlan, existing, trunk_problems
 from tunesmith.recipe import Recipe
 
@@ -45,6 +46,7 @@ class Facts:
     machine: Machine
     ranks: int
     file: str
+    dtype: str  # of weights and products
     trunk: TrunkPlan | None = None
 
     @property
@@ -56,8 +58,8 @@ class Facts:
 def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagnostic, ...]:
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
     rules = (
-        _trunk, _policy, _in_backward, _optimizer, _length, _few_steps, _rate, _overlong, _threads, _disk, _stripped,
-        _judged,
+        _trunk, _policy, _in_backward, _optimizer, _precision, _length, _few_steps, _rate, _overlong, _threads, _disk,
+        _stripped, _judged,
     )  # fmt: skip
     first = (*facts.counted.doubts, *adapter_problems(facts.recipe, facts.inventory), *_memory(facts, peak_of))
     return (*first, *(problem for rule in rules for problem in rule(facts)))
@@ -94,6 +96,8 @@ def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
         size //= 2
     if train.optimizer.name == "adamw":
         yield {"train.optimizer.name": "adamw8bit"}
+    if recipe.model.adapter.kept == "model" and recipe.model.dtype != "float32":
+        yield from _without_masters(recipe)
     if recipe.model.adapter.kept == "model":
         is_adamw = train.optimizer.name == "adamw"
         yield {"model.adapter": "lora", **({"train.optimizer.lr": 2e-4} if is_adamw else {"train.optimizer": "adamw"})}
@@ -103,6 +107,15 @@ def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     while length >= SMALLEST_LENGTH:
         yield {"data.max_length": length, "train.microbatch_tokens": min(length, train.microbatch_limit(device))}
         length //= 2
+
+
+def _without_masters(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """In bf16 with a number in bf16 beside each weight, then with states in 8 bits and no number beside it."""
+    key = "train.optimizer.rounding"
+    small = {"train.optimizer.name": "adamw8bit"} if recipe.train.optimizer.name == "adamw" else {}
+    for rounding in ("kahan", "stochastic"):
+        if recipe.train.optimizer.rounding == "masters":
+            yield {key: rounding, **(small if rounding == "stochastic" else {})}
 
 
 def _tried(facts: Facts, changes: dict[str, Any], peak_of: Callable[[Recipe], int]) -> Fix | None:
@@ -161,6 +174,10 @@ def _in_backward(facts: Facts) -> Iterator[Diagnostic]:
 
 def _optimizer(facts: Facts) -> Iterator[Diagnostic]:
     yield from optimizer_problems(facts.recipe, trainable_of(facts.recipe, facts.inventory))
+
+
+def _precision(facts: Facts) -> Iterator[Diagnostic]:
+    yield from precision_problems(facts.recipe, trainable_of(facts.recipe, facts.inventory), facts.dtype)
 
 
 def _trunk(facts: Facts) -> Iterator[Diagnostic]:

@@ -14,9 +14,10 @@ from tunesmith.models.locate import locate
 from tunesmith.models.stack import FIELD, Stack, above_others, find_stack, locate_adapter, read_stack
 from tunesmith.recipe import Recipe
 
-NO_WEIGHTS = frozenset(  # PEFT's types that change no weights
+NO_WEIGHTS = frozenset(  # kinds that change no weights
     [
-        "adaption_prompt", "cpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "prompt_tuning", "xlora",
+        "adaption_prompt", "bottleneck", "cpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning",
+        "prompt_tuning", "xlora",
     ]
 )  # fmt: skip
 

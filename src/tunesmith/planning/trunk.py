@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tunesmith.configuring.catalogue import plain
 from tunesmith.data.caches import size_of
 from tunesmith.errors import Diagnostic, Fix, Where
-from tunesmith.models.adapter_config import FreezeConfig, TargetedConfig
+from tunesmith.models.adapter_config import FreezeConfig, PlacedConfig
 from tunesmith.models.inventory import Inventory, trainable
 from tunesmith.models.safety import read_config
 from tunesmith.models.trunk import TYPES
@@ -95,7 +95,7 @@ def nothing_frozen(recipe: Recipe, inventory: Inventory) -> Diagnostic:
     upper = max(1, inventory.layers // 2)
     changes: dict[str, Any] = {"model.adapter.last": upper}
     adapter = recipe.model.adapter
-    if isinstance(adapter, TargetedConfig):
+    if isinstance(adapter, PlacedConfig):
         changed = adapter.model_copy(update={"last": upper})
         if recipe.model.adapter_path or not 0 < trainable(inventory, changed).lowest_layer < 10**6:
             changes = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tunesmith.configuring.layers import Origin
-from tunesmith.models.adapter_config import FullConfig, LoraFaConfig, LowRankConfig, TargetedConfig
+from tunesmith.models.adapter_config import FullConfig, LoraFaConfig, LowRankConfig, PlacedConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.settings import Recipe
 from tunesmith.train.optimizers import low_rank
@@ -46,7 +46,7 @@ def averages(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 def projected(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     """A projection of gradients is for matrices trained in full; factors of an adapter are low already."""
     adapter, optimizer = recipe.model.adapter, recipe.train.optimizer
-    if isinstance(optimizer, low_rank.LowRankConfig) and isinstance(adapter, TargetedConfig):
+    if isinstance(optimizer, low_rank.LowRankConfig) and isinstance(adapter, PlacedConfig):
         message = f"{optimizer.name} projects the gradients of whole matrices, and {adapter.method} trains none"
         fields = ("train.optimizer.name", "model.adapter.method")
         yield Clash(message, fields, {"model.adapter": "full"}, "E301", "or train.optimizer=adamw8bit")

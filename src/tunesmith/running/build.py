@@ -82,7 +82,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         objectives=objectives,
         source=Ahead(source),
         streams=streams,
-        optimizer=make_optimizer(trainable(model), rule, new_layers(recipe, model), mesh),
+        optimizer=make_optimizer(trainable(model), rule, new_layers(recipe, model), mesh, settings.seed),
         guard=Guard(settings.stability),
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import nn
 
 from tunesmith import models
@@ -19,6 +18,7 @@ from tunesmith.data.mismatch import Mismatch
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.models.adapters import Adapted
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.content import content_hash
 from tunesmith.models.load import load_base
@@ -54,13 +54,10 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
     folder = find_reference(recipe, tokenizer)
     if folder is not None:
         return Referee(other_model(folder, recipe, mesh), content_hash(folder), False, True)
-    new_adapter = isinstance(model, PeftModel) and recipe.model.adapter_path is None
-    if isinstance(model, PeftModel) and (
-        settings.source == "adapter_off" or (new_adapter and not settings.update_every)
-    ):
-        return Referee(
-            AdapterOff(model), f"base {stacked_hash(base, recipe.model.merged_adapters)}", new_adapter, False
-        )
+    new_adapter = isinstance(model, Adapted) and recipe.model.adapter_path is None
+    if isinstance(model, Adapted) and (settings.source == "adapter_off" or (new_adapter and not settings.update_every)):
+        below = stacked_hash(base, recipe.model.merged_adapters)
+        return Referee(AdapterOff(model), f"base {below}", new_adapter, False)
     if recipe.model.adapter.kept == "adapter" or settings.update_every:
         return Referee(StartWeights(model), key, True, False)
     return Referee(OtherModel(model), key, True, True)

@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import Fix, UsageError, Where
 from tunesmith.track.clock import phase
-from tunesmith.train.optimizer import Optimizer, gradient_norm
+from tunesmith.train.optimizer import Optimizer, gradient_norm, zeros
 from tunesmith.train.optimizers import OptimizerConfig
 from tunesmith.train.optimizers.base import single
 
 
 def make_optimizer(
-    parameters: dict[str, nn.Parameter], settings: OptimizerConfig, new_layers: Iterable[str], mesh: Mesh
+    parameters: dict[str, nn.Parameter],
+    settings: OptimizerConfig,
+    new_layers: Iterable[str],
+    mesh: Mesh,
+    seed: int = 0,
 ) -> Optimizer:
     """The optimizer that the settings ask for; UsageError E189 for one that several ranks cannot have."""
     if not settings.in_backward:
-        return Optimizer(parameters, settings, new_layers)
+        return Optimizer(parameters, settings, new_layers, seed)
     if mesh.world > 1:
         key = "train.optimizer.in_backward"
         raise UsageError(
@@ -30,7 +34,7 @@ def make_optimizer(
             where=Where(field=key),
             fixes=[Fix(f"{key}=false", {key: False}), Fix("start one process")],
         )
-    return BackwardOptimizer(parameters, settings, new_layers)
+    return BackwardOptimizer(parameters, settings, new_layers, seed)
 
 
 class BackwardOptimizer(Optimizer):
@@ -42,9 +46,13 @@ class BackwardOptimizer(Optimizer):
     """
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], settings: OptimizerConfig, new_layers: Iterable[str] = ()
+        self,
+        parameters: dict[str, nn.Parameter],
+        settings: OptimizerConfig,
+        new_layers: Iterable[str] = (),
+        seed: int = 0,
     ) -> None:
-        super().__init__(parameters, settings, new_layers)
+        super().__init__(parameters, settings, new_layers, seed)
         self.is_last = False
         self.norms: dict[str, Tensor] = {}  # of the gradients that this step has used up
         for name, parameter in parameters.items():  # behind the hooks that collect for masters
@@ -67,10 +75,9 @@ class BackwardOptimizer(Optimizer):
         stepper = self.steppers[name]
         if stepper.defaults.get("fused"):  # decides on the device
             stepper.found_inf = norm.isfinite().logical_not().float()  # pyright: ignore[reportAttributeAccessIssue]
-            stepper.step()
+            self.step_one(name)
         elif bool(norm.isfinite()):
-            stepper.step()
-        self.copy_back(name)
+            self.step_one(name)
         master.grad = None
         self.norms[name] = norm
 
@@ -80,7 +87,7 @@ class BackwardOptimizer(Optimizer):
             return math.nan
         for name, master in self.masters.items():
             if name not in self.norms:
-                master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+                master.grad = zeros(master) if master.grad is None else master.grad
                 self.update(name)
         return gradient_norm([self.norms[name] for name in self.masters])
 

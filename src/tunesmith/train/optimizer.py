@@ -10,22 +10,30 @@ from torch import Tensor, nn
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.track.clock import phase
+from tunesmith.train.holding import Short, held_of
 from tunesmith.train.optimizers import OptimizerConfig
-from tunesmith.train.optimizers.base import Averaging, parameter_groups
+from tunesmith.train.optimizers.base import Averaging, parameter_groups, single
 from tunesmith.train.stability import nonfinite_gradients
 
 
 class Optimizer:
     """Updates the trainable parameters of a model.
 
-    A parameter below fp32 gets an fp32 master that collects its gradient, is stepped, and is copied back.
+    A parameter below fp32 has an fp32 master that collects its gradient and is stepped; `settings.rounding` says how
+    the result comes back, and whether the master stays.
     """
 
     def __init__(
-        self, parameters: dict[str, nn.Parameter], settings: OptimizerConfig, new_layers: Iterable[str] = ()
+        self,
+        parameters: dict[str, nn.Parameter],
+        settings: OptimizerConfig,
+        new_layers: Iterable[str] = (),
+        seed: int = 0,
     ) -> None:
         self.parameters = parameters
-        self.masters = {name: master_of(parameter) for name, parameter in parameters.items()}
+        self.held = {name: held_of(name, each, settings.rounding, seed) for name, each in parameters.items()}
+        self.one_by_one = any(isinstance(held, Short) for held in self.held.values())
+        self.masters = {name: held.master for name, held in self.held.items()}
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(collector(self.masters[name]))
             for name, parameter in parameters.items()
@@ -37,8 +45,9 @@ class Optimizer:
         self.aside: dict[str, Tensor] = {}  # values of masters while the parameters hold averages
 
     def build(self, settings: OptimizerConfig) -> list[torch.optim.Optimizer]:
-        """The torch optimisers that share the parameters among them."""
-        return settings.build(self.groups)
+        """The torch optimisers that share the parameters among them; each has its own where masters come and go."""
+        groups = [[group] for group in single(self.groups)] if self.one_by_one else [self.groups]
+        return [stepper for each in groups for stepper in settings.build(each)]
 
     def set_rate(self, factor: float) -> None:
         """From now on each group learns at `factor` times its peak rate."""
@@ -70,22 +79,28 @@ class Optimizer:
         """Every master's gradient, zeros where no loss reached it, in a fixed order."""
         for master in self.masters.values():
             if master.grad is None:
-                master.grad = torch.zeros_like(master)
+                master.grad = zeros(master)
         return [master.grad for master in self.masters.values() if master.grad is not None]
 
     @phase("optimizer")
     def step(self) -> None:
         """One update at the rate that was set."""
+        if self.one_by_one:
+            for name in self.held:
+                self.step_one(name)
+            return
         for stepper in set(self.steppers.values()):
             stepper.step()
-        for name in self.masters:
-            self.copy_back(name)
+        with torch.no_grad():
+            for held in self.held.values():
+                held.narrow()
 
     @torch.no_grad()
-    def copy_back(self, name: str) -> None:
-        """The master's new value to the parameter below fp32."""
-        if self.masters[name] is not self.parameters[name]:
-            self.parameters[name].copy_(self.masters[name])
+    def step_one(self, name: str) -> None:
+        """One update of a parameter that has a stepper of its own."""
+        self.held[name].widen()
+        self.steppers[name].step()
+        self.held[name].narrow()
 
     def clear(self) -> None:
         for parameter in self.parameters.values():
@@ -99,8 +114,10 @@ class Optimizer:
         for name, master in self.masters.items():
             state = self.steppers[name].state.get(master, {})
             tensors |= {f"{name}.{kind}": value for kind, value in state.items() if isinstance(value, Tensor)}
-            if master is not self.parameters[name] or isinstance(self.steppers[name], Averaging):
-                tensors[f"{name}.master"] = self.aside.get(name, master.detach())
+            held = self.held[name]
+            tensors |= {f"{name}.{kind}": value for kind, value in held.state().items()}
+            if held.has_copy or isinstance(self.steppers[name], Averaging):
+                tensors[f"{name}.master"] = self.aside.get(name, held.kept)
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -112,8 +129,7 @@ class Optimizer:
         for name, master in self.masters.items():
             state, stepper = found.get(name, {}), self.steppers[name]
             with torch.no_grad():
-                master.copy_(state.pop("master", self.parameters[name]))
-            self.copy_back(name)
+                self.held[name].restore(state)
             if state:
                 stepper.state[master] = {
                     kind: value.to("cpu" if counts_here(stepper, kind) else master.device).clone()
@@ -129,19 +145,18 @@ class Optimizer:
         finally:
             with torch.no_grad():
                 for name, value in self.aside.items():
-                    self.masters[name].copy_(value)
-                    self.copy_back(name)
+                    self.held[name].take(value)
             self.aside = {}
 
     @torch.no_grad()
     def settle(self) -> None:
         """Leave the weights to use in the parameters; what was trained is put aside."""
         for name, master in self.masters.items():
-            stepper = self.steppers[name]
+            stepper, held = self.steppers[name], self.held[name]
             if isinstance(stepper, Averaging):
-                self.aside[name] = master.detach().clone()
-                master.copy_(stepper.average(master))
-                self.copy_back(name)
+                self.aside[name] = held.kept.clone()
+                held.widen()
+                held.show(stepper.average(master))
 
 
 def members_of(stepper: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -153,10 +168,9 @@ def counts_here(stepper: torch.optim.Optimizer, kind: str) -> bool:
     return kind == "step" and not stepper.defaults.get("fused")
 
 
-def master_of(parameter: nn.Parameter) -> nn.Parameter:
-    if parameter.dtype == torch.float32:
-        return parameter
-    return nn.Parameter(parameter.detach().float())
+def zeros(master: nn.Parameter) -> Tensor:
+    """A gradient of zeros; a master without memory has a shape all the same."""
+    return torch.zeros(master.shape, device=master.device)
 
 
 def collector(master: nn.Parameter):

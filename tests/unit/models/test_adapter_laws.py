@@ -10,6 +10,7 @@ from tests.unit.models.test_forward import all_scored, sequences
 from transformers import AutoModelForCausalLM
 
 from tunesmith.data.packing import assemble
+from tunesmith.errors import ModelError
 from tunesmith.models.adapter_config import (
     AdapterConfig,
     BitfitConfig,
@@ -20,19 +21,20 @@ from tunesmith.models.adapter_config import (
     LoraConfig,
     LoraFaConfig,
     NormsConfig,
-    OftConfig,
     OloraConfig,
     PissaConfig,
     RsloraConfig,
     VeraConfig,
 )
 from tunesmith.models.adapters import METHODS, attach, load_adapter, merge, save_adapter, trainable
+from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import score
 from tunesmith.models.fused import fuse
 from tunesmith.models.inventory import take_inventory
 from tunesmith.models.inventory import trainable as planned
 from tunesmith.models.layer.module import put_fast_layers
+from tunesmith.models.orthogonal_config import OftConfig
 from tunesmith.models.reference import AdapterOff
 
 EXAMPLES: dict[str, AdapterConfig] = {
@@ -48,12 +50,16 @@ EXAMPLES: dict[str, AdapterConfig] = {
     "vera": VeraConfig(rank=8),
     "oft": OftConfig(block=16),
     "oft by a series": OftConfig(block=8, neumann=True, targets=("q_proj", "v_proj"), last=2),
+    "bottleneck": BottleneckConfig(),
+    "bottleneck behind both": BottleneckConfig(kind="houlsby", activation="relu", reduction=8),
+    "bottleneck beside": BottleneckConfig(kind="parallel", activation="silu", scale=4.0, last=2),
     "full": FullConfig(),
     "freeze": FreezeConfig(last=1, names=("embed",)),
     "bitfit": BitfitConfig(),
     "norms": NormsConfig(),
 }
 FOLDERS = {name: one for name, one in EXAMPLES.items() if one.kept == "adapter"}
+OF_PEFT = {name: one for name, one in FOLDERS.items() if not isinstance(one, BottleneckConfig)}
 ARCHITECTURE = "qwen2"  # it has biases
 
 
@@ -117,13 +123,19 @@ def test_what_a_checkpoint_holds_is_enough(settings):
     torch.testing.assert_close(logprobs(other), logprobs(one), atol=0, rtol=0)
 
 
+@every(OF_PEFT)
+def test_folders_are_read_by_peft(settings, tmp_path):
+    model = disturbed(settings)
+    save_adapter(model, tmp_path, "base/model")
+    theirs = peft.PeftModel.from_pretrained(build(ARCHITECTURE), str(tmp_path))
+    torch.testing.assert_close(logprobs(theirs), logprobs(model), atol=2e-5, rtol=2e-5)
+
+
 @every(FOLDERS)
-def test_folders_are_read_by_peft_and_back(settings, tmp_path):
+def test_folders_are_read_back(settings, tmp_path):
     model = disturbed(settings)
     want = logprobs(model)
     save_adapter(model, tmp_path, "base/model")
-    theirs = peft.PeftModel.from_pretrained(build(ARCHITECTURE), str(tmp_path))
-    torch.testing.assert_close(logprobs(theirs), want, atol=2e-5, rtol=2e-5)
     ours = load_adapter(build(ARCHITECTURE).requires_grad_(False), tmp_path, settings)
     torch.testing.assert_close(logprobs(ours), want, atol=1e-5, rtol=1e-5)
     assert not (tmp_path / "README.md").exists()
@@ -136,6 +148,10 @@ def test_merged_equals_adapter_and_switched_off_equals_the_base(settings):
     want, base = logprobs(model), logprobs(build(ARCHITECTURE))
     batch = assemble([all_scored(row) for row in sequences()])
     torch.testing.assert_close(AdapterOff(model).logprobs(batch), base, atol=0, rtol=0)
+    if not settings.merges:
+        with pytest.raises(ModelError, match="E314"):
+            merge(model)
+        return
     merged = merge(model)
     assert dict(merged.named_parameters()).keys() == dict(build(ARCHITECTURE).named_parameters()).keys()
     torch.testing.assert_close(logprobs(merged), want, atol=2e-5, rtol=2e-5)

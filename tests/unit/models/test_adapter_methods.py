@@ -20,7 +20,6 @@ from tunesmith.models.adapter_config import (
     Ia3Config,
     LoraConfig,
     LoraFaConfig,
-    OftConfig,
     OloraConfig,
     PissaConfig,
     VeraConfig,
@@ -30,6 +29,7 @@ from tunesmith.models.config import ModelConfig
 from tunesmith.models.dora import row_norms, square_norms
 from tunesmith.models.inventory import take_inventory
 from tunesmith.models.lora import FastLoraLinear
+from tunesmith.models.orthogonal_config import OftConfig
 from tunesmith.models.spectral import principal_factors, triangular_factors
 from tunesmith.planning.adapters import adapter_problems
 from tunesmith.recipe import Recipe

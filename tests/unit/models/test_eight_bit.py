@@ -19,16 +19,16 @@ from tunesmith.models.eight_bit import Linear8, Weights8, join, quantized
 
 SHAPES = [(1, 64, 32), (33, 100, 70), (257, 192, 96), (64, 2048, 640)]
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
-has_tiles = eight_bit.has_tiles
+multiplies_blocks = eight_bit.multiplies_blocks
 
 
 @pytest.fixture(params=["kernels", "torch"])
 def means(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(eight_bit, "kernels_for", lambda states: None)
-        monkeypatch.setattr(eight_bit, "has_tiles", lambda: False)
-    elif not has_tiles():
-        pytest.skip("this processor has no tiles, or there is no compiler")
+        monkeypatch.setattr(eight_bit, "multiplies_blocks", lambda: False)
+    elif not multiplies_blocks():
+        pytest.skip("the kernels multiply no blocks here: see tunesmith doctor")
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -83,7 +83,7 @@ def test_a_row_that_is_not_finite_stays_so_and_is_the_only_one(figure):
     assert out[4:].isfinite().all()
 
 
-@pytest.mark.skipif(not has_tiles(), reason="this processor has no tiles, or there is no compiler")
+@pytest.mark.skipif(not multiplies_blocks(), reason="the kernels multiply no blocks here: see tunesmith doctor")
 def test_kernel_and_torch_round_alike(monkeypatch):
     x = draw(65, 200, dtype=torch.bfloat16)
     ours, scale = (each.clone() for each in quantized(x))
@@ -93,7 +93,7 @@ def test_kernel_and_torch_round_alike(monkeypatch):
     assert (ours[:65, :200].int() - theirs[:65, :200].int()).abs().max() <= 1
 
 
-@pytest.mark.skipif(not has_tiles(), reason="this processor has no tiles, or there is no compiler")
+@pytest.mark.skipif(not multiplies_blocks(), reason="the kernels multiply no blocks here: see tunesmith doctor")
 def test_exact_products_are_the_same_before_and_after_and_threads_do_not_matter():
     x, weight = draw(300, 192, dtype=torch.bfloat16), draw(640, 192, dtype=torch.bfloat16, seed=1)
     before, weights, found = x @ weight.T, Weights8(weight, "int8"), []
@@ -165,7 +165,7 @@ def test_only_frozen_layers_are_replaced():
 
 @pytest.mark.parametrize(("products", "device"), [("int8", "cuda"), ("fp8", "cpu"), ("int8", "cpu")])
 def test_a_machine_without_them_is_refused_with_the_reason(products, device, monkeypatch):
-    monkeypatch.setattr(machines, "has_tiles", lambda: False)
+    monkeypatch.setattr(machines, "multiplies_blocks", lambda: False)
     monkeypatch.setattr(machines.torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(MachineError) as caught:
         machines.check_machine(products, device)
@@ -176,7 +176,7 @@ def test_a_machine_without_them_is_refused_with_the_reason(products, device, mon
 
 @pytest.mark.parametrize(("tiles", "vnni", "amx", "able"), [(1, 1, 1, 1), (0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 0, 0)])
 def test_with_amx_only_the_kernels_are_faster_than_exact_products(tiles, vnni, amx, able, monkeypatch):
-    monkeypatch.setattr(machines, "has_tiles", lambda: bool(tiles))
+    monkeypatch.setattr(machines, "multiplies_blocks", lambda: bool(tiles))
     monkeypatch.setattr(machines.torch.cpu, "_is_vnni_supported", lambda: bool(vnni))
     monkeypatch.setattr(machines.torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
     assert machines.has_int8("cpu") is bool(able)

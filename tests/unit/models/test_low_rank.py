@@ -9,7 +9,7 @@ from tunesmith.models.native.low_rank import CHUNK, fold, fold_and_lower, serves
 
 pytestmark = pytest.mark.skipif(
     not serves(torch.zeros(1, 32, dtype=torch.bfloat16), torch.zeros(1, 1)),
-    reason="no kernels with tiles here: see tunesmith doctor",
+    reason="the kernels multiply no blocks here: see tunesmith doctor",
 )
 
 

@@ -6,9 +6,17 @@ from tests.unit.models.architectures import build
 from tests.unit.models.test_adapter_laws import ARCHITECTURE, FOLDERS, disturbed, every, logprobs
 
 from tunesmith.errors import ModelError, UsageError
-from tunesmith.models.adapter_config import DoraConfig, Ia3Config, LoraConfig, OftConfig, PissaConfig, VeraConfig
 from tunesmith.models.adapters import load_adapter, save_adapter, trainable
 from tunesmith.models.adapters.several import attach_several
+from tunesmith.models.config import (
+    BottleneckConfig,
+    DoraConfig,
+    Ia3Config,
+    LoraConfig,
+    OftConfig,
+    PissaConfig,
+    VeraConfig,
+)
 from tunesmith.models.fused import fuse
 from tunesmith.models.layer.module import put_fast_layers
 
@@ -32,7 +40,7 @@ def alone(folder):
     return logprobs(load_adapter(base(), folder).requires_grad_(False).eval())
 
 
-@every(FOLDERS)
+@every({name: one for name, one in FOLDERS.items() if one.word != "bottleneck"})
 def test_each_predicts_what_it_predicts_alone(settings, tmp_path):
     folders = {f"./no. {seed}": saved(tmp_path / str(seed), settings, seed) for seed in (1, 2, 3)}
     several = attach_several(base(), folders)
@@ -86,6 +94,7 @@ def test_without_adapters_there_is_the_base():
 PAIRS = {
     "kinds": (LoraConfig(rank=2), OftConfig(block=16)),
     "factors": (Ia3Config(), LoraConfig(rank=2)),
+    "layers": (BottleneckConfig(), LoraConfig(rank=2)),
     "seeds": (VeraConfig(rank=8), VeraConfig(rank=8, seed=5)),
 }
 

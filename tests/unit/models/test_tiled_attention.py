@@ -12,7 +12,7 @@ from tunesmith.models.forest_attention import Heads, Mixed, attend, attend_backw
 from tunesmith.models.native.attention import serves
 
 pytestmark = pytest.mark.skipif(
-    not serves(torch.zeros(1, dtype=torch.bfloat16)), reason="no kernels with tiles here: see tunesmith doctor"
+    not serves(torch.zeros(1, dtype=torch.bfloat16)), reason="the kernels multiply no blocks here: see tunesmith doctor"
 )
 
 LENGTHS = (1, 50, 17, 130, 3, 1, 64, 65, 32, 33, 200, 2)

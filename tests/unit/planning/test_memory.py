@@ -21,6 +21,7 @@ from tunesmith.planning.memory import (
     estimate,
     values_kept,
 )
+from tunesmith.train.optimizers import AdamW
 from tunesmith.types import Example
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 64, 128, 4, 1000
@@ -140,3 +141,17 @@ def test_a_layer_keeps_as_many_numbers_as_planned(architecture, adapter, tmp_pat
 def test_the_planned_layers_are_those_that_are_written_out():
     planned = {name.replace("_", "").lower() for name in WRITTEN_OUT}
     assert planned == {name.removesuffix("DecoderLayer").lower() for name in WINDOWS}
+
+
+def test_weights_in_bf16_without_masters_take_less():
+    total = inventory().total
+    full = {
+        rounding: memory(FullConfig(), optimizer=AdamW(rounding=rounding), device="cuda", tokens=100_000).optimizer
+        for rounding in ("masters", "kahan", "stochastic")
+    }
+    assert full == {"masters": 12 * total, "kahan": 10 * total, "stochastic": 8 * total}
+    few = memory(FullConfig(), optimizer=AdamW(rounding="stochastic"), device="cuda", tokens=1, in_backward=True)
+    assert few.optimizer == 8 * total + 12 * HIDDEN * VOCABULARY  # the embedding in fp32 while it is updated
+    for dtype in ("float32", "float16"):
+        ways = [memory(FullConfig(), optimizer=AdamW(rounding=way), dtype=dtype) for way in ("masters", "stochastic")]
+        assert ways[0] == ways[1]

@@ -14,20 +14,29 @@ from transformers import PreTrainedModel
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.adapter_config import AdapterConfig
 from tunesmith.models.adapters.base import Files, wrap
+from tunesmith.models.adapters.bottleneck import BottleneckModel
+from tunesmith.models.adapters.bottleneck_files import load_bottleneck, read_settings, save_bottleneck
+from tunesmith.models.adapters.merging import not_mergeable
 from tunesmith.models.adapters.registry import method_of
 from tunesmith.models.adapters.spectral import as_plain, begins_with_weights, plain_tensors
 from tunesmith.models.heads import head_modules
-from tunesmith.models.kinds import kind_of, kind_wanted
+from tunesmith.models.kinds import kind_of_folder, kind_wanted
 
 VOCABULARY_HEAD = ".lm_head.weight"
 OTHER_BASES = ("corda", "loftq", "lora_ga", "mica")  # beginnings of LoRA whose base is not the model as it is stored
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+Adapted = PeftModel | BottleneckModel  # a model with an adapter that can be saved beside it and switched off
+
+
+def save_adapter(model: Adapted, folder: Path, base: str) -> None:
     """Write PEFT's `adapter_config.json` and `adapter_model.safetensors`; `base` is recorded as the base model.
 
     What began with a part of the weights is written as plain LoRA of twice the rank, against the original model.
     """
+    if isinstance(model, BottleneckModel):
+        save_bottleneck(model, folder, base)
+        return
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
     model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -42,14 +51,17 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
         plain.save_pretrained(str(folder))
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig | None = None) -> PeftModel:
-    """Attach a PEFT folder, trainable; every key of the file must find its place and the other way round.
+def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig | None = None) -> Adapted:
+    """Attach an adapter folder, trainable; every key of the file must find its place and the other way round.
 
     `settings` is the method that goes on from it. Raises ModelError E313 when the folder holds another method's.
     """
+    found = kind_of_folder(folder)
+    if settings is not None and found is not None:
+        check_continues(settings, found, folder)
+    if found == "bottleneck":
+        return load_bottleneck(model, folder)
     config = read_adapter_config(folder)
-    if settings is not None:
-        check_continues(settings, config, folder)
     fresh = add_head(config, model)
     base, config.base_model_name_or_path = config.base_model_name_or_path, None
     wrapped = wrap(model, config)
@@ -94,9 +106,15 @@ def fill(
     peft.set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
 
 
-def check_continues(settings: AdapterConfig, config: Files, folder: Path) -> None:
-    """ModelError E313 when the method cannot go on from an adapter of these settings."""
-    found = kind_of(config.to_dict())
+def base_named_in(folder: Path) -> str | None:
+    """The base model that an adapter folder says it was trained from."""
+    if kind_of_folder(folder) == "bottleneck":
+        return read_settings(folder)[0]["base_model_name_or_path"]
+    return read_adapter_config(folder).base_model_name_or_path
+
+
+def check_continues(settings: AdapterConfig, found: str, folder: Path) -> None:
+    """ModelError E313 when the method cannot go on from an adapter of this kind."""
     if found == kind_wanted(settings):
         return
     raise ModelError(
@@ -118,6 +136,9 @@ def add_head(config: Files, model: PreTrainedModel) -> set[str]:
 
 
 def read_adapter_config(folder: Path) -> Files:
+    """The settings of a folder of PEFT's. Raises ModelError E314 for bottleneck adapters, E093 and E094 for others."""
+    if kind_of_folder(folder) == "bottleneck":
+        raise not_mergeable("BOTTLENECK", folder)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:

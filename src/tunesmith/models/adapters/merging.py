@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, Where
+from tunesmith.models.adapters.bottleneck import BottleneckModel
 from tunesmith.models.dora import ExactDora, gain_of
 from tunesmith.models.lora import FastLoraLinear
 
 
-def merge(model: PeftModel) -> PreTrainedModel:
+def merge(model: PeftModel | BottleneckModel) -> PreTrainedModel:
     """The plain model with W + s BA formed in fp32 and cast once; the adapter wrapper is gone afterwards.
 
     Raises ModelError E095 when a merged weight is not finite, E314 for an adapter that is no change of weights.
     """
+    if isinstance(model, BottleneckModel):
+        raise not_mergeable("BOTTLENECK")
     if not isinstance(model.base_model, BaseTuner):
-        kind = next(iter(model.peft_config.values())).peft_type
-        raise ModelError(
-            "E314",
-            f"an adapter of the type {kind} changes no weights: it cannot be merged",
-            fixes=["use the adapter as it is: every command takes the run"],
-        )
+        raise not_mergeable(str(next(iter(model.peft_config.values())).peft_type))
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             merge_one(module)
@@ -55,6 +55,15 @@ def merge_one(layer: BaseTunerLayer) -> None:
         merge_layer(layer)
     else:
         merge_in_fp32(layer)
+
+
+def not_mergeable(kind: str, folder: Path | None = None) -> ModelError:
+    return ModelError(
+        "E314",
+        f"an adapter of the type {kind} changes no weights: it cannot be merged",
+        where=None if folder is None else Where(str(folder)),
+        fixes=["use the adapter as it is: every command takes the run"],
+    )
 
 
 def is_ours(layer: FastLoraLinear) -> bool:

@@ -10,8 +10,8 @@ import peft
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from tunesmith.models.adapter_config import OftConfig
 from tunesmith.models.adapters.base import Places, attach_config
+from tunesmith.models.orthogonal_config import OftConfig
 
 
 def attach_oft(model: PreTrainedModel, settings: OftConfig) -> PeftModel:

@@ -11,6 +11,7 @@ from torch import nn
 
 from tunesmith.models import adapter_config as settings
 from tunesmith.models.adapters.base import Files
+from tunesmith.models.adapters.bottleneck import attach_bottleneck
 from tunesmith.models.adapters.dora import attach_dora
 from tunesmith.models.adapters.ia3 import attach_ia3
 from tunesmith.models.adapters.lora_fa import attach_lora_fa, freeze_a
@@ -19,18 +20,20 @@ from tunesmith.models.adapters.named import train_all, train_named
 from tunesmith.models.adapters.oft import attach_oft
 from tunesmith.models.adapters.spectral import attach_olora, attach_pissa
 from tunesmith.models.adapters.vera import attach_vera
+from tunesmith.models.bottleneck_config import BottleneckConfig
+from tunesmith.models.orthogonal_config import OftConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way: its settings, how it is attached, and the PEFT settings of its folders (None: the model is saved).
+    """One way: its settings, how it is attached, and the settings in its folders (None: the model is saved).
 
     `goes_on` readies an adapter that was read from a folder.
     """
 
     config: type[settings.AdapterConfig]
     attach: Callable[[Any, Any], nn.Module]
-    files: type[Files] | None = None
+    files: type[Files | BottleneckConfig] | None = None
     goes_on: Callable[[Any], None] | None = None
 
 
@@ -43,7 +46,8 @@ METHODS: tuple[Method, ...] = (
     Method(settings.LoraFaConfig, attach_lora_fa, peft.LoraConfig, freeze_a),
     Method(settings.Ia3Config, attach_ia3, peft.IA3Config),
     Method(settings.VeraConfig, attach_vera, peft.VeraConfig),
-    Method(settings.OftConfig, attach_oft, peft.OFTConfig),
+    Method(OftConfig, attach_oft, peft.OFTConfig),
+    Method(BottleneckConfig, attach_bottleneck, BottleneckConfig),
     Method(settings.FullConfig, train_all),
     Method(settings.FreezeConfig, train_named),
     Method(settings.BitfitConfig, train_named),

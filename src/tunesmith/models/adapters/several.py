@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import Fix, ModelError, UsageError, Where, nearest
 from tunesmith.models.adapters.base import use_fast_linear
 from tunesmith.models.adapters.files import fill, load_adapter, read_adapter_config
+from tunesmith.models.kinds import kind_of_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,14 @@ def attach_several(model: PreTrainedModel, folders: Mapping[str, Path]) -> Sever
     """
     if not folders:
         return Several(model.requires_grad_(False), {})
+    for name, folder in folders.items():
+        if kind_of_folder(folder) == "bottleneck":
+            raise no_company(name, "bottleneck adapters change layers, not weights")
     configs = {name: read_adapter_config(folder) for name, folder in folders.items()}
     check_kinds({name: str(config.peft_type) for name, config in configs.items()})
     first, *others = folders
     wrapped = load_adapter(model, folders[first])
+    assert isinstance(wrapped, PeftModel), "what is not PEFT's was refused above"
     places = {first: "default"}
     for number, name in enumerate(others):
         config, places[name] = configs[name], f"adapter_{number}"

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <cstring>
 
-#ifdef TILES
+#ifdef BLOCKS
 namespace {
 
 constexpr int64_t ROWS = 64;   // rows of queries taken at once; a multiple of 32

@@ -1,4 +1,4 @@
-"""Attention over a forest by compiled kernels, as functions of tensors: bf16 on a processor with tiles (AMX)."""
+"""Attention over a forest by compiled kernels, as functions of tensors: bf16 on processors with AMX or AVX-512 bf16."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tunesmith.models.forest import Paths
 from tunesmith.models.native.build import library
-from tunesmith.models.native.kernels import has_tiles
+from tunesmith.models.native.kernels import multiplies_blocks
 
 
 class Places(ctypes.Structure):
@@ -80,7 +80,7 @@ class TiledAttention:
 
 def serves(states: Tensor) -> bool:
     """Whether the kernels compute attention for such states."""
-    return states.device.type == "cpu" and states.dtype == torch.bfloat16 and has_tiles()
+    return states.device.type == "cpu" and states.dtype == torch.bfloat16 and multiplies_blocks()
 
 
 def places(states: Float[Tensor, "K T X"]) -> Places:

@@ -260,7 +260,7 @@ void quantize(const T *x, int8_t *result, int64_t result_step, float *scale, int
     }
 }
 
-#ifdef TILES
+#ifdef BLOCKS
 inline void put_32(float *place, __m512 first, __m512 second, __mmask32 which) {
     _mm512_mask_storeu_ps(place, which, first);
     _mm512_mask_storeu_ps(place + 16, which >> 16, second);
@@ -271,6 +271,7 @@ inline void put_32(bf16 *place, __m512 first, __m512 second, __mmask32 which) {
     else _mm512_mask_storeu_epi16(place, which, both);
 }
 
+#ifdef TILES
 // A block of 32 rows and 32 columns: sums over `depth` times 64 products.
 inline void tile_products(const int8_t *x, int64_t step, const int8_t *weights, int64_t depth, int32_t *sums) {
     _tile_zero(0);
@@ -292,6 +293,44 @@ inline void tile_products(const int8_t *x, int64_t step, const int8_t *weights, 
     _tile_stored(2, sums + 16 * 32, 128);
     _tile_stored(3, sums + 16 * 32 + 16, 128);
 }
+#else
+// sums += the products of 4 numbers each. Not by the intrinsic function: GCC 12 copies its sums to and fro.
+inline void add_fours(__m512i &sums, __m512i plain, __m512i with_sign) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(plain), "v"(with_sign));
+}
+
+// The same in vectors. They multiply numbers without a sign by those with one, so 128 is added to the weights, and what
+// that adds to the sums is taken away again.
+inline void tile_products(const int8_t *x, int64_t step, const int8_t *weights, int64_t depth, int32_t *sums) {
+    const __m512i sign = _mm512_set1_epi8(-128);
+    for (int row = 0; row < 32; row += 8, x += 8 * step, sums += 8 * 32) {
+        __m512i first[8], second[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) first[i] = second[i] = _mm512_setzero_si512();
+        for (int64_t four = 0; four < 16 * depth; four++) {
+            const __m512i left = _mm512_xor_si512(sign, _mm512_loadu_si512(weights + four * 64));
+            const __m512i right = _mm512_xor_si512(sign, _mm512_loadu_si512(weights + depth * 1024 + four * 64));
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                int32_t inputs;
+                std::memcpy(&inputs, x + i * step + four * 4, 4);
+                const __m512i one = _mm512_set1_epi32(inputs);
+                add_fours(first[i], left, one);
+                add_fours(second[i], right, one);
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            __m512i added = _mm512_setzero_si512();
+            for (int64_t k = 0; k < depth; k++)
+                added = _mm512_dpbusd_epi32(added, sign, _mm512_loadu_si512(x + i * step + k * 64));
+            const __m512i less = _mm512_set1_epi32(_mm512_reduce_add_epi32(added));
+            _mm512_storeu_si512(sums + i * 32, _mm512_sub_epi32(first[i], less));
+            _mm512_storeu_si512(sums + i * 32 + 16, _mm512_sub_epi32(second[i], less));
+        }
+    }
+}
+#endif
 
 template <class T>
 inline void put_block(const int32_t *sums, const float *row_scale, const float *scale, T *out, int64_t step,
@@ -312,7 +351,7 @@ inline void put_block(const int32_t *sums, const float *row_scale, const float *
 template <class T>
 void products(const int8_t *x, int64_t step, const float *x_scale, const int8_t *weights, const float *scale, T *out,
               int64_t rows, int64_t width, int threads) {
-    const int64_t depth = step / 64, held = (1 << 20) / step / 32 * 32, panel = held > 32 ? held : 32;
+    const int64_t depth = step / 64, held = (1 << 19) / step / 32 * 32, panel = held > 32 ? held : 32;
 #pragma omp parallel num_threads(threads)
     {
         Tiles ours;
@@ -379,11 +418,13 @@ void products(const int8_t *, int64_t, const float *, const int8_t *, const floa
 EXPORT(bfloat16, bf16)
 EXPORT(float32, float)
 
-// Whether `products` can be used: the processor has tiles, and the system lets this process use them.
-extern "C" int has_tiles() {
+// Whether blocks can be multiplied. Where tiles do it, the system must let this process use them.
+extern "C" int multiplies_blocks() {
 #ifdef TILES
     const int request = 0x1023, tiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, request, tiles) == 0;
+#elif defined(BLOCKS)
+    return 1;
 #else
     return 0;
 #endif

@@ -88,17 +88,17 @@ class Kernels:
         self.call("quantize", x, result, result.stride(0), scale, *x.shape)
 
     def products(self, x: Int8[Tensor, "S K"], x_scale: Tensor, weights: Tensor, scale: Tensor, out: Tensor) -> None:
-        """out (T, O) = x_scale x W^T scale; W in the order of `Int8Matrix`. Only where `has_tiles`."""
+        """out (T, O) = x_scale x W^T scale; W in the order of `Int8Matrix`. Only where `multiplies_blocks`."""
         require_rows(x, out)
         assert len(x) == -(-len(out) // 32) * 32, "rows are read in blocks of 32"
         assert weights.numel() == len(scale) * x.shape[1], "weights of another depth"
         self.call("products", x, x.stride(0), x_scale, weights, scale, out, *out.shape)
 
 
-def has_tiles() -> bool:
-    """Whether this processor multiplies blocks of 8-bit numbers at once, and the kernels can make it do so."""
+def multiplies_blocks() -> bool:
+    """Whether the kernels multiply blocks of bf16 and of 8-bit numbers: in tiles of AMX, or in vectors of AVX-512."""
     loaded = library()
-    return loaded is not None and bool(loaded.has_tiles())
+    return loaded is not None and bool(loaded.multiplies_blocks())
 
 
 def require_rows(*states: Tensor) -> None:

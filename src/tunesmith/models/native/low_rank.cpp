@@ -5,7 +5,7 @@
 
 #include "tiles.h"
 
-#ifdef TILES
+#ifdef BLOCKS
 namespace {
 
 constexpr int64_t CHUNK = 512;  // rows with sums of their own
@@ -38,6 +38,7 @@ inline void pair_tile(const bf16 *x, int64_t step, bf16 *tile) {
     }
 }
 
+#ifdef TILES
 // sums [16, width] += left [16, BLOCK] x [BLOCK, width], and lowered [BLOCK, 16] = x b where there is b.
 void fold_block(const bf16 *x, int64_t width, const bf16 *left, const bf16 *b, int64_t b_step, float *sums,
                 float *lowered) {
@@ -76,6 +77,28 @@ void fold_block(const bf16 *x, int64_t width, const bf16 *left, const bf16 *b, i
     _tile_stored(2, lowered + 512, 64);
     _tile_stored(3, lowered + 768, 64);
 }
+#else
+// The same in vectors.
+void fold_block(const bf16 *x, int64_t width, const bf16 *left, const bf16 *b, int64_t b_step, float *sums,
+                float *lowered) {
+    alignas(64) bf16 tile[TILE];
+    for (int64_t column = 0; column < width; column += 16) {
+        __m512 block[16][1];
+        for (int i = 0; i < 16; i++) block[i][0] = _mm512_loadu_ps(sums + i * width + column);
+        for (int64_t half = 0; half < 2; half++) {
+            pair_tile(x + half * 32 * width + column, width, tile);
+            add_products(left + half * TILE, 32, tile, 0, block);
+        }
+        for (int i = 0; i < 16; i++) _mm512_storeu_ps(sums + i * width + column, block[i][0]);
+    }
+    for (int64_t row = 0; b && row < BLOCK; row += 16) {
+        __m512 block[16][1] = {};
+        for (int64_t column = 0; column < width; column += 32)
+            add_products(x + row * width + column, width, b + column / 32 * b_step, 0, block);
+        for (int i = 0; i < 16; i++) _mm512_store_ps(lowered + (row + i) * 16, block[i][0]);
+    }
+}
+#endif
 
 // low [BLOCK, 16 ranks at a time] transposed: tiles [ranks / 16][BLOCK / 32].
 void turned(const bf16 *low, int64_t wide, bf16 *tiles) {

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tunesmith.models.native.build import library
-from tunesmith.models.native.kernels import has_tiles, require_rows
+from tunesmith.models.native.kernels import multiplies_blocks, require_rows
 from tunesmith.models.scratch import scratch
 
 CHUNK = 512  # rows with sums of their own
@@ -41,7 +41,7 @@ def fold_and_lower(
 
 def serves(x: Tensor, low: Tensor) -> bool:
     fits = x.dtype == torch.bfloat16 and low.shape[1] <= RANKS and x.shape[1] % 32 == 0
-    return fits and x.device.type == "cpu" and has_tiles()
+    return fits and x.device.type == "cpu" and multiplies_blocks()
 
 
 def through_kernel(x: Tensor, low: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:

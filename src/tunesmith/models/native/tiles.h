@@ -1,4 +1,4 @@
-// Products in tiles of AMX: 8 of them, of 16 rows of 64 bytes.
+// Products of blocks in bf16: in tiles of AMX, 8 of them, of 16 rows of 64 bytes; without AMX in vectors of AVX-512.
 //
 // The right side of a product holds two of its rows side by side in every number of 32 bits. Such tiles are made of rows
 // in two ways: `across`, for products with the rows transposed, and `pairs`, for products with the rows as they are.
@@ -9,15 +9,19 @@
 #include <cstring>
 #include <initializer_list>
 
-#if defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
-#define TILES
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VNNI__) && defined(__linux__)
+#define BLOCKS  // blocks can be multiplied
 #include <immintrin.h>
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+#define TILES  // and tiles do it
+#endif
 #endif
 
 namespace {
 
 struct bf16 { uint16_t bits; };
 
+#ifdef BLOCKS
 #ifdef TILES
 struct TileConfig {  // palette 1: all tiles whole
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -40,6 +44,11 @@ public:
     }
     Tiles(const Tiles &) = delete;
 };
+#else
+struct Tiles {
+    Tiles() {}  // nothing to set up
+};
+#endif
 
 constexpr int64_t TILE = 512;  // figures of a tile
 
@@ -163,6 +172,7 @@ struct Right {  // tiles on the right of a product: the step to the next 16 colu
     int64_t column, row;
 };
 
+#ifdef TILES
 // out [32, 32] = left [32, 32 * depth] right, or is added to.
 inline void multiply(const bf16 *left, int64_t left_step, Right right, int64_t depth, float *out, int64_t out_step,
                      bool add) {
@@ -193,6 +203,44 @@ inline void multiply(const bf16 *left, int64_t left_step, Right right, int64_t d
     _tile_stored(2, out + 16 * out_step, out_step * 4);
     _tile_stored(3, out + 16 * out_step + 16, out_step * 4);
 }
+#else
+// sums [R, 16 C] += left [R, 32] right, of C tiles that lie `column` apart.
+template <int R, int C>
+inline void add_products(const bf16 *left, int64_t left_step, const bf16 *tile, int64_t column, __m512 (&sums)[R][C]) {
+    for (int pair = 0; pair < 16; pair++) {
+        __m512bh right[C];
+        for (int j = 0; j < C; j++)
+            right[j] = reinterpret_cast<__m512bh>(_mm512_load_si512(tile + j * column + pair * 32));
+#pragma GCC unroll 16
+        for (int i = 0; i < R; i++) {
+            int32_t both;
+            std::memcpy(&both, left + i * left_step + pair * 2, 4);
+            const __m512bh one = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+#pragma GCC unroll 4
+            for (int j = 0; j < C; j++) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], right[j], one);
+        }
+    }
+}
+
+// out [32, 32] = left [32, 32 * depth] right, or is added to. 16 sums are under way at once: a product takes several
+// cycles, of which two can begin.
+inline void multiply(const bf16 *left, int64_t left_step, Right right, int64_t depth, float *out, int64_t out_step,
+                     bool add) {
+    for (int row = 0; row < 32; row += 8) {
+        __m512 sums[8][2];
+        float *place = out + row * out_step;
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+            for (int j = 0; j < 2; j++)
+                sums[i][j] = add ? _mm512_loadu_ps(place + i * out_step + j * 16) : _mm512_setzero_ps();
+        for (int64_t k = 0; k < depth; k++)
+            add_products(left + row * left_step + k * 32, left_step, right.tiles + k * right.row, right.column, sums);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+            for (int j = 0; j < 2; j++) _mm512_storeu_ps(place + i * out_step + j * 16, sums[i][j]);
+    }
+}
+#endif
 
 void put_row(const float *row, float times, int64_t width, bf16 *out) {
     const __m512 factor = _mm512_set1_ps(times);

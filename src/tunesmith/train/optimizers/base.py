@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.config import Config
 from tunesmith.models.inventory import LAYER
+from tunesmith.train.holding import Rounding
 
 Group = dict[str, Any]  # torch's, with the `names` of its `params` and its `peak` rate
 State = dict[str, Tensor]
@@ -45,6 +46,11 @@ class OptimizerConfig(Config):
     )
     lr_layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="Rate of a layer as a share of that of the layer above it; embeddings are the lowest."
+    )
+    rounding: Rounding = Field(
+        default="masters",
+        description="How updates reach weights below fp32: by fp32 masters (4 bytes each); in bf16 alone, rounded up "
+        "or down by chance (stochastic), or with what rounding left in bf16 beside them (kahan, 2 bytes).",
     )
     in_backward: bool = Field(
         default=False,

@@ -1,0 +1,184 @@
+"""Methods under one budget: planned, each trained in a process of its own, and measured on the task and elsewhere."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tunesmith.comparing.entries import LR, Entry
+from tunesmith.comparing.rows import BASE, Row
+from tunesmith.data.config import SourceConfig
+from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.errors import Fix, TunesmithError, UsageError, Where
+from tunesmith.evaluate.config import EvaluateConfig
+from tunesmith.evaluate.harness import Evaluation, evaluate
+from tunesmith.evaluate.metrics import LOSS_METRICS
+from tunesmith.export.opening import open_model
+from tunesmith.plan import make_plan
+from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.track.progress import Progress
+
+UNMEASURED = ("evaluate.data=[]",)  # while training: the comparison measures all methods alike afterwards
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What all methods share: the recipe and its settings, data for the loss elsewhere, and where results go."""
+
+    recipe: str
+    settings: tuple[str, ...]
+    folder: Path
+    general: tuple[str, ...] = ()
+    general_limit: int = 200
+    rate_scale: float = 1.0
+
+    def words(self, entry: Entry) -> tuple[str, ...]:
+        """The settings of a method's run; its usual rate where it names none."""
+        words = (*self.settings, *entry.settings)
+        if entry.sets_rate:
+            return words
+        usual = load_recipe(self.recipe, words).recipe.model.adapter.usual_rate[1]
+        return (*words, f"{LR}={usual * self.rate_scale:g}")
+
+
+def compare(budget: Budget, entries: Sequence[Entry], display: Progress) -> list[Row]:
+    """The base model, then every method; a method that was trained and measured before is not trained again.
+
+    UsageError E402 when the recipe names nothing to measure the task by.
+    """
+    recipe = load_recipe(budget.recipe, budget.settings).recipe
+    if not recipe.evaluate.data:
+        raise UsageError(
+            "E402",
+            "there is nothing to measure the methods by",
+            where=Where(field="evaluate.data"),
+            fixes=[Fix("records that are not trained: evaluate.data=FILE")],
+        )
+    budget.folder.mkdir(parents=True, exist_ok=True)
+    base = kept(budget, Entry(BASE, ()), lambda: measure_base(budget, recipe, display))
+    rows = [base]
+    for number, entry in enumerate(entries, 1):
+        display.phase(f"{entry.name}: {number} of {len(entries)}")
+        row = kept(budget, entry, lambda entry=entry: try_method(budget, entry, display))
+        rows.append(against(row, base))
+    return rows
+
+
+def kept(budget: Budget, entry: Entry, work: Callable[[], Row]) -> Row:
+    """The row of an earlier call with the same settings, or a new one."""
+    path = budget.folder / f"{entry.slug}.json"
+    asked = [budget.recipe, *budget.settings, *entry.settings, *budget.general, budget.general_limit, budget.rate_scale]
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["asked"] == asked:
+            return Row.of_json(found["row"])
+    row = work()
+    path.write_text(json.dumps({"asked": asked, "row": row.to_json()}, indent=1) + "\n", encoding="utf-8")
+    return row
+
+
+def against(row: Row, base: Row) -> Row:
+    if row.general is None or base.general is None:
+        return row
+    return replace(row, forgotten=row.general - base.general)
+
+
+def measure_base(budget: Budget, recipe: Recipe, display: Progress) -> Row:
+    opened = open_model(recipe.model.path, dtype=plain_type(recipe))
+    return measured(Row(BASE), opened.model, load_tokenizer(opened.source.base), recipe, budget, display)
+
+
+def plain_type(recipe: Recipe) -> Any:
+    return recipe.model.dtype if recipe.model.dtype in ("float32", "bfloat16") else "auto"
+
+
+def try_method(budget: Budget, entry: Entry, display: Progress) -> Row:
+    """Plan, train and measure one method; what keeps it from being trained is its row's problem."""
+    try:
+        words = budget.words(entry)
+        recipe = load_recipe(budget.recipe, words).recipe
+        plan = make_plan(recipe)
+        plan.check()
+    except TunesmithError as error:
+        return Row(entry.name, entry.settings, problem=str(error.diagnostic.message))
+    sizes = plan.to_json()
+    parameters = sizes["parameters"]
+    row = Row(
+        entry.name,
+        entry.settings,
+        trainable=parameters["trainable"],
+        share=parameters["trainable"] / parameters["total"],
+        rate=recipe.train.optimizer.lr,
+        planned_bytes=sizes["memory"]["peak"],
+    )
+    done = train_apart(budget, entry, words)
+    if "error" in done:
+        return replace(row, problem=done["error"]["message"])
+    run = Path(done["run"])
+    row = replace(
+        row,
+        peak_bytes=done["peak_memory_bytes"],
+        tokens_per_second=done["tokens_per_second"],
+        seconds=done["seconds"],
+        steps=done["steps"],
+        file_bytes=size_of(run),
+    )
+    opened = open_model(str(run))
+    row = measured(row, opened.model, opened.tokenizer, recipe, budget, display)
+    del opened
+    gc.collect()
+    return row
+
+
+def train_apart(budget: Budget, entry: Entry, words: Sequence[str]) -> dict[str, Any]:
+    """What `tunesmith train --json` says of this method; a process of its own has a peak of its own."""
+    place = [f"run.folder={budget.folder / 'runs'}", f"run.name={entry.slug}"]
+    command = [sys.executable, "-m", "tunesmith", "train", budget.recipe, *words, *UNMEASURED, *place]
+    done = subprocess.run([*command, "--resume", "auto", "--yes", "--json"], capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if lines:
+        return json.loads(lines[-1])
+    told = done.stderr.strip().splitlines()
+    return {"error": {"message": f"exit code {done.returncode}: {told[-1] if told else 'nothing was said'}"}}
+
+
+def size_of(run: Path) -> int:
+    """Bytes of what the run leaves to use: its adapter, or its model."""
+    folders = (run / "adapter", run / "model")
+    return sum(path.stat().st_size for folder in folders if folder.is_dir() for path in folder.rglob("*.safetensors"))
+
+
+def measured(
+    row: Row, model: nn.Module, tokenizer: Tokenizer, recipe: Recipe, budget: Budget, display: Progress
+) -> Row:
+    """The row with its scores: the first metric of answers on the task, its loss, and the loss elsewhere."""
+
+    def told(task: str, done: int, total: int) -> None:
+        display.phase(f"{row.name}: answering {task}", done, total)
+
+    task = evaluate(model, tokenizer, recipe.evaluate, recipe.data, on_progress=told)
+    row = scored(row, task)
+    if not budget.general:
+        return row
+    sources = tuple(SourceConfig(path=path) for path in budget.general)
+    settings = EvaluateConfig(data=sources, metrics=("loss",), limit=budget.general_limit)
+    losses = [found["loss"] for found in evaluate(model, tokenizer, settings, recipe.data).scores.values()]
+    return replace(row, general=sum(loss.value for loss in losses) / len(losses))
+
+
+def scored(row: Row, task: Evaluation) -> Row:
+    found = next(iter(task.scores.values()))
+    answers = [name for name in found if name not in LOSS_METRICS]
+    loss = found["loss"].value if "loss" in found else None
+    if not answers:
+        return replace(row, task_loss=loss)
+    score = found[answers[0]]
+    return replace(row, metric=answers[0], score=score.value, low=score.low, high=score.high, task_loss=loss)
