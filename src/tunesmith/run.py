@@ -191,7 +191,7 @@ def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) 
     best = loop.parts.store.best() if loop.parts.settings.early_stopping is not None else None
     if best is not None and best.step != loop.position.step:
         weights = best.tensors("weights")
-        for name, parameter in loop.parts.optimizer.parameters.items():
+        for name, parameter in loop.parts.trained.items():
             parameter.data.copy_(weights[name])
         loop.parts.tracker.event("best_weights", {"step": best.step})
     else:

@@ -54,8 +54,12 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
     step, steps = plan.arithmetic()
     total = plan.inventory.total + plan.trained.adapters
     share = plan.trained.total / total
+    part = f", {millions(plan.trained.at_once)} at a time" if plan.trained.resting else ""
     rows = [
-        ("parameters", Text(f"{millions(total)}, of which {millions(plan.trained.total)} are trained ({share:.1%})")),
+        (
+            "parameters",
+            Text(f"{millions(total)}, of which {millions(plan.trained.total)} are trained ({share:.1%}){part}"),
+        ),
         ("precision", Text(plan.precision)),
         ("data", _data(plan)),
         ("step", Text(step)),

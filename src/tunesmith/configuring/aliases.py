@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Alias(NamedTuple):
@@ -10,6 +10,13 @@ class Alias(NamedTuple):
 
     key: str | None
     note: str = ""
+
+
+class Word(NamedTuple):
+    """The settings that do what a word means elsewhere, and what they are."""
+
+    set: dict[str, Any]
+    note: str
 
 
 def normal(word: str) -> str:
@@ -52,6 +59,22 @@ _GAMMA = Alias("objective.gamma", "with objective.name: simpo; the margin itself
 _SMOOTHING = Alias("objective.epsilon", "with objective.name: cdpo or robust_dpo, which are different formulas")
 _REFERENCE = Alias("model.reference.path", "empty: the model as loaded")
 _MOVING = Alias("model.reference.update_every", "a number of steps; 0: the reference stays")
+
+_PLUS = Word(
+    {"model.adapter.method": "lora", "train.optimizer.lr_ratio_b": 16.0},
+    "LoRA+ is LoRA whose factor B learns faster than A: train.optimizer.lr_ratio_b says how many times",
+)
+_ON_QUANTIZED = Word(
+    {"model.adapter.method": "lora"},
+    "QLoRA is LoRA on frozen weights of fewer bits: the method is lora, and how weights are stored is no part of it",
+)
+# Values of settings that guides name and that are something else here, as they are written without regard to dashes.
+WORDS: dict[tuple[str, str], Word] = {
+    ("model.adapter.method", "lora+"): _PLUS,
+    ("model.adapter.method", "loraplus"): _PLUS,
+    ("model.adapter.method", "lora_plus"): _PLUS,
+    ("model.adapter.method", "qlora"): _ON_QUANTIZED,
+}
 
 ALIASES: dict[str, Alias] = {
     # optimiser and schedule

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tunesmith.configuring.aliases import ALIASES, normal
+from tunesmith.configuring.aliases import ALIASES, WORDS, normal
 from tunesmith.configuring.catalogue import Setting, general_key, plain
 from tunesmith.configuring.layers import Layers, dotted
 from tunesmith.configuring.reader import Key
@@ -125,6 +125,10 @@ def _wrong(key: Key, value: Any, layers: Layers, settings: Mapping[str, Setting]
     range_ = f" {setting.allowed}" if setting.allowed else ""
     kind = " or ".join(_WORDS.get(part, part) for part in setting.type.split(" or "))
     fixes: list[Fix] = []
+    word = WORDS.get((name, normal(value))) if isinstance(value, str) else None
+    if word is not None:
+        fix = Fix(" ".join(f"{key}={plain(each)}" for key, each in word.set.items()), dict(word.set))
+        return Diagnostic("E013", f"{name}: got {_shown(value)}", "error", where, (word.note,), (fix,))
     if isinstance(value, str) and setting.allowed:
         like = nearest(value.lower(), setting.allowed.replace(" or ", " | ").split(" | "))
         if like:

@@ -21,6 +21,7 @@ from tunesmith.models.adapter_config import (
     VeraConfig,
 )
 from tunesmith.models.bottleneck_config import BottleneckConfig
+from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.orthogonal_config import OftConfig
 
 Adapter = Annotated[
@@ -35,6 +36,7 @@ Adapter = Annotated[
     | OftConfig
     | BottleneckConfig
     | FullConfig
+    | LisaConfig
     | FreezeConfig
     | BitfitConfig
     | NormsConfig,

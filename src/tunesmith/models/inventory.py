@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from tunesmith.models.adapter_config import (
     TargetedConfig,
 )
 from tunesmith.models.bottleneck_config import BottleneckConfig
+from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.safety import read_config
 
@@ -85,7 +87,8 @@ class Inventory:
 class Trainable:
     """What one tuning method trains: parameters of adapters, of the base model, and in which layers backward runs.
 
-    `shapes` are those of every trained tensor by name; a method that does not tell them has none.
+    `shapes` are those of every trained tensor by name; a method that does not tell them has none. `resting` are those
+    of the parameters that are not trained in the same step as the others, and they have no part in `shapes`.
     """
 
     adapters: int
@@ -93,10 +96,16 @@ class Trainable:
     lowest_layer: int
     head: bool
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    resting: int = 0
 
     @property
     def total(self) -> int:
         return self.adapters + self.base
+
+    @property
+    def at_once(self) -> int:
+        """Parameters that one step trains."""
+        return self.total - self.resting
 
 
 def take_inventory(folder: Path, outputs: int = 0) -> Inventory:
@@ -238,6 +247,8 @@ def _is_module(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def _named(inventory: Inventory, adapter: NamedConfig) -> Trainable:
+    if isinstance(adapter, LisaConfig):
+        return _drawn(inventory, adapter)
     if isinstance(adapter, FullConfig):
         return Trainable(0, inventory.total, 0, True, _shapes(inventory.tensors))
     chosen = []
@@ -249,6 +260,21 @@ def _named(inventory: Inventory, adapter: NamedConfig) -> Trainable:
     shapes = _shapes({name: inventory.tensors[name] for name in chosen})
     count = sum(map(math.prod, shapes.values()))
     return Trainable(0, count, _lowest(chosen), any(HEAD.search(name) for name in chosen), shapes)
+
+
+def _drawn(inventory: Inventory, adapter: LisaConfig) -> Trainable:
+    """Everything, of which one step trains what is in no layer and the largest layers that may be drawn together."""
+    sizes: Counter[int] = Counter()
+    for name, info in inventory.tensors.items():
+        if match := LAYER.search(name):
+            sizes[int(match[1])] += info.numel
+    drawn = {layer for layer, _ in sizes.most_common(adapter.layers)}
+    shapes = {
+        name: info.shape
+        for name, info in inventory.tensors.items()
+        if (match := LAYER.search(name)) is None or int(match[1]) in drawn
+    }
+    return Trainable(0, inventory.total, 0, True, shapes, inventory.total - sum(map(math.prod, shapes.values())))
 
 
 def _lowest(names: Iterable[str]) -> int:

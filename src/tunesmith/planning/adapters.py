@@ -8,6 +8,7 @@ from pathlib import Path
 from tunesmith.errors import Diagnostic, Fix, Where, nearest
 from tunesmith.models.adapter_config import BitfitConfig, Misfit, NamedConfig, PlacedConfig, TargetedConfig
 from tunesmith.models.bottleneck_config import BottleneckConfig
+from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.inventory import Inventory, is_linear, is_target, targets_of, trainable
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
 from tunesmith.models.locate import locate
@@ -28,6 +29,11 @@ def adapter_problems(recipe: Recipe, inventory: Inventory) -> Iterator[Diagnosti
         yield from _misfits(adapter, inventory)
     elif isinstance(adapter, BottleneckConfig):
         yield from _no_place(adapter, inventory)
+    elif isinstance(adapter, LisaConfig) and adapter.layers > inventory.layers:
+        key = "model.adapter.layers"
+        message = f"LISA is to train {adapter.layers} layers at a time, and the model has {inventory.layers}"
+        fix = Fix(f"{key}={inventory.layers}", {key: inventory.layers})
+        yield Diagnostic("E352", message, where=Where(field=key), fixes=(fix,))
     elif isinstance(adapter, NamedConfig) and trainable(inventory, adapter).total == 0:
         biases = isinstance(adapter, BitfitConfig)
         message = f"{adapter.title} has nothing to train: the model has no {'biases' if biases else 'such parameters'}"

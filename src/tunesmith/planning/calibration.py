@@ -84,7 +84,8 @@ def flops_per_token(inventory: Inventory, trained: Trainable, scored: float, len
     reached = max(0, inventory.layers - trained.lowest_layer) / inventory.layers
     body, head = inventory.body, scored * inventory.head
     trained_head = inventory.head if trained.head else 0
-    weights = 2 * trained.adapters * 3 + 2 * min(max(0, trained.base - trained_head), body) + 2 * scored * trained_head
+    own = trained.base - trained.resting - trained_head
+    weights = 2 * trained.adapters * 3 + 2 * min(max(0, own), body) + 2 * scored * trained_head
     attention = 2 * length * inventory.query * inventory.layers
     return 2 * body * (1 + reached) + 4 * head + weights + attention * (1 + 2.5 * reached)
 

@@ -113,7 +113,7 @@ def estimate(
     width = WIDTH.get(load.dtype, 2)
     narrow = isinstance(adapter, PlacedConfig) and not adapter.wide and width == 2
     adapter_width = 2 if narrow else 4
-    below = (trained.base if width < 4 else 0) + (trained.adapters if adapter_width < 4 else 0)
+    below = (trained.base - trained.resting if width < 4 else 0) + (trained.adapters if adapter_width < 4 else 0)
     states = state_bytes(trained, load.optimizer.for_heads(inventory.head_dim))
     sizes = activation_sizes(inventory, trained, adapter, load)
     activations = sizes.total(load.tokens, chosen)
@@ -148,7 +148,7 @@ def widened_bytes(trained: Trainable, load: Load, activations: int) -> int:
 
 def state_bytes(trained: Trainable, optimizer: OptimizerConfig) -> int:
     """What the optimiser keeps of everything trained; as of one long vector where shapes are not known."""
-    shapes = trained.shapes or {"": (trained.total,)}
+    shapes = trained.shapes or {"": (trained.at_once,)}
     return sum(optimizer.state_bytes(name, shape) for name, shape in shapes.items())
 
 
@@ -267,7 +267,7 @@ def gradient_bytes(inventory: Inventory, trained: Trainable, width: int, load: L
     if load.in_backward:
         layer = (copy + width) * trained.total // inventory.layers
         return layer + (last if load.device == "cpu" else max(0, last - activations))
-    return 4 * trained.total + (last if load.device == "cpu" else 0)
+    return 4 * trained.at_once + (last if load.device == "cpu" else 0)
 
 
 def head_bytes(inventory: Inventory, trained: Trainable, width: int, tokens: int) -> int:

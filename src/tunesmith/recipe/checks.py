@@ -12,7 +12,7 @@ from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConfig, TargetedConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
-from tunesmith.recipe.optimizer_checks import averages, projected, rates
+from tunesmith.recipe.optimizer_checks import averages, drawn, projected, rates
 from tunesmith.recipe.settings import Recipe
 from tunesmith.recipe.step_checks import company, in_backward
 
@@ -118,6 +118,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, rates, averages, projected, _reports,
+    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, rates, averages, drawn, projected, _reports,
     company, in_backward, *OBJECTIVE_RULES,
 )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tunesmith.configuring.layers import Origin
 from tunesmith.models.adapter_config import FullConfig, LoraFaConfig, LowRankConfig, PlacedConfig
+from tunesmith.models.changing_config import LisaConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.settings import Recipe
 from tunesmith.train.optimizers import low_rank
@@ -41,6 +42,20 @@ def averages(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
             "late steps then count for little"
         )
         yield Clash(message, ("train.optimizer.name", key), {key: "constant"}, "W300")
+
+
+def drawn(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    """What cannot be dropped or set anew with every draw of layers."""
+    optimizer, method, name = recipe.train.optimizer, "model.adapter.method", "train.optimizer.name"
+    if not isinstance(recipe.model.adapter, LisaConfig):
+        return
+    if optimizer.name == "schedule_free":
+        message = "LISA drops the states of layers that are no longer drawn, and those of schedule_free hold the result"
+        yield Clash(message, (name, method), {name: "adamw"}, "E353")
+    if optimizer.lr_layer_decay != 1:
+        key = "train.optimizer.lr_layer_decay"
+        message = "LISA trains other layers after every draw, and the rates are to follow the highest trained one"
+        yield Clash(message, (key, method), {key: 1.0}, "E353")
 
 
 def projected(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:

@@ -39,6 +39,7 @@ from tunesmith.running.inputs import Inputs
 from tunesmith.running.references import build_streams, find_referee
 from tunesmith.running.speed import work_of
 from tunesmith.running.trunk import build_trunk
+from tunesmith.running.tuning import build_tuning
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
@@ -77,12 +78,18 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     seed_everything(settings.seed + 1 + mesh.rank)
     objectives = recipe.objectives
     rule = settings.optimizer.for_heads(take_inventory(inputs.base, inputs.task.outputs).head_dim)
+    tuning, trained = build_tuning(recipe), trainable(model)
+    layers = new_layers(recipe, model)
     parts = Parts(
         model=model,
         objectives=objectives,
         source=Ahead(source),
         streams=streams,
-        optimizer=make_optimizer(trainable(model), rule, new_layers(recipe, model), mesh, settings.seed),
+        tuning=tuning,
+        trained=trained,
+        optimizer=tuning.start(
+            trained, lambda parameters: make_optimizer(parameters, rule, layers, mesh, settings.seed)
+        ),
         guard=Guard(settings.stability),
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,

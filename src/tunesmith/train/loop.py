@@ -31,6 +31,7 @@ from tunesmith.train.stability import Guard, Verdict
 from tunesmith.train.start import judge_start
 from tunesmith.train.step import StepResult, compute_step
 from tunesmith.train.streams import Streams
+from tunesmith.train.tuning import Tuning
 from tunesmith.train.work import Amount, Work, amount_of
 from tunesmith.types import Batch, BatchSource
 
@@ -62,6 +63,8 @@ class Parts:
     objectives: tuple[Objective, ...]
     source: BatchSource
     streams: Streams
+    tuning: Tuning
+    trained: dict[str, nn.Parameter]  # all that the run may train, of which the optimizer has those of this step
     optimizer: Optimizer
     guard: Guard
     store: CheckpointStore
@@ -128,6 +131,7 @@ class Loop:
         waited = time.monotonic() - started
         fault("train.step", position.step + 1)
         rate = factor(parts.settings.schedule, position.step, parts.total)
+        parts.optimizer = parts.tuning.before(position.step, parts.optimizer)
         parts.optimizer.set_rate(rate)
         result = compute_step(
             parts.model,
@@ -139,6 +143,7 @@ class Loop:
             neftune_alpha=parts.settings.neftune_alpha,
             attach=parts.streams.attach,
         )
+        result = parts.tuning.weigh(result, parts.optimizer)
         if position.step == 0:
             self.check_start(result)
         verdict = parts.guard.judge(position.step + 1, result.loss, result.grad_norm, result.records)
@@ -149,6 +154,7 @@ class Loop:
         if verdict.action == "update":
             clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
             parts.optimizer.step()
+            parts.tuning.after(position.step + 1, parts.optimizer)
             for objective in parts.objectives:
                 position.memory = objective.remember(position.memory, result.metrics)
         parts.optimizer.clear()
@@ -286,8 +292,9 @@ class Loop:
             folder = parts.store.save(
                 position.step,
                 {
-                    "weights": {name: value.detach() for name, value in parts.optimizer.parameters.items()},
+                    "weights": {name: value.detach() for name, value in parts.trained.items()},
                     "optimizer": parts.optimizer.state(),
+                    **({"tuning": own} if (own := parts.tuning.state()) else {}),
                     **({"reference": moving} if (moving := parts.streams.state()) else {}),
                 },
                 state,
@@ -305,9 +312,12 @@ class Loop:
         """Take over the state of a checkpoint of the same run; `about` must be the same but for the keys to ignore."""
         state = checkpoint.state
         check_same(without(state["about"], ignore), without(self.parts.about, ignore))
+        self.parts.optimizer = self.parts.tuning.before(state["position"]["step"], self.parts.optimizer)
         weights = checkpoint.tensors("weights")
-        for name, parameter in self.parts.optimizer.parameters.items():
+        for name, parameter in self.parts.trained.items():
             parameter.data.copy_(weights[name])
+        if self.parts.tuning.state():
+            self.parts.tuning.restore(checkpoint.tensors("tuning"))
         self.parts.optimizer.restore(checkpoint.tensors("optimizer"))
         if self.parts.streams.state():
             self.parts.streams.restore(checkpoint.tensors("reference"))

@@ -102,6 +102,12 @@ class Optimizer:
         self.steppers[name].step()
         self.held[name].narrow()
 
+    def release(self) -> None:
+        """Let go of the parameters, which another optimizer takes over."""
+        self.clear()
+        for hook in self.hooks:
+            hook.remove()
+
     def clear(self) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None

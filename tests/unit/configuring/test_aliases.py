@@ -1,7 +1,11 @@
 """Names of other tools lead to keys that exist."""
 
+import pytest
+
 from tunesmith.configuring.aliases import ALIASES, normal
 from tunesmith.configuring.catalogue import catalogue, general_key, stored_schema
+from tunesmith.errors import UsageError
+from tunesmith.recipe import load_recipe
 
 
 def test_there_are_many():
@@ -16,6 +20,19 @@ def test_every_alias_names_a_key_or_group_that_exists_or_says_why_not():
             assert alias.note, name
         else:
             assert any(key == alias.key or key.startswith(f"{alias.key}.") for key in known), (name, alias.key)
+
+
+@pytest.mark.parametrize("word", ["lora+", "LoRA+", "loraplus", "lora-plus", "qlora"])
+def test_words_for_methods_that_are_settings_here_lead_to_them(word):
+    with pytest.raises(UsageError) as caught:
+        load_recipe(None, [f"model.adapter={word}"], {})
+    problem = caught.value.diagnostic
+    assert problem.code == "E013"
+    assert problem.where.field == "model.adapter.method" or "model.adapter" in str(problem.where)
+    assert problem.evidence[0].startswith("QLoRA is LoRA" if word == "qlora" else "LoRA+ is LoRA")
+    recipe = load_recipe(None, [f"{key}={value}" for key, value in problem.fixes[0].set.items()], {}).recipe
+    assert recipe.model.adapter.method == "lora"
+    assert recipe.train.optimizer.lr_ratio_b == (1.0 if word == "qlora" else 16.0)
 
 
 def test_catalogue_has_type_default_range_and_text_of_every_key():

@@ -28,6 +28,7 @@ from tunesmith.models.adapter_config import (
 )
 from tunesmith.models.adapters import METHODS, attach, load_adapter, merge, save_adapter, trainable
 from tunesmith.models.bottleneck_config import BottleneckConfig
+from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import score
 from tunesmith.models.fused import fuse
@@ -54,6 +55,7 @@ EXAMPLES: dict[str, AdapterConfig] = {
     "bottleneck behind both": BottleneckConfig(kind="houlsby", activation="relu", reduction=8),
     "bottleneck beside": BottleneckConfig(kind="parallel", activation="silu", scale=4.0, last=2),
     "full": FullConfig(),
+    "lisa": LisaConfig(layers=1),
     "freeze": FreezeConfig(last=1, names=("embed",)),
     "bitfit": BitfitConfig(),
     "norms": NormsConfig(),

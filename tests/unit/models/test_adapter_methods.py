@@ -28,6 +28,8 @@ from tunesmith.models.adapters import attach, load_adapter, merge, save_adapter,
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.dora import row_norms, square_norms
 from tunesmith.models.inventory import take_inventory
+from tunesmith.models.inventory import trainable as planned
+from tunesmith.models.load import load_base
 from tunesmith.models.lora import FastLoraLinear
 from tunesmith.models.orthogonal_config import OftConfig
 from tunesmith.models.spectral import principal_factors, triangular_factors
@@ -211,6 +213,37 @@ def test_an_adapter_that_fits_has_no_problem(tmp_path):
     inventory = take_inventory(tiny_model_folder(tmp_path, "llama"))
     for settings in (LoraConfig(rank=4096), OftConfig(block=16), VeraConfig(), FreezeConfig(last=1)):
         assert list(adapter_problems(Recipe(model=ModelConfig(adapter=settings)), inventory)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        (FreezeConfig(names=("embed_tokens",)), {"model.embed_tokens.weight"}),
+        (FreezeConfig(names=("lm_head",)), {"lm_head.weight"}),
+        (
+            FreezeConfig(names=("layers.1.mlp.up", "model.norm")),
+            {"model.layers.1.mlp.up_proj.weight", "model.norm.weight"},
+        ),
+    ],
+)
+def test_freeze_trains_what_is_named(settings, wanted, tmp_path):
+    inventory = take_inventory(tiny_model_folder(tmp_path / "apart", tie_word_embeddings=False))
+    assert set(planned(inventory, settings).shapes) == wanted
+    model = attach(load_base(tmp_path / "apart", ModelConfig(path="x")), settings)
+    assert set(trainable(model)) == wanted
+
+
+def test_freeze_adds_up_depth_and_names():
+    model = attach(build("llama").requires_grad_(False), FreezeConfig(first=1, last=1, names=("embed",)))
+    layers = {name.split(".")[2] for name in trainable(model) if ".layers." in name}
+    assert layers == {"0", "2"}
+    assert "model.embed_tokens.weight" in trainable(model)
+
+
+def test_a_head_that_is_the_embedding_cannot_be_trained_by_its_own_name(tmp_path):
+    recipe = Recipe(model=ModelConfig(adapter=FreezeConfig(names=("lm_head",))))
+    (problem,) = adapter_problems(recipe, take_inventory(tiny_model_folder(tmp_path)))
+    assert problem.code == "E316"
 
 
 def test_prompts_cannot_be_merged():

@@ -21,6 +21,7 @@ from tunesmith.models.adapters.oft import attach_oft
 from tunesmith.models.adapters.spectral import attach_olora, attach_pissa
 from tunesmith.models.adapters.vera import attach_vera
 from tunesmith.models.bottleneck_config import BottleneckConfig
+from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.orthogonal_config import OftConfig
 
 
@@ -49,6 +50,7 @@ METHODS: tuple[Method, ...] = (
     Method(OftConfig, attach_oft, peft.OFTConfig),
     Method(BottleneckConfig, attach_bottleneck, BottleneckConfig),
     Method(settings.FullConfig, train_all),
+    Method(LisaConfig, train_all),
     Method(settings.FreezeConfig, train_named),
     Method(settings.BitfitConfig, train_named),
     Method(settings.NormsConfig, train_named),
