@@ -140,6 +140,7 @@ class Plan:
         steps, counted = self.steps, self.counted
         return {
             "parameters": {"total": self.inventory.total + self.trained.adapters, "trainable": self.trained.total},
+            "merged_adapters": list(self.recipe.model.merged_adapters),
             "tokens_per_step": round(steps.tokens),
             "steps": steps.total,
             "memory": self.memory.to_json(),

@@ -19,6 +19,7 @@ from tunesmith.models.load import load_base
 from tunesmith.models.meaning import meaning_of
 from tunesmith.models.reference import Computed
 from tunesmith.models.save import save_weights
+from tunesmith.models.stack import find_stack
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
@@ -157,6 +158,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "task": asdict(inputs.task),
             "objective": " + ".join(objective.title for objective in recipe.objectives),
             "model": {"path": recipe.model.path, "folder": str(inputs.base), "hash": content_hash(inputs.base)},
+            "merged_adapters": [asdict(below) for below in find_stack(recipe.model.merged_adapters)],
             "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
             "ranks": mesh.world,
             "threads": torch.get_num_threads(),
@@ -197,7 +199,9 @@ def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) 
     if mesh.is_first:
         if recipe.model.base_products != "exact":
             exact_again(loop.parts.model, load_base(inputs.base, recipe.model, mesh.device(), inputs.task.outputs))
-        folder = save_weights(loop.parts.model, run.path, inputs.base, inputs.task)
+        folder = save_weights(
+            loop.parts.model, run.path, inputs.base, inputs.task, find_stack(recipe.model.merged_adapters)
+        )
         if inputs.task.reads == "values" and meaning_of(inputs.task).is_reward:
             examples = [inputs.train[index] for index in range(0, len(inputs.train), -(-len(inputs.train) // CENTRING))]
             centre(loop.parts.model, examples, folder, "the training data")

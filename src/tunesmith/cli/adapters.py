@@ -1,4 +1,4 @@
-"""`tunesmith adapters`: list them, combine several into one, bring one into another form."""
+"""`tunesmith adapters`: list them, combine or merge several, bring one into another form."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from tunesmith.cli.merging import numbers, tell_merged
 from tunesmith.cli.options import AsJson
 from tunesmith.cli.output import answer, console, emit_json
 
@@ -30,9 +31,10 @@ AdapterNames = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="List, combine and convert adapters.", no_args_is_help=True)
+    group = typer.Typer(help="List, combine, merge and convert adapters.", no_args_is_help=True)
     group.command("ls")(list_adapters)
     group.command("add")(add)
+    group.command("merge")(merge)
     group.command("convert")(convert)
     app.add_typer(group, name="adapters")
 
@@ -94,10 +96,32 @@ def add(
     from tunesmith.models.adapters.combining import Mix
 
     rule = cast("Rule", check_words([method], RULES, "--method")[0])
-    mix = Mix(rule, numbers(weights), density, rank, seed)
+    mix = Mix(rule, numbers(weights, "--weights"), density, rank, seed)
     with console().status("combining"):
         report = add_adapters(adapters, out, mix, base)
     tell(report, as_json=as_json)
+
+
+def merge(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER... MODEL OUT", help="Adapters or runs, the model, the new folder.", show_default=False
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Merge adapters into a model one after another, each with its predictions checked."""
+    from tunesmith.errors import UsageError, Where
+    from tunesmith.export.huggingface import merge_chain
+
+    if len(names) < 3:
+        message = f"{len(names)} names are given: one or more adapters, the model, and the new folder are wanted"
+        raise UsageError("E020", message, where=Where("command line"), fixes=["tunesmith adapters merge A B MODEL OUT"])
+    *adapters, model, out = names
+    with console().status("merging, and comparing predictions with each adapter's"):
+        report = merge_chain(adapters, model, Path(out))
+    tell_merged(report, as_json=as_json)
 
 
 def convert(
@@ -139,14 +163,3 @@ def tell(report: AdapterReport, *, as_json: bool) -> None:
     if report.difference is not None:
         lines.append(f"its predictions differ from the old adapter's by {report.difference:.1g} nats per token")
     answer("\n".join(lines))
-
-
-def numbers(text: str | None) -> tuple[float, ...]:
-    """`0.7,0.3` or `0.7 0.3` as numbers; UsageError E360 for anything else."""
-    from tunesmith.errors import UsageError, Where
-
-    try:
-        return tuple(float(word) for word in (text or "").replace(",", " ").split())
-    except ValueError as error:
-        where = Where("command line", field="--weights")
-        raise UsageError("E360", f"{text!r} are no weights", where=where, fixes=["--weights 0.7,0.3"]) from error

@@ -27,6 +27,7 @@ GROUPS = (
     "data",
     "runs",
     "model",
+    "merging",
     "adapters",
     "score",
     "sample",
@@ -37,7 +38,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
     "Train": ("data", "plan", "lr-find", "train", "compare"),
     "Look": ("runs", "config", "explain"),
-    "Use": ("chat", "sample", "label", "eval", "score", "merge", "adapters"),
+    "Use": ("chat", "sample", "label", "eval", "score", "merge", "average", "adapters"),
 }
 EPILOG = """[bold]Examples[/bold]
 

@@ -1,9 +1,9 @@
-"""`tunesmith chat`, `eval` and `merge`: a model or a run, used."""
+"""`tunesmith chat` and `eval`: a model or a run, used."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.harness import Evaluation
     from tunesmith.evaluate.values import Measured
     from tunesmith.export.opening import Opened, Wants, Which
+    from tunesmith.export.shelf import Shelf
     from tunesmith.models.reference import Reference
     from tunesmith.rollout.generator import Sampling
     from tunesmith.types import Message
 
 DEFAULT_METRICS = ("loss", "perplexity", "exact_match")
 WEIGHTS = ("auto", "final", "best", "newest")
-HELP = "[dim]/reset forgets the conversation, /exit leaves. Ctrl-C stops an answer.[/dim]"
+HELP = "[dim]/reset forgets the conversation, /use NAME goes to another model, /exit leaves. Ctrl-C stops.[/dim]"
 
 ModelName = Annotated[
     str,
@@ -44,11 +45,13 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Long
 def register(app: typer.Typer) -> None:
     app.command("chat")(chat)
     app.command("eval")(evaluate_model)
-    app.command("merge")(merge)
 
 
 def chat(
-    model: ModelName,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="As for eval; of several the first begins.", show_default=False),
+    ],
     prompt: Annotated[str | None, typer.Option("--prompt", help="Answer this once and leave.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message of the conversation.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="0 always takes the likeliest token.")] = 0.7,
@@ -57,20 +60,23 @@ def chat(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws; every turn has its own.")] = 0,
     weights: Weights = "auto",
 ) -> None:
-    """Talk to a model; without a terminal every line of stdin is a turn."""
+    """Talk to a model, or to several in turn (/use NAME); without a terminal every line of stdin is a turn."""
     from tunesmith.rollout.generator import Sampling
 
-    opened = open_for_use(model, weights)
+    shelf = shelf_of(models, weights)
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-    talk = Conversation(opened, sampling, system)
+    talk = Conversation(shelf.open(models[0]), sampling, system)
     if prompt is not None:
-        talk.say(prompt)
+        for name in models:
+            talk.answer_alone(prompt, shelf.open(name), name if len(models) > 1 else None)
         return
-    for line in lines_of_stdin(opened.source.told):
+    for line in lines_of_stdin(talk.opened.source.told):
         if line == "/exit":
             return
         if line == "/reset":
             talk.reset()
+        elif line.startswith("/use "):
+            talk.try_to_use(shelf, line.removeprefix("/use ").strip())
         elif line:
             talk.try_to_say(line)
 
@@ -218,30 +224,6 @@ def tell_values(found: Measured, rows: Path | None, *, as_json: bool) -> None:
         answer(part)
 
 
-def merge(
-    model: ModelName,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new model folder.", show_default=False)],
-    weights: Weights = "auto",
-    json: AsJson = False,
-) -> None:
-    """Merge a run's adapter into its base model, with the predictions checked."""
-    from tunesmith.cli.output import answer, console, emit_json
-    from tunesmith.export.huggingface import merge_run
-
-    which = choose_weights(weights)
-    with console().status("merging, and comparing predictions with the adapter's"):
-        report = merge_run(model, out, which=which)
-    if json:
-        emit_json(report.to_json())
-        return
-    verb = "chat" if report.unit.startswith("nats") else "score"
-    answer(
-        f"[bold green]merged[/] {report.folder}  {report.dtype}, {report.bytes / 1e9:.2f} GB\n"
-        f"its predictions differ from the adapter's by {report.difference:.1g} {report.unit} "
-        f"(rounding explains up to {report.limit:g})\n  [cyan]tunesmith {verb} {report.folder}[/]"
-    )
-
-
 class Conversation:
     """The turns so far; every answer is written to stdout while it is made."""
 
@@ -277,13 +259,32 @@ class Conversation:
         sys.stdout.flush()
         self.messages = [*asked, Message("assistant", "".join(said))]
 
+    def answer_alone(self, text: str, opened: Opened, name: str | None) -> None:
+        """One model's answer to the first turn of a conversation of its own, below its name."""
+        if name is not None:
+            sys.stdout.write(f"{name}: ")
+        self.opened = opened
+        self.reset()
+        self.say(text)
+
+    def try_to_use(self, shelf: Shelf, name: str) -> None:
+        """Go on with another model of those that were named; the conversation stays."""
+
+        def change() -> None:
+            self.opened = shelf.open(name)
+
+        self.attempt(change)
+
     def try_to_say(self, text: str) -> None:
         """As `say`, but a turn that fails is told and forgotten, so that the conversation can go on."""
+        self.attempt(lambda: self.say(text))
+
+    def attempt(self, action: Callable[[], None]) -> None:
         from tunesmith.cli.output import show
         from tunesmith.errors import TunesmithError
 
         try:
-            self.say(text)
+            action()
         except TunesmithError as error:
             if not sys.stdin.isatty():
                 raise
@@ -314,6 +315,15 @@ def open_for_use(model: str, weights: str, wants: Wants = "text") -> Opened:
     which = choose_weights(weights)
     with console().status(f"loading {model}"):
         return open_model(model, which=which, wants=wants)
+
+
+def shelf_of(names: list[str], weights: str) -> Shelf:
+    from tunesmith.cli.output import console
+    from tunesmith.export.shelf import Shelf
+
+    which = choose_weights(weights)
+    with console().status(f"loading {names[0]}"):
+        return Shelf.of(names, which)
 
 
 def choose_weights(word: str) -> Which:

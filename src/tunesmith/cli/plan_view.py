@@ -69,6 +69,8 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
         ("", _bar(plan)),
         ("", _legend(plan)),
     ]
+    if plan.recipe.model.merged_adapters:
+        rows.insert(1, ("merged", Text(f"{', '.join(plan.recipe.model.merged_adapters)}: part of the frozen weights")))
     if plan.checkpointing.layers:
         rows.append(("recompute", Text(_recompute(plan))))
     if plan.trunk is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.label_config import LabelConfig
     from tunesmith.evaluate.win_rate import Duel, WinRate
     from tunesmith.export.opening import Which
+    from tunesmith.export.shelf import Shelf
     from tunesmith.rollout.generator import Generated
     from tunesmith.rollout.prompts import Prompt
     from tunesmith.track.progress import Progress
@@ -62,6 +63,7 @@ def duel(
     from tunesmith.errors import UsageError, Where
     from tunesmith.evaluate.labelling import check_choice, open_labeller
     from tunesmith.evaluate.win_rate import win_rate
+    from tunesmith.export.shelf import Shelf
     from tunesmith.rollout.prompts import read_prompts
     from tunesmith.track.progress import make_progress
 
@@ -72,8 +74,10 @@ def duel(
         raise UsageError("E020", message, where=Where("command line"), fixes=["--against MODEL"])
     prompts = [prompt for source in sources for prompt in read_prompts(source, limit=limit)]
     with make_progress(console()) as progress:
-        ours = answers_of(duellists.model, duellists, prompts, progress)
-        theirs = answers_of(against, duellists, prompts, progress)
+        shelf = Shelf.of([duellists.model, against], duellists.which)
+        ours = answers_of(duellists.model, shelf, duellists, prompts, progress)
+        theirs = answers_of(against, shelf, duellists, prompts, progress)
+        del shelf
         both = [at for at in range(len(prompts)) if at in ours and at in theirs]
         progress.phase("comparing")
         with open_labeller(settings, votes, "--") as labeller:
@@ -87,13 +91,14 @@ def duel(
             return found, labeller.warnings(), len(prompts) - len(both)
 
 
-def answers_of(name: str, duellists: Duellists, prompts: Sequence[Prompt], progress: Progress) -> dict[int, Generated]:
-    """The answer to each prompt that fits the model's context, by its place; the model is gone afterwards."""
-    from tunesmith.export.opening import open_model
+def answers_of(
+    name: str, shelf: Shelf, duellists: Duellists, prompts: Sequence[Prompt], progress: Progress
+) -> dict[int, Generated]:
+    """The answer to each prompt that fits the model's context, by its place; adapters of one base share it."""
     from tunesmith.rollout.generator import Sampling, context_length, generate
 
     progress.phase(f"loading {name}")
-    opened = open_model(name, which=duellists.which)
+    opened = shelf.open(name)
     tokens = {at: prompt.tokens(opened.tokenizer) for at, prompt in enumerate(prompts)}
     fitting = [at for at, ids in tokens.items() if 0 < len(ids) < context_length(opened.model)]
     made = generate(

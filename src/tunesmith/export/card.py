@@ -49,7 +49,7 @@ def model_card(source: ModelSource, name: str, report: Mapping[str, Any]) -> str
         "## Use",
         use(name) if meaning is None else use_head(name, meaning),
         "## Base model",
-        f"`{base}`" + checkpoint_note(source),
+        f"`{base}`" + stack_note(source, recipe) + checkpoint_note(source),
     ]
     if source.run is not None:
         parts += ["## Data", data_lines(source.run, recipe), "## Training", training_lines(source.run, recipe)]
@@ -134,6 +134,13 @@ model(**tokenizer(texts, add_special_tokens=False, padding=True, return_tensors=
 ```"""
 
 
+def stack_note(source: ModelSource, recipe: Mapping[str, Any]) -> str:
+    """The adapters that became part of the base before this one was trained; of their paths only the last part."""
+    names = value_at(recipe, "model.merged_adapters") or source.settings.merged_adapters
+    listed = ", ".join(f"`{Path(str(name)).name}`" for name in names)
+    return f", with {listed} merged into it first" if listed else ""
+
+
 def checkpoint_note(source: ModelSource) -> str:
     return "" if source.checkpoint is None else f", with the weights of step {source.checkpoint.step}"
 
@@ -184,7 +191,12 @@ def result_lines(run: RunDir) -> str:
 
 
 def merge_lines(report: Mapping[str, Any]) -> str:
-    return (
+    lead = ""
+    if report.get("share", 1) < 1:
+        lead = f"The weights are base + {report['share']:g} (tuned - base) (arXiv:2109.01903). "
+    elif report.get("averaged"):
+        lead = f"The weights are a mean: {', '.join(report['averaged'])}. "
+    return lead + (
         f"Weights in {report['dtype']}. On {report['positions']} predictions or scores they differ from the unmerged "
         f"weights by {report['difference']:.1g} {report['unit']} (allowed: {report['limit']:g})."
     )

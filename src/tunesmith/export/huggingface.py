@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.data.chat import encode
@@ -16,11 +17,12 @@ from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
-from tunesmith.errors import BadInput, ModelError, TunesmithError, UsageError, Where
+from tunesmith.errors import BadInput, Fix, ModelError, TunesmithError, UsageError, Where
 from tunesmith.export.card import model_card
 from tunesmith.export.opening import ModelSource, Which, find_model, load_source
 from tunesmith.export.proof import NEXT_TOKENS, VALUES, Proof
 from tunesmith.export.staging import staged
+from tunesmith.models.adapter_folder import adapter_folder
 from tunesmith.models.adapters import Adapted, merge
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import base_model
@@ -29,6 +31,7 @@ from tunesmith.models.heads import has_head, head_modules
 from tunesmith.models.load import load_base, resolve_dtype
 from tunesmith.models.safety import read_config
 from tunesmith.models.save import copy_tokenizer, save_head
+from tunesmith.models.stack import above_others, find_stack, locate_adapter, read_stack
 from tunesmith.types import Message, Task
 
 PRECISE_BYTES = 16 * 2**30  # largest fp32 model that is formed and compared in fp32
@@ -43,7 +46,10 @@ CHECKED = (
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """`difference` is that of `positions` predictions (or scores) in `unit`, `limit` the largest allowed."""
+    """`difference` is that of `positions` predictions (or scores) in `unit`, `limit` the largest allowed.
+
+    `share` is that of the tuned weights where only a part of the way was gone, `averaged` what a mean was taken of.
+    """
 
     folder: str
     base: str
@@ -53,9 +59,62 @@ class MergeReport:
     limit: float
     positions: int
     unit: str = NEXT_TOKENS.unit
+    share: float = 1.0
+    averaged: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """A model on its way to the folder `out`: what its predictions are compared on, how it is computed and written."""
+
+    found: ModelSource
+    out: Path
+    proof: Proof
+    rows: list[list[int]]
+    computed: torch.dtype
+    written: torch.dtype
+
+    @classmethod
+    def of(cls, found: ModelSource, out: Path) -> Merging:
+        written = resolve_dtype(found.settings.dtype, read_config(found.base)[0])
+        proof = VALUES if found.outputs else NEXT_TOKENS
+        rows = check_rows(found, load_tokenizer(found.base))
+        return cls(found, out, proof, rows, computing_dtype(found.base, written), written)
+
+    @property
+    def word(self) -> Literal["float32", "bfloat16"]:
+        return "float32" if self.computed == torch.float32 else "bfloat16"
+
+    def predict(self, model: nn.Module) -> Tensor:
+        return self.proof.predict(model.eval(), self.rows)
+
+    def check(self, wanted: Tensor, model: nn.Module, dtype: torch.dtype) -> float:
+        """The difference in predictions. Raises ModelError E156 when rounding to `dtype` does not explain it."""
+        difference, limit = self.proof.differ(wanted, self.predict(model)), self.proof.limits[self.computed, dtype]
+        if not difference <= limit:
+            raise not_alike(self.proof, difference, limit, len(wanted), self.out, dtype)
+        return difference
+
+    def merged(self, source: ModelSource) -> tuple[PreTrainedModel, Tensor]:
+        """The plain model of a source, proven in the computing type, and what its adapter predicts."""
+        model = load_source(source, self.word)
+        wanted = self.predict(model)
+        merged = merge_finite(model)
+        self.check(wanted, merged, self.computed)
+        return merged, wanted
+
+    def write(self, merged: PreTrainedModel, wanted: Tensor, stage: Path) -> MergeReport:
+        """Write everything but the card to `stage`, read it back, compare; the model is rounded on the way."""
+        save_merged(merged, self.written, stage, self.found)
+        settings = ModelConfig(path=str(stage), dtype=self.word)
+        difference = self.check(wanted, load_base(stage, settings, outputs=self.found.outputs), self.written)
+        size = sum(path.stat().st_size for path in stage.glob("*.safetensors"))
+        limit, count, unit = self.proof.limits[self.computed, self.written], len(wanted), self.proof.unit
+        base = str(self.found.base)
+        return MergeReport(str(self.out), base, name_of(self.written), size, difference, limit, count, unit)
 
 
 def merge_run(source: str | Path, out: Path, *, which: Which = "auto") -> MergeReport:
@@ -68,38 +127,37 @@ def merge_run(source: str | Path, out: Path, *, which: Which = "auto") -> MergeR
     if found.run is None and found.adapter is None:
         raise UsageError("E157", f"{source} is a whole model already: nothing to merge", where=Where(str(source)))
     with staged(out, "the merged model") as stage:
-        report = write_merged(found, stage, out)
-        (stage / "README.md").write_text(model_card(found, out.name, report.to_json()), encoding="utf-8")
+        merging = Merging.of(found, out)
+        report = merging.write(*merging.merged(found), stage)
+        write_card(found, stage, report)
     return report
 
 
-def write_merged(found: ModelSource, stage: Path, out: Path) -> MergeReport:
-    """Write everything but the card to `stage`, read it back, compare."""
-    written = resolve_dtype(found.settings.dtype, read_config(found.base)[0])
-    computed = computing_dtype(found.base, written)
-    outputs = found.outputs
-    proof = VALUES if outputs else NEXT_TOKENS
-    rows = check_rows(found, load_tokenizer(found.base))
-    model = load_source(found, "float32" if computed == torch.float32 else "bfloat16")
-    wanted = proof.predict(model, rows)
+def merge_chain(adapters: Sequence[str], model: str, out: Path) -> MergeReport:
+    """Merge adapters into a whole model one after another, each proven by its predictions above those before it."""
+    base = find_model(model)
+    if base.adapter is not None or base.checkpoint is not None:
+        fixes = [Fix("make it one", command=f"tunesmith merge {model} OUT")]
+        raise UsageError("E157", f"{model} is no whole model to merge into", where=Where(model), fixes=fixes)
+    names = [str(locate_adapter(str(adapter_folder(name)))) for name in adapters]
+    for at, name in enumerate(names):
+        below = find_stack(names[:at])
+        if (wanted := read_stack(Path(name))) and [one.hash for one in wanted] != [one.hash for one in below]:
+            raise above_others(name, wanted, below, names[at:]) from None
+    settings = [base.settings.model_copy(update={"merged_adapters": tuple(names[:at])}) for at in range(len(names))]
+    *lower, last = (ModelSource(base.base, one, adapter=Path(name)) for one, name in zip(settings, names, strict=True))
+    with staged(out, "the merged model") as stage:
+        for source in lower:
+            Merging.of(source, out).merged(source)
+        merging = Merging.of(last, out)
+        report = merging.write(*merging.merged(last), stage)
+        write_card(last, stage, report)
+    return report
 
-    def check(other: PreTrainedModel, dtype: torch.dtype) -> float:
-        difference, limit = proof.differ(wanted, proof.predict(other.eval(), rows)), proof.limits[computed, dtype]
-        if not difference <= limit:
-            raise not_alike(proof, difference, limit, len(wanted), out, dtype)
-        return difference
 
-    merged = merge_finite(model)
-    check(merged, computed)
-    save_merged(merged, written, stage, found)
-    del model, merged
-    settings = ModelConfig(path=str(stage), dtype="float32" if computed == torch.float32 else "bfloat16")
-    difference = check(load_base(stage, settings, outputs=outputs), written)
-    size = sum(path.stat().st_size for path in stage.glob("*.safetensors"))
-    limit = proof.limits[computed, written]
-    return MergeReport(
-        str(out), str(found.base), name_of(written), size, difference, limit, len(wanted), unit=proof.unit
-    )
+def write_card(found: ModelSource, stage: Path, report: MergeReport) -> None:
+    card = model_card(found, Path(report.folder).name, report.to_json())
+    (stage / "README.md").write_text(card, encoding="utf-8")
 
 
 def not_alike(proof: Proof, difference: float, limit: float, count: int, out: Path, dtype: torch.dtype) -> ModelError:

@@ -23,6 +23,7 @@ from tunesmith.models.locate import locate
 from tunesmith.models.meaning import Meaning, from_json, read_meaning
 from tunesmith.models.reference import AdapterOff, OtherModel, Reference
 from tunesmith.models.safety import read_config
+from tunesmith.models.stack import Below, Stack, check_stack, read_stack
 from tunesmith.track.index import find_run
 from tunesmith.track.run_dir import RunDir, is_run
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
@@ -139,7 +140,8 @@ def load_start(run: RunDir, settings: ModelConfig) -> nn.Module:
     """The reference that the recipe names, or the model that the run began as."""
     named, start = settings.reference.path, settings.adapter_path
     folder = base_folder(run, settings) if named is None else locate(named)
-    plain = ModelConfig(path=str(folder), dtype=settings.dtype, attention=settings.attention)
+    below = model_settings(run).merged_adapters if named is None else ()
+    plain = ModelConfig(path=str(folder), dtype=settings.dtype, attention=settings.attention, merged_adapters=below)
     base = load_base(folder, plain)
     model = base if named is not None or start is None else load_adapter(base, locate(start))
     return model.requires_grad_(False).eval()
@@ -170,7 +172,8 @@ def find_model(name: str, which: Which = "auto") -> ModelSource:
                 where=Where(str(folder / "adapter_config.json"), field="base_model_name_or_path"),
                 fixes=["write the base model's folder or hub id there"],
             )
-        return ModelSource(locate(base), ModelConfig(path=base), adapter=folder)
+        below = check_stack(read_stack(folder), folder)
+        return ModelSource(locate(base), ModelConfig(path=base, merged_adapters=below), adapter=folder)
     return ModelSource(folder, ModelConfig(path=str(folder)))
 
 
@@ -179,9 +182,12 @@ def find_weights(run: RunDir, which: Which) -> ModelSource:
     settings = model_settings(run)
     if which in ("auto", "final"):
         if (run.path / "adapter" / "adapter_config.json").is_file():
+            check_stack(recorded_stack(run), run.path)
             return ModelSource(base_folder(run, settings), settings, adapter=run.path / "adapter", run=run)
         if (run.path / "model" / "config.json").is_file():
-            return ModelSource(run.path / "model", settings, run=run)
+            whole = settings.model_copy(update={"merged_adapters": ()})  # they are in it
+            return ModelSource(run.path / "model", whole, run=run)
+    check_stack(recorded_stack(run), run.path)
     store = CheckpointStore(run.checkpoints)
     found = {"auto": store.newest, "newest": store.newest, "best": store.best, "final": lambda: None}[which]()
     if found is None:
@@ -203,6 +209,12 @@ def model_settings(run: RunDir) -> ModelConfig:
     except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
         where = Where(str(run.config_file), field="model")
         raise BadInput("E193", "config.yaml of the run cannot be read", where=where, evidence=[str(error)]) from error
+
+
+def recorded_stack(run: RunDir) -> Stack:
+    """The adapters merged into the base of a run, and what they held when it began."""
+    listed = run.read_run().get("merged_adapters") or []
+    return tuple(Below(each["folder"], each["hash"]) for each in listed)
 
 
 def base_folder(run: RunDir, settings: ModelConfig) -> Path:

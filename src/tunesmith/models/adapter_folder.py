@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.errors import Fix, ModelError, UsageError, Where
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
-from tunesmith.models.inventory import ADAPTER_FILE
+from tunesmith.models.inventory import ADAPTER_FILE, LAYER
 from tunesmith.models.kinds import kind_of
 from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 from tunesmith.track.index import find_run
@@ -129,6 +129,12 @@ def _ranks(method: str, settings: Mapping[str, Any], tensors: Mapping[str, Tenso
     return (given,) if isinstance(given, int) and given else ()
 
 
+def place_of(name: str) -> str:
+    """A tensor's name from its layer on: what stands before differs between files and modules of one model."""
+    match = LAYER.search(name)
+    return name[match.start() :].lstrip(".") if match else name.rpartition(".")[0].rpartition(".")[2]
+
+
 def misfits(adapter: Mapping[str, TensorInfo], model: Mapping[str, TensorInfo]) -> Iterator[str]:
     """Why tensors of an adapter have no place in a model, one reason a layer."""
     sides: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -138,12 +144,14 @@ def misfits(adapter: Mapping[str, TensorInfo], model: Mapping[str, TensorInfo]) 
             sides.setdefault(factor["module"], {})[factor["side"]] = info.shape
         elif (other := OTHER.match(name)) is not None:
             sides.setdefault(other["module"], {})
+    places = {place_of(name): info for name, info in model.items()}
     for module, factors in sides.items():
         plain = module.removeprefix(PREFIX)
-        weight = model.get(f"{plain}.weight")
-        if weight is None:
+        weight = places.get(place_of(f"{plain}.weight"))
+        inside = place_of(f"{plain}.weight").removesuffix("weight")
+        if weight is None and (factors or not any(place.startswith(inside) for place in places)):
             yield f"the model has no {plain}"
-        elif len(factors) == 2 and len(weight.shape) == 2:
+        elif weight is not None and len(factors) == 2 and len(weight.shape) == 2:
             wanted = {math.prod(weight.shape), *weight.shape}
             have = factors["B"][0], factors["A"][1]
             if {math.prod(have), *have} != wanted:

@@ -78,6 +78,11 @@ class ModelConfig(Config):
     )
     adapter: Adapter = Field(default=LoraConfig(), description=METHOD)
     adapter_path: str | None = Field(default=None, description="Continue from this PEFT adapter folder.")
+    merged_adapters: tuple[str, ...] = Field(
+        default=(),
+        description="Adapter folders or runs that are merged into the model as it is loaded, in this order; "
+        "what is trained goes above them.",
+    )
     reference: ReferenceConfig = Field(
         default=ReferenceConfig(), description="What preference losses compare with; other objectives have none."
     )

@@ -98,11 +98,12 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def active_module(module: nn.Module) -> nn.Module:
-    """The copy that PEFT trains in place of a module listed in modules_to_save, or the module itself."""
+    """The module, or the copy that PEFT trains in its place (modules_to_save) while the adapter is at work."""
     from peft.utils.other import ModulesToSaveWrapper
 
     if isinstance(module, ModulesToSaveWrapper):
-        return module.modules_to_save[module.active_adapters[0]]
+        active = [name for name in module.active_adapters if name in module.modules_to_save]
+        return module.original_module if module.disable_adapters or not active else module.modules_to_save[active[0]]
     return module
 
 

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import ModelError, Where
 from tunesmith.models import attention, encoder
-from tunesmith.models.adapters import attach, load_adapter
+from tunesmith.models.adapters import attach, load_adapter, merge
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.fused import fuse
 from tunesmith.models.headers import read_headers
@@ -37,6 +37,7 @@ from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.locate import locate
 from tunesmith.models.processor import computing_type
 from tunesmith.models.safety import read_config
+from tunesmith.models.stack import locate_adapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROVEN = frozenset(
@@ -60,7 +61,8 @@ def load_base(
 ) -> PreTrainedModel:
     """Safetensors only; remote code off; missing, unknown or mis-shaped tensors are errors, never random weights.
 
-    Only a head that the checkpoint lacks is new; the vocabulary projection is not kept beside it.
+    Only a head that the checkpoint lacks is new; the vocabulary projection is not kept beside it. Adapters that are
+    merged are added in fp32, and each is rounded to the model's type once.
     """
     clean, _ = read_config(folder)
     read_headers(folder)
@@ -83,6 +85,8 @@ def load_base(
     else:
         add_generation_config(model, folder)
     model = put_fast_layers(fuse(model)).requires_grad_(False)
+    for name in settings.merged_adapters:
+        model = merge(load_adapter(model, locate_adapter(name))).requires_grad_(False)
     return model.to(torch.device(device))  # pyright: ignore[reportArgumentType]
 
 

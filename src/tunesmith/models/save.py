@@ -17,6 +17,7 @@ from tunesmith.models.heads import has_head, is_encoder
 from tunesmith.models.meaning import Meaning, meaning_of, name_outputs, write_meaning
 from tunesmith.models.padding import PadToken, free_pad
 from tunesmith.models.safety import read_json_object
+from tunesmith.models.stack import Stack, write_stack
 from tunesmith.types import Task
 
 TOKENIZER_FILES = (
@@ -33,8 +34,10 @@ TOKENIZER_FILES = (
 )
 
 
-def save_weights(model: nn.Module, run: Path, base: Path, task: Task | None = None) -> Path:
+def save_weights(model: nn.Module, run: Path, base: Path, task: Task | None = None, stack: Stack = ()) -> Path:
     """Write `run/adapter` or `run/model`, whole or not at all; an older one is replaced.
+
+    `stack` are the adapters merged into the base, which the folder of an adapter must tell of.
 
     `task` says what the values of a reward model or classifier mean. Its adapter folder has the tokenizer too, because
     the padding token is another one.
@@ -45,6 +48,7 @@ def save_weights(model: nn.Module, run: Path, base: Path, task: Task | None = No
     try:
         if isinstance(model, Adapted):
             save_adapter(model, stage, str(base))
+            write_stack(stage, str(base), stack)
         elif not has_head(plain):
             plain.save_pretrained(str(stage))
             copy_tokenizer(base, stage)

@@ -12,6 +12,7 @@ from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.inventory import Inventory, is_linear, is_target, targets_of, trainable
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
 from tunesmith.models.locate import locate
+from tunesmith.planning.stacks import stack_problems
 from tunesmith.recipe import Recipe
 
 METHOD = "model.adapter.method"
@@ -20,6 +21,7 @@ METHOD = "model.adapter.method"
 def adapter_problems(recipe: Recipe, inventory: Inventory) -> Iterator[Diagnostic]:
     """Errors that would stop the run when the adapter is attached, each with the nearest setting that works."""
     adapter, path = recipe.model.adapter, recipe.model.adapter_path
+    yield from stack_problems(recipe, inventory)
     if path is not None:
         yield from _another_kind(recipe, locate(path))
     elif isinstance(adapter, TargetedConfig):

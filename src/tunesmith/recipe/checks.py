@@ -99,6 +99,9 @@ def _adapter(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     if recipe.model.adapter_path is not None and adapter.kept == "model":
         message = f"an adapter folder is given, but the method is {adapter.method}"
         yield Clash(message, ("model.adapter_path", method), {method: "lora"})
+    if recipe.model.merged_adapters and recipe.online is not None and adapter.kept == "model":
+        message = "rounds of whole models compare with the model as it is stored, and adapters are merged into it"
+        yield Clash(message, (method, "model.merged_adapters"), {method: "lora"})
     if isinstance(adapter, TargetedConfig) and not adapter.targets and not adapter.modules_to_save:
         yield Clash("no module is adapted", ("model.adapter.targets", method), {"model.adapter.targets": ["all"]})
     if isinstance(adapter, RsloraConfig) and not adapter.rslora:

@@ -183,6 +183,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     places: dict[str, Any] = {"path": existing(recipe.model.path)}
     if recipe.model.adapter_path is not None:
         places["adapter_path"] = existing(recipe.model.adapter_path)
+    places["merged_adapters"] = tuple(map(existing, recipe.model.merged_adapters))
     if recipe.model.reference.path is not None:
         reference = {"path": existing(recipe.model.reference.path)}
         places["reference"] = recipe.model.reference.model_copy(update=reference)

@@ -6,13 +6,21 @@ from typing import Any
 
 from tunesmith.models.content import content_hash
 from tunesmith.models.locate import locate
+from tunesmith.models.stack import stacked_hash
 from tunesmith.recipe import Recipe, with_absolute_paths
 from tunesmith.running.inputs import Inputs
 from tunesmith.track.run_dir import RunDir
 from tunesmith.train.loop import check_same, without
 
 DATA_HASH = "data hash"
-HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path", "model.reference.path")  # by content
+HASHED = (  # by content
+    "data.train",
+    "data.eval",
+    "model.path",
+    "model.adapter_path",
+    "model.merged_adapters",
+    "model.reference.path",
+)
 FREE_TO_CHANGE = (
     "run.",
     "evaluate.",
@@ -38,7 +46,7 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         DATA_HASH: inputs.train.key,
         "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
         "source weights": [source.weight for source in recipe.data.train],
-        "base hash": content_hash(inputs.base),
+        "base hash": stacked_hash(inputs.base, recipe.model.merged_adapters),
         "adapter hash": hash_of(recipe.model.adapter_path),
         "reference hash": hash_of(recipe.model.reference.path),
     }

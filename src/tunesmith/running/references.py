@@ -25,6 +25,7 @@ from tunesmith.models.load import load_base
 from tunesmith.models.locate import locate
 from tunesmith.models.native import build as kernels
 from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Reference, StartWeights
+from tunesmith.models.stack import stacked_hash
 from tunesmith.paths import home
 from tunesmith.planning.reference import find_reference
 from tunesmith.recipe import Recipe
@@ -55,7 +56,8 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
         return Referee(other_model(folder, recipe, mesh), content_hash(folder), False, True)
     new_adapter = isinstance(model, Adapted) and recipe.model.adapter_path is None
     if isinstance(model, Adapted) and (settings.source == "adapter_off" or (new_adapter and not settings.update_every)):
-        return Referee(AdapterOff(model), f"base {content_hash(base)}", new_adapter, False)
+        below = stacked_hash(base, recipe.model.merged_adapters)
+        return Referee(AdapterOff(model), f"base {below}", new_adapter, False)
     if recipe.model.adapter.kept == "adapter" or settings.update_every:
         return Referee(StartWeights(model), key, True, False)
     return Referee(OtherModel(model), key, True, True)
@@ -63,7 +65,8 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
 
 def start_key(recipe: Recipe, base: Path) -> str:
     adapter = recipe.model.adapter_path
-    return f"start {content_hash(base)} {'' if adapter is None else content_hash(locate(adapter))}"
+    whole = stacked_hash(base, recipe.model.merged_adapters)
+    return f"start {whole} {'' if adapter is None else content_hash(locate(adapter))}"
 
 
 def other_model(folder: Path, recipe: Recipe, mesh: Mesh) -> OtherModel:

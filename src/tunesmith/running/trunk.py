@@ -14,10 +14,10 @@ from tunesmith.data.loader import Builder
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import UsageError
 from tunesmith.models import trunk
-from tunesmith.models.content import content_hash
 from tunesmith.models.forward import base_model, decoder_of
 from tunesmith.models.inventory import take_inventory
 from tunesmith.models.native import build as kernels
+from tunesmith.models.stack import stacked_hash
 from tunesmith.paths import home
 from tunesmith.planning.trunk import nothing_frozen, obstacle
 from tunesmith.recipe import Recipe
@@ -58,7 +58,7 @@ def trunk_key(recipe: Recipe, base: Path, dtype: torch.dtype, build: Builder, co
     """sha256 over everything that decides a state to its last bit; what is trained above is no part of it."""
     device = mesh.device().type
     parts = [
-        content_hash(base),
+        stacked_hash(base, recipe.model.merged_adapters),
         count,
         build.prepared.key,
         build.task.reads,

@@ -11,21 +11,21 @@ from tests.unit.models.test_adapter_laws import disturbed, logprobs
 
 from tunesmith.errors import ModelError, UsageError
 from tunesmith.export.adapters import Wish, add_adapters, convert_adapter, rotations
-from tunesmith.models.adapter_config import (
-    AdapterConfig,
+from tunesmith.models.adapter_config import AdapterConfig
+from tunesmith.models.adapters import load_adapter, read_adapter_config, save_adapter, trainable
+from tunesmith.models.adapters.combining import Mix
+from tunesmith.models.adapters.updates import read_low_rank
+from tunesmith.models.config import (
     DoraConfig,
     Ia3Config,
     LoraConfig,
+    ModelConfig,
+    OftConfig,
     PissaConfig,
     RsloraConfig,
     VeraConfig,
 )
-from tunesmith.models.adapters import load_adapter, read_adapter_config, save_adapter, trainable
-from tunesmith.models.adapters.combining import Mix
-from tunesmith.models.adapters.updates import read_low_rank
-from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
-from tunesmith.models.orthogonal_config import OftConfig
 
 
 @pytest.fixture(scope="module")

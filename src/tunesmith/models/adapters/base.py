@@ -61,13 +61,17 @@ def attach_config(model: PreTrainedModel, config: Files, places: Places, dtype: 
 
 def wrap(model: PreTrainedModel, config: Files, dtype: str = "float32") -> PeftModel:
     """PEFT's model around ours, with the fast linear in place of PEFT's own."""
-    if isinstance(config, peft.LoraConfig):
-        config._register_custom_module({nn.Linear: FastLoraLinear})
+    use_fast_linear(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls names that transformers is about to rename
         wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=dtype == "float32")
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def use_fast_linear(config: Files) -> None:
+    if isinstance(config, peft.LoraConfig):
+        config._register_custom_module({nn.Linear: FastLoraLinear})
 
 
 def check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:

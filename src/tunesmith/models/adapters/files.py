@@ -66,8 +66,21 @@ def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig |
     base, config.base_model_name_or_path = config.base_model_name_or_path, None
     wrapped = wrap(model, config)
     config.base_model_name_or_path = base
+    fill(wrapped, folder, str(base), fresh=fresh)
+    if settings is not None and (ready := method_of(settings).goes_on) is not None:
+        ready(wrapped)
+    return wrapped
+
+
+def fill(
+    wrapped: PeftModel, folder: Path, base: str, name: str = "default", fresh: set[str] | frozenset[str] = frozenset()
+) -> None:
+    """Give the adapter `name` of a model the tensors of a folder, all but those of the `fresh` modules of a head.
+
+    Raises ModelError E092 when a tensor has no place, or a place no tensor.
+    """
     tensors = read_adapter_tensors(folder)
-    expected = peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    expected = peft.get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     if fresh:
         kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(VOCABULARY_HEAD)}
         tensors = kept | {name: tensor for name, tensor in expected.items() if fresh & set(name.split("."))}
@@ -90,10 +103,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig |
             ],
             fixes=[f"load it on the model it was trained from: {base}"],
         )
-    peft.set_peft_model_state_dict(wrapped, tensors)
-    if settings is not None and (ready := method_of(settings).goes_on) is not None:
-        ready(wrapped)
-    return wrapped
+    peft.set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
 
 
 def base_named_in(folder: Path) -> str | None:

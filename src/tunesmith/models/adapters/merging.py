@@ -30,7 +30,23 @@ def merge(model: PeftModel | BottleneckModel) -> PreTrainedModel:
             merge_one(module)
     merged = model.base_model.unload()  # pyright: ignore[reportCallIssue]
     assert isinstance(merged, PreTrainedModel)
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # another adapter may come: PEFT would count this one too
     return merged
+
+
+def scale(model: PeftModel, share: float) -> bool:
+    """Multiply every update s B A by `share`; False, and nothing done, for an adapter that is anything else."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    ours = [layer for layer in layers if isinstance(layer, FastLoraLinear)]
+    sums = all(not layer.lora_variant and not any(layer.lora_bias.values()) for layer in ours)
+    whole = any(config.modules_to_save for config in model.peft_config.values())  # pyright: ignore[reportAttributeAccessIssue]
+    if len(ours) < len(layers) or not sums or whole:
+        return False
+    for layer in ours:
+        for name in layer.scaling:
+            layer.scaling[name] *= share
+    return True
 
 
 def merge_one(layer: BaseTunerLayer) -> None:
