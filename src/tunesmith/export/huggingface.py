@@ -217,9 +217,9 @@ def untie(model: PreTrainedModel) -> None:
 
 
 def computing_dtype(base: Path, written: torch.dtype) -> torch.dtype:
-    """fp32, unless the model is so large that only its own type fits."""
+    """fp32, unless the model is so large that only half of it fits."""
     count = sum(tensor.numel for tensor in read_headers(base).values())
-    return torch.float32 if 4 * count <= PRECISE_BYTES else written
+    return torch.float32 if 4 * count <= PRECISE_BYTES or written == torch.float32 else torch.bfloat16
 
 
 def check_rows(found: ModelSource, tokenizer: Tokenizer) -> list[list[int]]:

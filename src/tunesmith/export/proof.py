@@ -63,11 +63,13 @@ def largest_gap(wanted: Float[Tensor, "K C"], found: Float[Tensor, "K C"]) -> fl
 
 
 def limits(exact: float, rounded: float) -> dict[Dtypes, float]:
-    """The largest differences: where all is computed and written in fp32, and where bf16 rounds."""
+    """The largest differences: where all is computed and written in fp32, and where bf16 or fp16 rounds."""
     return {
         (torch.float32, torch.float32): exact,
         (torch.float32, torch.bfloat16): rounded,
         (torch.bfloat16, torch.bfloat16): rounded,
+        (torch.float32, torch.float16): rounded,
+        (torch.bfloat16, torch.float16): rounded,
     }
 
 

@@ -64,9 +64,10 @@ class ReferenceConfig(Config):
 class ModelConfig(Config):
     path: str = Field(default="starter", description="starter, a local folder, a .gguf file, or a hub id (owner/name).")
     revision: str | None = Field(default=None, description="Hub commit or tag.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Type of the frozen weights and the computation; auto: as stored, or fp32 on a CPU without bf16.",
+        description="Type of the weights and the computation; auto: as stored (bf16 for fp16), or fp32 on a CPU "
+        "without bf16. float16 is for GPUs without bf16.",
     )
     base_products: Literal["exact", "int8", "fp8"] = Field(
         default="exact",

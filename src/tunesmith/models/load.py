@@ -137,6 +137,9 @@ def new_head(model: PreTrainedModel, report: dict) -> set[str]:
 
 
 def resolve_dtype(wanted: str, config: dict) -> torch.dtype:
+    """The type asked for; one that is stored in fp16 is taken for bf16, whose range nothing leaves."""
+    if wanted == "float16":
+        return torch.float16
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32") if wanted == "auto" else wanted
     return DTYPES.get(name, torch.bfloat16)
 

@@ -38,9 +38,12 @@ def measured_peak(machine: Machine, dtype: str) -> float:
     return peaks[key]
 
 
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 def measure_peak(device: str, dtype: str) -> float:
     """The fastest of some repeated products, now."""
-    side, kind = SIDES[device], {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    side, kind = SIDES[device], TYPES[dtype]
     generator = torch.Generator(device).manual_seed(0)  # the run's own chance stays where it is
     left, right = (torch.randn(side, side, generator=generator, device=device).to(kind) for _ in range(2))
     out = torch.empty_like(left)

@@ -11,6 +11,7 @@ from tunesmith.planning.memory import MASTERS, WIDTH, state_bytes
 from tunesmith.recipe import Recipe
 
 ROUNDING = "train.optimizer.rounding"
+OVERFLOWING = ("gemma", "t5", "mt5", "umt5")  # beginnings of model types that were trained in bf16 alone
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 RANGE = {"float32": "range of fp32", "bfloat16": "range of fp32", "float16": "range up to 65,504"}
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
@@ -50,7 +51,16 @@ def bytes_per_parameter(recipe: Recipe, inventory: Inventory, trained: Trainable
     return weight + beside + (0 if optimizer.in_backward else 4) + states
 
 
-def precision_problems(recipe: Recipe, trained: Trainable, dtype: str) -> Iterator[Diagnostic]:
+def precision_problems(recipe: Recipe, inventory: Inventory, trained: Trainable, dtype: str) -> Iterator[Diagnostic]:
+    """Settings of precision that are in vain, or known to go wrong with the model."""
+    if dtype == "float16" and inventory.model_type.startswith(OVERFLOWING):
+        message = f"models of type {inventory.model_type} overflow in fp16: their layers hold numbers above 65,504"
+        fix = Fix("model.dtype=bfloat16", {"model.dtype": "bfloat16"})
+        yield Diagnostic("W371", message, "warning", Where(field="model.dtype"), fixes=(fix,))
+    yield from _vain_rounding(recipe, trained, dtype)
+
+
+def _vain_rounding(recipe: Recipe, trained: Trainable, dtype: str) -> Iterator[Diagnostic]:
     rounding = recipe.train.optimizer.rounding
     if rounding == "masters" or (trains_below_fp32(recipe, trained, dtype) and dtype != "float16"):
         return

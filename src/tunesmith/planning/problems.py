@@ -177,7 +177,8 @@ def _optimizer(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _precision(facts: Facts) -> Iterator[Diagnostic]:
-    yield from precision_problems(facts.recipe, trainable_of(facts.recipe, facts.inventory), facts.dtype)
+    trained = trainable_of(facts.recipe, facts.inventory)
+    yield from precision_problems(facts.recipe, facts.inventory, trained, facts.dtype)
 
 
 def _trunk(facts: Facts) -> Iterator[Diagnostic]:

@@ -27,6 +27,11 @@ def in_backward(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash
     train, key = recipe.train, "train.optimizer.in_backward"
     if not train.optimizer.in_backward:
         return
+    if recipe.model.dtype == "float16":
+        message = (
+            "a step that overflows in fp16 is left out, but with in_backward its updates are done before that is known"
+        )
+        yield Clash(message, (key, "model.dtype"), {key: False}, "E371", "or model.dtype=bfloat16")
     if train.clip_norm > 0:
         message = (
             f"gradients are clipped to a norm of {train.clip_norm:g} over all of them, but with in_backward each is "

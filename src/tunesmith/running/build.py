@@ -48,6 +48,7 @@ from tunesmith.train.commit import Writers
 from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
 from tunesmith.train.in_backward import make_optimizer
 from tunesmith.train.loop import Loop, Parts
+from tunesmith.train.loss_scale import LossScale
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
 from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking
@@ -91,6 +92,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
             trained, lambda parameters: make_optimizer(parameters, rule, layers, mesh, settings.seed)
         ),
         guard=Guard(settings.stability),
+        scale=LossScale(settings.loss_scale) if base_model(model).dtype == torch.float16 else None,
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,
         mesh=mesh,

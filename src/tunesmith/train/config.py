@@ -63,6 +63,13 @@ class StabilityConfig(Config):
     )
 
 
+class LossScaleConfig(Config):
+    initial: Annotated[float, Field(ge=1, le=2**32)] = Field(default=65536.0, description="Scale of the first step.")
+    growth: Annotated[float, Field(gt=1, le=16)] = Field(default=2.0, description="Factor after `every` good steps.")
+    backoff: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.5, description="Factor after an overflow.")
+    every: Positive = Field(default=2000, description="Steps without an overflow after which the scale grows.")
+
+
 MICROBATCH_TOKENS = {"cpu": 1024}  # more makes a CPU no faster and needs more memory
 GPU_MICROBATCH_TOKENS = 8192
 
@@ -112,6 +119,9 @@ class TrainConfig(Config):
         default=None, description="Stop when the evaluation loss no longer falls; empty: never."
     )
     stability: StabilityConfig = Field(default=StabilityConfig(), description="What happens at NaN and at spikes.")
+    loss_scale: LossScaleConfig = Field(
+        default=LossScaleConfig(), description="Keeps gradients within the range of fp16; no other type has one."
+    )
     threads: Positive | None = Field(default=None, description="CPU threads; all cores when empty.")
     profile: bool = Field(default=False, description="Write a breakdown of the steps' time by part.")
 

@@ -23,6 +23,7 @@ from tunesmith.train import random_state
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
 from tunesmith.train.commit import Part
 from tunesmith.train.config import TrainConfig
+from tunesmith.train.loss_scale import LossScale
 from tunesmith.train.measure import memory_gb
 from tunesmith.train.optimizer import Optimizer, clip
 from tunesmith.train.schedule import factor
@@ -73,6 +74,7 @@ class Parts:
     settings: TrainConfig
     total: int
     work: Work
+    scale: LossScale | None = None  # of the loss, in fp16
     evaluate: Callable[[dict[str, float]], dict[str, float]] | None = None  # "loss" and metrics of held-out data
     show_samples: Callable[[int], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
@@ -93,6 +95,8 @@ class Loop:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        if parts.scale is not None:
+            parts.optimizer.scale = parts.scale.value
         self.position = Position()
         self.amounts = Amount(), Amount()  # of the last step on this rank: passes with gradient, passes without
         self.saved_at = -1
@@ -146,11 +150,7 @@ class Loop:
         result = parts.tuning.weigh(result, parts.optimizer)
         if position.step == 0:
             self.check_start(result)
-        verdict = parts.guard.judge(position.step + 1, result.loss, result.grad_norm, result.records)
-        if not result.is_finite:
-            verdict.evidence["parameters"] = parts.optimizer.nonfinite()
-        if verdict.action != "update" and parts.optimizer.has_updated:
-            verdict = verdict.too_late()
+        verdict = self.judge(result)
         if verdict.action == "update":
             clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
             parts.optimizer.step()
@@ -171,6 +171,19 @@ class Loop:
         if verdict.action == "stop":
             raise verdict.error(self.last_checkpoint())
 
+    def judge(self, result: StepResult) -> Verdict:
+        """What to do with the step; one beyond the range of fp16 is none of the guard's business."""
+        parts = self.parts
+        if parts.scale is not None:
+            before, overflowed = parts.scale.value, parts.scale.overflowed(result.loss, result.grad_norm)
+            parts.optimizer.scale = parts.scale.value
+            if overflowed:
+                return Verdict("rescale", f"gradients in fp16 overflowed at a loss scale of {before:g}")
+        verdict = parts.guard.judge(self.position.step + 1, result.loss, result.grad_norm, result.records)
+        if not result.is_finite:
+            verdict.evidence["parameters"] = parts.optimizer.nonfinite()
+        return verdict.too_late() if verdict.action != "update" and parts.optimizer.has_updated else verdict
+
     def check_start(self, result: StepResult) -> None:
         """Policy and reference agree where the reference is the model as loaded; say so, or that it is another one.
 
@@ -184,14 +197,16 @@ class Loop:
     def account(self, result: StepResult, verdict: Verdict) -> None:
         position = self.position
         if verdict.action != "update":
-            position.skipped += 1
+            position.skipped += verdict.action != "rescale"
             return
         position.first_loss = result.loss if position.first_loss is None else position.first_loss
         position.last_loss = result.loss
 
     def report(self, result: StepResult, verdict: Verdict, rate: float, timing: Timing) -> None:
         parts, position = self.parts, self.position
-        if verdict.action != "update":
+        if verdict.action == "rescale":
+            parts.tracker.event("overflow", {"step": position.step, "reason": verdict.reason})
+        elif verdict.action != "update":
             parts.tracker.bad_batch(position.step, {"reason": verdict.reason, **verdict.evidence})
             parts.tracker.event("bad_step", {"step": position.step, "action": verdict.action, "reason": verdict.reason})
         values = {
@@ -210,6 +225,7 @@ class Loop:
             "perf/data_s": timing.waited,
             "mem/peak_gb": memory_gb(parts.mesh.device()),
         }
+        values |= {} if parts.scale is None else parts.scale.metrics()
         values |= {f"train/{name}": value for name, value in result.metrics.items()}
         parts.tracker.metrics(position.step, position.tokens, values)
         if parts.on_step is not None:
@@ -285,6 +301,7 @@ class Loop:
             "position": asdict(position),
             "source": parts.source.state(),
             "guard": parts.guard.state(),
+            **({} if parts.scale is None else {"scale": parts.scale.state()}),
             "total": parts.total,
             "about": parts.about,
         }
@@ -323,6 +340,9 @@ class Loop:
             self.parts.streams.restore(checkpoint.tensors("reference"))
         self.parts.source.restore(state["source"])
         self.parts.guard.restore(state["guard"])
+        if self.parts.scale is not None:
+            self.parts.scale.restore(state["scale"])
+            self.parts.optimizer.scale = self.parts.scale.value
         self.parts.total = state["total"]
         self.position = Position(**state["position"])
         self.stopped_early = self.out_of_patience()

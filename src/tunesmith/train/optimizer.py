@@ -42,6 +42,7 @@ class Optimizer:
         self.groups = parameter_groups(self.masters, settings, tuple(new_layers))
         steppers = {member: stepper for stepper in self.build(settings) for member in members_of(stepper)}
         self.steppers = {name: steppers[master] for name, master in self.masters.items()}
+        self.scale = 1.0  # of the loss that is passed back
         self.aside: dict[str, Tensor] = {}  # values of masters while the parameters hold averages
 
     def build(self, settings: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -60,8 +61,11 @@ class Optimizer:
         return True
 
     def finish(self, mesh: Mesh) -> float:
-        """Sum the gradients over ranks; returns their norm."""
+        """Sum the gradients over ranks, their scale taken away; returns their norm."""
         gradients = self.gradients()
+        if self.scale != 1:
+            for gradient in gradients:
+                gradient.mul_(1 / self.scale)
         with phase("between ranks"):
             mesh.sum_gradients(gradients)
         return gradient_norm(gradients)

@@ -21,9 +21,10 @@ SMALLEST_SPREAD = 1e-3  # share of the mean: a flat window must not turn roundin
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do with a step; `evidence` (JSON-able, for `bad_batches/`) is empty for an update."""
+    """What to do with a step; `evidence` (JSON-able, for `bad_batches/`) is empty for an update and for a step of fp16
+    that is left out for its loss scale alone."""
 
-    action: Literal["update", "skip", "stop"]
+    action: Literal["update", "skip", "stop", "rescale"]
     reason: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
 

@@ -115,7 +115,7 @@ def compute_step(
         is_wanted = number < len(ready) or optimizer.complete(tally.is_finite)
         if any(counts) and is_wanted:
             with phase("backward"):
-                share.backward()
+                (share if optimizer.scale == 1 else share * optimizer.scale).backward()
     grad_norm = optimizer.finish(mesh)
     loss, metrics, drift = tally.totals(mesh)
     records = tuple(record for batch in microbatches for record in batch.records)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 from tests.tiny import tiny_model_folder
 
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import TunesmithError
 from tunesmith.models.inventory import take_inventory, trainable
 from tunesmith.planning.precision import bytes_per_parameter, precision_problems, told_precision
 from tunesmith.recipe import load_recipe
@@ -21,6 +24,8 @@ WAYS = {
     "stochastic": (*BF16, "train.optimizer.rounding=stochastic"),
     "kahan": (*BF16, "train.optimizer.rounding=kahan"),
     "stochastic in 8 bits": (*BF16, "train.optimizer.rounding=stochastic", "train.optimizer.name=adamw8bit"),
+    "fp16": ("model.adapter=full", "model.dtype=float16", "train.optimizer.lr=1e-3", "train.loss_scale.every=3"),
+    "fp16 with an adapter": ("model.dtype=float16", "train.loss_scale.initial=1024"),
     "kahan, averaged": (*BF16, "train.optimizer.rounding=kahan", "train.optimizer.name=schedule_free"),
 }
 
@@ -58,7 +63,9 @@ def files_of(run, *kinds):
 def test_a_run_goes_on_to_the_bit(start, words):
     run = start("run", *words)
     ended = files_of(run, "weights", "optimizer")
-    assert {value.dtype for name, value in ended.items() if name.startswith("weights")} == {torch.bfloat16}
+    kinds = {value.dtype for name, value in ended.items() if name.startswith("weights")}
+    adapter = "model.adapter=full" not in words
+    assert kinds == {torch.float32 if adapter else torch.float16 if "model.dtype=float16" in words else torch.bfloat16}
     shutil.rmtree(run.checkpoints / "step-4")
     start("run", *words)
     again = files_of(run, "weights", "optimizer")
@@ -95,8 +102,43 @@ def test_a_rounding_that_does_nothing_is_told(tmp_path, words, code):
     inventory = take_inventory(tiny_model_folder(tmp_path / "model"))
     recipe = load_recipe(None, ["train.optimizer.rounding=kahan", *words], {}).recipe
     trained = trainable(inventory, recipe.model.adapter)
-    (problem,) = precision_problems(recipe, trained, recipe.model.dtype)
+    (problem,) = precision_problems(recipe, inventory, trained, recipe.model.dtype)
     assert problem.code == code
     mended = load_recipe(None, [*words, "train.optimizer.rounding=masters"], {}).recipe
     assert problem.fixes[0].set == {"train.optimizer.rounding": "masters"}
-    assert list(precision_problems(mended, trained, mended.model.dtype)) == []
+    assert list(precision_problems(mended, inventory, trained, mended.model.dtype)) == []
+
+
+def steps_of(run):
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_steps_that_overflow_in_fp16_are_left_out_and_counted(start):
+    """From a scale of 2^32 it falls until gradients fit; none of it is an instability, and growth comes back."""
+    words = ("model.adapter=full", "model.dtype=float16", "train.optimizer.lr=1e-3", "train.steps=24")
+    words += ("train.stability.on_nonfinite=stop", f"train.loss_scale.initial={2**32}", "train.loss_scale.every=2")
+    run = start("run", *words)
+    steps = [row for row in steps_of(run) if "train/loss_scale" in row]
+    overflows = int(steps[-1]["train/overflows"])
+    assert overflows >= 5
+    assert steps[0]["train/loss_scale"] == 2.0**31
+    assert steps[-1]["train/skipped"] == 0
+    assert any(later["train/loss_scale"] > one["train/loss_scale"] for one, later in pairwise(steps))
+    assert not (run.path / "bad_batches").exists() or not list((run.path / "bad_batches").iterdir())
+    evaluated = [row["eval/loss"] for row in steps_of(run) if "eval/loss" in row]
+    assert evaluated[-1] < evaluated[0]
+
+
+def test_gemma_is_warned_of_and_updates_in_backward_are_refused(tmp_path):
+    inventory = replace(take_inventory(tiny_model_folder(tmp_path / "model")), model_type="gemma2")
+    recipe = load_recipe(None, ["model.dtype=float16", "model.adapter=full", "train.optimizer.lr=2e-5"], {}).recipe
+    trained = trainable(inventory, recipe.model.adapter)
+    (problem,) = precision_problems(recipe, inventory, trained, "float16")
+    assert (problem.code, problem.level) == ("W371", "warning")
+    assert list(precision_problems(recipe, inventory, trained, "bfloat16")) == []
+    rounding = load_recipe(None, ["model.dtype=float16", "train.optimizer.rounding=kahan"], {}).recipe
+    codes = [one.code for one in precision_problems(rounding, inventory, trained, "float16")]
+    assert codes == ["W371", "E370"]
+    with pytest.raises(TunesmithError) as caught:
+        load_recipe(None, ["model.dtype=float16", "train.optimizer.in_backward=true", "train.clip_norm=0"], {})
+    assert caught.value.diagnostic.code == "E371"
