@@ -32,6 +32,7 @@ from tunesmith.planning.calibration import (
     record_speed,
 )
 from tunesmith.planning.counting import Counted, count_data
+from tunesmith.planning.guards import told_guards
 from tunesmith.planning.inputs import find_inputs, trainable_of
 from tunesmith.planning.machine import Machine, this_machine
 from tunesmith.planning.memory import (
@@ -157,6 +158,7 @@ class Plan:
                 "saved_seconds": float(f"{self.trunk_saving:.4g}"),
             },
             "arithmetic": list(self.arithmetic()),
+            "guards": told_guards(self.recipe, steps.total, counted),
             "data": {
                 "records": counted.records,
                 "examples_per_epoch": round(counted.examples),

@@ -198,6 +198,7 @@ class Batch:
     mismatched: Batch | None = None  # the prompts with answers to other prompts (KTO's z0), never trained
     origins: Int[Tensor, "N 2"] | None = None  # of each segment: its example, counted from 0, and that one's token
     entry: Entry | None = None  # None: from the tokens
+    general: Float[Tensor, " S"] | None = None  # 1 where a sequence is of general data; None: no mixture
 
     def to(self, device: Any) -> Batch:
         def moved(tensor: Tensor) -> Tensor:
@@ -220,6 +221,7 @@ class Batch:
             mismatched=None if self.mismatched is None else self.mismatched.to(device),
             origins=self.origins,
             entry=self.entry,
+            general=None if self.general is None else moved(self.general),
         )
 
 
@@ -230,6 +232,7 @@ class Scores:
     logprobs: Float[Tensor, " K"]  # fp32 log-probability of each target; empty when values were read
     correct: Float[Tensor, " K"]  # 1 where the target is the most likely token, no gradient
     values: Float[Tensor, "K C"] | None = None  # fp32 outputs of a reward or classification head
+    log_z: Float[Tensor, " K"] | None = None  # fp32 log of what the powers of the logits are divided by
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
     base = base_model(model)
     head = base.get_output_embeddings()
     assert head is not None, "a causal model without a head got past loading"
-    logprobs, correct = token_logprobs(rows, active_module(head), batch.target, logit_softcap(base))
-    return Scores(logprobs, correct)
+    logprobs, correct, log_z = token_logprobs(rows, active_module(head), batch.target, logit_softcap(base))
+    return Scores(logprobs, correct, log_z=log_z)
 
 
 def queried_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "K D"]:

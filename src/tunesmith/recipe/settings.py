@@ -28,7 +28,13 @@ else:
     AnyObjective = Annotated[Union[OBJECTIVES], Field(discriminator="name")]  # noqa: UP007
 
 T = TypeVar("T")
-_SOURCES: tuple[tuple[str, str], ...] = (("data", "train"), ("data", "eval"), ("evaluate", "data"))
+_SOURCES = (
+    ("data", "train"),
+    ("data", "eval"),
+    ("data", "general", "train"),
+    ("data", "general", "eval"),
+    ("evaluate", "data"),
+)
 _WORDS: dict[Key, str] = {
     ("objective",): "name",
     ("model", "adapter"): "method",
@@ -113,10 +119,16 @@ def expand(value: Any) -> Any:
         tree["also"] = [*others, *tree.get("also", ())]
     if isinstance(tree.get("also"), list | tuple):
         tree["also"] = [_tagged(one, "name", None) for one in tree["also"]]
-    for group, name in _SOURCES:
-        section = tree.get(group)
-        if isinstance(section, dict) and name in section:
-            tree[group] = {**section, name: _sources(section[name])}
+    for *groups, name in _SOURCES:
+        section: Any = tree
+        for group in groups:
+            inner = section.get(group)
+            if not isinstance(inner, dict):
+                break
+            section[group] = section = dict(inner)
+        else:
+            if name in section:
+                section[name] = _sources(section[name])
     for key, tag in _WORDS.items():
         parent: Any = tree
         if len(key) == 2:
@@ -178,7 +190,11 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     def sources(listed: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         return tuple(source.model_copy(update={"path": absolute(source.path)}) for source in listed)
 
-    data = recipe.data.model_copy(update={"train": sources(recipe.data.train), "eval": sources(recipe.data.eval)})
+    given = recipe.data
+    general = given.general.model_copy(
+        update={"train": sources(given.general.train), "eval": sources(given.general.eval)}
+    )
+    data = given.model_copy(update={"train": sources(given.train), "eval": sources(given.eval), "general": general})
     evaluate = recipe.evaluate.model_copy(update={"data": sources(recipe.evaluate.data)})
     places: dict[str, Any] = {"path": existing(recipe.model.path)}
     if recipe.model.adapter_path is not None:

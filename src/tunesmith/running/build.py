@@ -16,6 +16,7 @@ from tunesmith.data.config import SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.loader import Builder, Microbatches, OfflineSource
 from tunesmith.data.mismatch import Mismatch
+from tunesmith.data.mixing import Mixture
 from tunesmith.data.packing import batch_of
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tally import Tally
@@ -31,6 +32,7 @@ from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.noise import silence
 from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.models.verify import verify_scores
+from tunesmith.objectives import SFT
 from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
@@ -50,7 +52,7 @@ from tunesmith.train.in_backward import make_optimizer
 from tunesmith.train.loop import Loop, Parts
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
-from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking
+from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         total=settings.steps or source.steps_for(settings.epochs),
         work=work_of(recipe, inputs, model, mesh),
         evaluate=None if held_out is None else lambda memory: evaluation_loss(model, held_out, objectives, memory),
+        measure_general=general_loss(recipe, inputs, model, mesh),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
         about=identity(recipe, inputs),
     )
@@ -137,14 +140,16 @@ def first_answer(example: Example) -> Example:
 def build_batches(recipe: Recipe, inputs: Inputs, prepared: Prepared) -> Builder:
     """How examples of a set become batches; KTO's come with mismatched prompts."""
     mismatch = Mismatch(prepared, recipe.train.seed) if inputs.task.mismatches else None
-    return Builder(prepared, inputs.task, mismatch, share=shares_prefixes(recipe, inputs.base))
+    general = recipe.data.general
+    mixture = Mixture(len(recipe.data.train), general.share) if general.train and prepared is inputs.train else None
+    return Builder(prepared, inputs.task, mismatch, share=shares_prefixes(recipe, inputs.base), mixture=mixture)
 
 
 def build_source(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> OfflineSource:
     settings = recipe.train
     return OfflineSource(
         build_batches(recipe, inputs, inputs.train),
-        [source.weight for source in recipe.data.train],
+        [source.weight for source in recipe.data.trained],
         sequences_per_step=settings.sequences_per_step,
         tokens_per_step=settings.tokens_per_step,
         microbatch_tokens=settings.microbatch_limit(mesh.device().type),
@@ -172,6 +177,15 @@ def attach_streams(
     if held_out is None:
         return streams, None
     return streams, HeldOut(held_out, build_streams(recipe, referee, held_out.build, "held out", mesh, told), mesh)
+
+
+def general_loss(recipe: Recipe, inputs: Inputs, model: nn.Module, mesh: Mesh) -> Callable[[], float] | None:
+    """The loss on held-out general data: that of their next tokens, whatever the objective is."""
+    if inputs.general is None:
+        return None
+    build = Builder(inputs.general, Task(), share=shares_prefixes(recipe, inputs.base))
+    held_out = HeldOut(Microbatches(build, recipe.train.microbatch_limit(mesh.device().type)), Streams(), mesh)
+    return lambda: evaluation_loss(model, held_out, (SFT(),), {})["loss"]
 
 
 def phase(around: Context, words: str) -> Callable[[int, int], None]:

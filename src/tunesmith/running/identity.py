@@ -9,10 +9,18 @@ from tunesmith.models.locate import locate
 from tunesmith.recipe import Recipe, with_absolute_paths
 from tunesmith.running.inputs import Inputs
 from tunesmith.track.run_dir import RunDir
-from tunesmith.train.loop import check_same, without
+from tunesmith.train.position import check_same, without
 
 DATA_HASH = "data hash"
-HASHED = ("data.train", "data.eval", "model.path", "model.adapter_path", "model.reference.path")  # by content
+HASHED = (
+    "data.train",
+    "data.eval",
+    "data.general.train",
+    "data.general.eval",
+    "model.path",
+    "model.adapter_path",
+    "model.reference.path",
+)  # by content
 FREE_TO_CHANGE = (
     "run.",
     "evaluate.",
@@ -37,7 +45,8 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         **flat,
         DATA_HASH: inputs.train.key,
         "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
-        "source weights": [source.weight for source in recipe.data.train],
+        "general data hash": None if inputs.general is None else inputs.general.key,
+        "source weights": [source.weight for source in recipe.data.trained],
         "base hash": content_hash(inputs.base),
         "adapter hash": hash_of(recipe.model.adapter_path),
         "reference hash": hash_of(recipe.model.reference.path),
