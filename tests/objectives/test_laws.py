@@ -61,7 +61,7 @@ def scores_of(objective: Objective, one: Batch, fill: torch.Tensor | float) -> S
     values = (torch.zeros(shape) + fill).requires_grad_()
     if objective.reads == "values":
         return Scores(torch.zeros(0), torch.zeros(0), values)
-    return Scores(values, torch.zeros(shape), log_z=-values)
+    return Scores(values, torch.zeros(shape), log_z=-values, divergence=-values)
 
 
 def leaf(scores: Scores) -> torch.Tensor:
@@ -194,7 +194,8 @@ def test_the_first_loss_is_the_one_announced(objective, kind):
     one = batch(objective, given(objective, kind))
     start = torch.linspace(-3, -1, len(one.target))
     one = replace(one, streams={"ref_logprobs": start})
-    scores = Scores(start.clone().requires_grad_(), torch.zeros_like(start))
+    nothing = torch.zeros_like(start)
+    scores = Scores(start.clone().requires_grad_(), nothing, divergence=nothing)
     context = Context()
     if objective.looks_ahead:
         seen = one if one.mismatched is None else one.mismatched

@@ -26,6 +26,7 @@ PARTS = {
     "activations": ("activations", "magenta"),
     "head": ("head", "red"),
     "other": ("process", "white"),
+    "copies": ("copies", "bright_magenta"),
     "trunk": ("frozen layers' states", "bright_black"),
 }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tunesmith.errors import Diagnostic, Fix, Where
+from tunesmith.models.inventory import Inventory, Trainable
 from tunesmith.planning.counting import Counted
+from tunesmith.planning.memory import PLAIN
 from tunesmith.recipe import Recipe
 from tunesmith.train.config import AdaptiveClipConfig
 from tunesmith.train.schedule import settled, warmup_steps
@@ -18,7 +20,33 @@ def told_guards(recipe: Recipe, total: int, counted: Counted) -> dict[str, str]:
     told = {"rate": _rate(recipe, total), "clipping": _clipping(recipe)}
     if recipe.data.general.train:
         told["general"] = _general(recipe, counted)
+    if recipe.train.l2_to_start:
+        is_new_lora = draws_updates(recipe)
+        told["pull"] = f"{recipe.train.l2_to_start:g} to {'no update' if is_new_lora else 'the weights at the start'}"
+    if recipe.train.ema is not None:
+        told["average"] = f"of the weights, each step keeping {recipe.train.ema.decay:g}; it is what is used"
     return told
+
+
+def draws_updates(recipe: Recipe) -> bool:
+    """Whether a pull to the start is one of the update to 0, which needs no copy of the start."""
+    return type(recipe.model.adapter) in PLAIN and recipe.model.adapter_path is None
+
+
+def copies_bytes(recipe: Recipe, inventory: Inventory, trained: Trainable, width: int, scored: float) -> int:
+    """Averages and starts in fp32; for whole distributions of a reference its states of a step, and its weights.
+
+    `scored` are the scored tokens of a step, `width` the bytes of a number of the model.
+    """
+    train = recipe.train
+    size = 4 * trained.total if train.ema is not None else 0
+    if train.l2_to_start:
+        size += 4 * (trained.base if draws_updates(recipe) else trained.total)
+    if recipe.compares_distributions:
+        size += round(width * inventory.hidden * scored)
+        has_base = recipe.model.adapter.kept == "adapter" and recipe.model.adapter_path is None
+        size += 0 if has_base else width * trained.base + 4 * trained.adapters
+    return size
 
 
 def _general(recipe: Recipe, counted: Counted) -> str:

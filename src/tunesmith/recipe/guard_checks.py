@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tunesmith.configuring.layers import Origin
+from tunesmith.models.adapter_config import TargetedConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import NAMES
 from tunesmith.recipe.settings import Recipe
@@ -36,4 +37,36 @@ def watched(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
         yield Clash(message, (key, "train.evaluate_every"), {"train.evaluate_every": 50}, "E385")
 
 
-GUARD_RULES = (general_data, watched)
+def averaged(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    """A running average, or a pull to the start, beside an optimiser that is not at the weights it trains."""
+    train, name = recipe.train, "train.optimizer.name"
+    if train.ema is not None and train.optimizer.name == "schedule_free":
+        message = "schedule_free's result is an average already"
+        yield Clash(message, ("train.ema.decay", name), {"train.ema": None}, "E386")
+    if train.l2_to_start == 0:
+        return
+    key = "train.l2_to_start"
+    if train.optimizer.name == "schedule_free":
+        message = "schedule_free trains between its average and its last step, so that weights cannot be drawn aside"
+        yield Clash(message, (key, name), {key: 0.0}, "E386")
+    if train.optimizer.in_backward:
+        message = "the weights are drawn to their start before the update, and with in_backward that is done by then"
+        yield Clash(message, (key, "train.optimizer.in_backward"), {"train.optimizer.in_backward": False}, "E386")
+
+
+def distributions(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    """Whole distributions of a reference are those of the model itself, without its adapter or as it began."""
+    if not recipe.compares_distributions:
+        return
+    settings, adapter = recipe.model.reference, recipe.model.adapter
+    if settings.path is not None:
+        message = "kl_to_reference needs the reference in every step, and another model is gone by then"
+        key = "model.reference.path"
+        yield Clash(message, (key, "model.reference.source"), {key: None, "model.reference.source": "start"}, "E387")
+    if isinstance(adapter, TargetedConfig) and "lm_head" in adapter.targets and recipe.model.adapter_path is not None:
+        message = "the head has an adapter, whose start kl_to_reference cannot hold beside the trained one"
+        key = "model.reference.source"
+        yield Clash(message, (key, "model.adapter.targets"), {key: "adapter_off"}, "E387")
+
+
+GUARD_RULES = (general_data, watched, averaged, distributions)

@@ -15,7 +15,7 @@ from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.models.config import ModelConfig
 from tunesmith.objectives import OBJECTIVES, SFT, Objective
-from tunesmith.objectives.logratios import REFERENCE
+from tunesmith.objectives.logratios import DISTRIBUTION, REFERENCE
 from tunesmith.recipe.online import OnlineConfig
 from tunesmith.train.config import TrainConfig
 from tunesmith.types import Task
@@ -97,6 +97,11 @@ class Recipe(Config):
     @property
     def has_reference(self) -> bool:
         return any(REFERENCE in objective.needs for objective in self.objectives)
+
+    @property
+    def compares_distributions(self) -> bool:
+        """Whether a loss needs what the reference says of every next token."""
+        return any(DISTRIBUTION in objective.needs for objective in self.objectives)
 
     @property
     def compares(self) -> bool:

@@ -32,13 +32,13 @@ from tunesmith.models.load import PROVEN, load_model
 from tunesmith.models.noise import silence
 from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.models.verify import verify_scores
-from tunesmith.objectives import SFT
 from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
+from tunesmith.running.guards import general_loss, make_pull, streams_of
 from tunesmith.running.identity import identity
 from tunesmith.running.inputs import Inputs
-from tunesmith.running.references import build_streams, find_referee
+from tunesmith.running.references import find_referee
 from tunesmith.running.speed import work_of
 from tunesmith.running.trunk import build_trunk
 from tunesmith.running.tuning import build_tuning
@@ -47,12 +47,13 @@ from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
 from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.commit import Writers
+from tunesmith.train.ema import Average
 from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
 from tunesmith.train.in_backward import make_optimizer
 from tunesmith.train.loop import Loop, Parts
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
-from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking, Task
+from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,9 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     rule = settings.optimizer.for_heads(take_inventory(inputs.base, inputs.task.outputs).head_dim)
     tuning, trained = build_tuning(recipe), trainable(model)
     layers = new_layers(recipe, model)
+    optimizer = tuning.start(trained, lambda chosen: make_optimizer(chosen, rule, layers, mesh, settings.seed))
+    if settings.ema is not None:
+        optimizer.average = Average(optimizer.masters, settings.ema)
     parts = Parts(
         model=model,
         objectives=objectives,
@@ -89,9 +93,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         streams=streams,
         tuning=tuning,
         trained=trained,
-        optimizer=tuning.start(
-            trained, lambda parameters: make_optimizer(parameters, rule, layers, mesh, settings.seed)
-        ),
+        optimizer=optimizer,
         guard=Guard(settings.stability),
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,
@@ -102,6 +104,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         evaluate=None if held_out is None else lambda memory: evaluation_loss(model, held_out, objectives, memory),
         measure_general=general_loss(recipe, inputs, model, mesh),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
+        pull=make_pull(recipe, model, optimizer),
         about=identity(recipe, inputs),
     )
     return Loop(parts)
@@ -168,24 +171,15 @@ def attach_streams(
         limit = recipe.train.microbatch_limit(mesh.device().type)
         held_out = Microbatches(build_batches(recipe, inputs, inputs.eval), limit)
     trunk = build_trunk(recipe, inputs.base, model, source.build, mesh, phase(around, "computing the frozen layers"))
-    if not recipe.has_reference:
+    if not recipe.has_reference and not recipe.compares_distributions:
         return Streams(trunk=trunk), None if held_out is None else HeldOut(held_out, Streams(), mesh)
     told = phase(around, "computing the reference")
     referee = find_referee(recipe, model, inputs.base, inputs.tokenizer, mesh)
-    streams = build_streams(recipe, referee, source.build, source.fingerprint(), mesh, told)
+    streams = streams_of(recipe, referee, source.build, source.fingerprint(), mesh, told)
     streams = replace(streams, trunk=trunk)
     if held_out is None:
         return streams, None
-    return streams, HeldOut(held_out, build_streams(recipe, referee, held_out.build, "held out", mesh, told), mesh)
-
-
-def general_loss(recipe: Recipe, inputs: Inputs, model: nn.Module, mesh: Mesh) -> Callable[[], float] | None:
-    """The loss on held-out general data: that of their next tokens, whatever the objective is."""
-    if inputs.general is None:
-        return None
-    build = Builder(inputs.general, Task(), share=shares_prefixes(recipe, inputs.base))
-    held_out = HeldOut(Microbatches(build, recipe.train.microbatch_limit(mesh.device().type)), Streams(), mesh)
-    return lambda: evaluation_loss(model, held_out, (SFT(),), {})["loss"]
+    return streams, HeldOut(held_out, streams_of(recipe, referee, held_out.build, "held out", mesh, told), mesh)
 
 
 def phase(around: Context, words: str) -> Callable[[int, int], None]:

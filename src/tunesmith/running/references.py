@@ -56,7 +56,7 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
     new_adapter = isinstance(model, Adapted) and recipe.model.adapter_path is None
     if isinstance(model, Adapted) and (settings.source == "adapter_off" or (new_adapter and not settings.update_every)):
         return Referee(AdapterOff(model), f"base {content_hash(base)}", new_adapter, False)
-    if recipe.model.adapter.kept == "adapter" or settings.update_every:
+    if recipe.model.adapter.kept == "adapter" or settings.update_every or recipe.compares_distributions:
         return Referee(StartWeights(model), key, True, False)
     return Referee(OtherModel(model), key, True, True)
 

@@ -88,6 +88,17 @@ class AdaptiveClipConfig(Config):
     window: Annotated[int, Field(ge=8)] = Field(default=4096, description="percentile: steps that are remembered.")
 
 
+class EmaConfig(Config):
+    """A running average of the trained weights, which is what is evaluated and kept."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.999, description="Share of the average that a step keeps; 0.999 looks back about 1,000 steps."
+    )
+    ramp: bool = Field(
+        default=True, description="Begin with a small decay, (1 + step) / (10 + step), so that the start is forgotten."
+    )
+
+
 class StabilityConfig(Config):
     on_nonfinite: Literal["skip", "stop"] = Field(
         default="skip", description="A step with NaN or Inf: leave it out, or stop."
@@ -153,6 +164,14 @@ class TrainConfig(Config):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What is kept to resume from.")
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="Stop when the evaluation loss no longer falls; empty: never."
+    )
+    ema: EmaConfig | None = Field(
+        default=None, description="Use a running average of the weights in the place of the last ones; empty: none."
+    )
+    l2_to_start: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0,
+        description="Pull of the weights back to where they began (arXiv:1802.01483), of a new LoRA adapter to no "
+        "update; each step takes rate times this of the way. 0: off.",
     )
     stability: StabilityConfig = Field(default=StabilityConfig(), description="What happens at NaN and at spikes.")
     threads: Positive | None = Field(default=None, description="CPU threads; all cores when empty.")

@@ -27,6 +27,7 @@ from tunesmith.train.early_stopping import is_over, note
 from tunesmith.train.measure import memory_gb
 from tunesmith.train.optimizer import Optimizer, clip
 from tunesmith.train.position import Position, check_same, without
+from tunesmith.train.pull import Pull
 from tunesmith.train.schedule import factor, settled
 from tunesmith.train.signals import Request, Signals, stop_error
 from tunesmith.train.stability import Guard, Verdict
@@ -60,6 +61,7 @@ class Parts:
     measure_general: Callable[[], float] | None = None  # the loss on held-out data of what must not be forgotten
     show_samples: Callable[[int], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
+    pull: Pull | None = None
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
 
 
@@ -81,6 +83,7 @@ class Loop:
         self.schedule = settled(parts.settings)
         self.clipper = make_clipper(parts.settings)
         self.amounts = Amount(), Amount()  # of the last step on this rank: passes with gradient, passes without
+        self.distance = 0.0  # from the weights at the start, where they are drawn back to them
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
@@ -154,8 +157,11 @@ class Loop:
             limit = self.clipper.limit(result.grad_norm)
             clip(parts.optimizer.gradients(), result.grad_norm, limit)
             position.clipped += result.grad_norm > limit
+            self.distance = 0.0 if parts.pull is None else parts.pull.apply()
             parts.optimizer.step()
             parts.tuning.after(position.step + 1, parts.optimizer)
+            if parts.optimizer.average is not None:
+                parts.optimizer.average.follow(position.step)
             for objective in parts.objectives:
                 position.memory = objective.remember(position.memory, result.metrics)
         parts.optimizer.clear()
@@ -212,6 +218,8 @@ class Loop:
             "perf/data_s": timing.waited,
             "mem/peak_gb": memory_gb(parts.mesh.device()),
         }
+        if parts.pull is not None:
+            values["train/distance"] = self.distance
         values |= {f"train/{name}": value for name, value in result.metrics.items()}
         parts.tracker.metrics(position.step, position.tokens, values)
         if parts.on_step is not None:

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from tests.tiny import tiny_model_folder
 
+from tunesmith.models.inventory import take_inventory, trainable
 from tunesmith.planning.counting import Counted, SourceCount
-from tunesmith.planning.guards import guard_problems, told_guards
+from tunesmith.planning.guards import copies_bytes, guard_problems, told_guards
 from tunesmith.recipe import load_recipe
 
 
@@ -62,3 +64,30 @@ def test_general_data_is_counted_and_told_when_it_is_repeated():
     (problem,) = guard_problems(recipe_of(*words), 200, counted_of(), 4.0)
     assert problem.code == "W381"
     assert problem.fixes[1].set == {"data.general.share": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ([], lambda trained: 0),
+        (["train.ema.decay=0.9"], lambda trained: 4 * trained.total),
+        (["train.l2_to_start=1"], lambda trained: 0),  # of an update the start is 0
+        (["train.l2_to_start=1", "model.adapter=full"], lambda trained: 4 * trained.total),
+        (["train.l2_to_start=1", "model.adapter=dora"], lambda trained: 4 * trained.total),
+        (["also=[kl_to_reference]"], lambda trained: 4 * 64 * 100),
+        (["also=[kl_to_reference]", "model.adapter=full"], lambda trained: 4 * (64 * 100 + trained.total)),
+    ],
+)
+def test_copies_of_weights_are_counted(tmp_path, words, size):
+    inventory, recipe = take_inventory(tiny_model_folder(tmp_path / "model")), recipe_of(*words)
+    trained = trainable(inventory, recipe.model.adapter)
+    assert copies_bytes(recipe, inventory, trained, 4, 100.0) == size(trained)
+
+
+def test_a_pull_and_an_average_are_told():
+    told = told_guards(recipe_of("train.l2_to_start=5", "train.ema.decay=0.99"), 200, counted_of())
+    assert told["pull"] == "5 to no update"
+    assert told["average"] == "of the weights, each step keeping 0.99; it is what is used"
+    assert told_guards(recipe_of("train.l2_to_start=5", "model.adapter=full"), 200, counted_of())["pull"].endswith(
+        "start"
+    )

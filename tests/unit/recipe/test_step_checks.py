@@ -34,6 +34,18 @@ def test_other_steps_are_fine(overrides):
             "E381",
             {"train.adaptive_clip": None},
         ),
+        (["train.ema.decay=0.9", "train.optimizer=schedule_free"], "E386", {"train.ema": None}),
+        (["train.l2_to_start=1", "train.optimizer=schedule_free"], "E386", {"train.l2_to_start": 0.0}),
+        (
+            ["train.l2_to_start=1", "train.optimizer.in_backward=true", "train.clip_norm=0"],
+            "E386",
+            {"train.optimizer.in_backward": False},
+        ),
+        (
+            ["also=[kl_to_reference]", "model.reference.path=starter"],
+            "E387",
+            {"model.reference.path": None, "model.reference.source": "start"},
+        ),
         (["objective=dpo", "data.general.train=a.jsonl"], "E383", {"data.general.train": []}),
         (["objective=reward", "data.general.eval=a.jsonl"], "E384", {"data.general.eval": []}),
         (["train.early_stopping.watch=general"], "E385", {"train.early_stopping.watch": "eval"}),

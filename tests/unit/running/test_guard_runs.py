@@ -119,3 +119,39 @@ def test_a_run_that_forgets_stops_and_keeps_what_still_knew(start, tmp_path):
     final = load_file(run.path / "model" / "model.safetensors")
     kept = load_file(run.checkpoints / f"step-{over - 1}" / "weights.safetensors") if over > 1 else None
     assert kept is None or all(torch.equal(final[name], value) for name, value in kept.items() if name in final)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_divergence_holds_a_run_near_its_start_and_resumes_to_the_bit(start, adapter):
+    words = ["also=[{name: kl_to_reference, coefficient: 20}]", f"model.adapter={adapter}"]
+    far = "loss/kl_to_reference"
+    run = check_resume(start, words, (f"train/{far}", "train/loss"))
+    held = column(run, f"train/{far}")
+    assert held[0] == pytest.approx(0, abs=1e-6)
+    assert held[-1] > 0
+    loose = start("loose", "also=[{name: kl_to_reference, coefficient: 0.001}]", f"model.adapter={adapter}")
+    assert held[-1] < 0.5 * column(loose, f"train/{far}")[-1]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full", "ia3"])
+def test_a_pull_holds_weights_near_their_start_and_resumes_to_the_bit(start, adapter):
+    words = [f"model.adapter={adapter}", "train.optimizer.lr=0.01", "train.schedule={name: constant, warmup: 0}"]
+    run = check_resume(start, [*words, "train.l2_to_start=40"], ("train/distance",))
+    held = column(run, "train/distance")
+    assert held[0] == 0
+    free = column(start("free", *words, "train.l2_to_start=1.0e-9"), "train/distance")
+    assert 0 < held[-1] < 0.9 * free[-1]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_the_average_is_what_is_kept_and_a_resume_is_exact(start, adapter):
+    words = [f"model.adapter={adapter}", "train.ema={decay: 0.5, ramp: false}"]
+    run = check_resume(start, words, ("train/loss",))
+    tensors = everything(run)
+    kept = {name.removeprefix("weights/"): value for name, value in tensors.items() if name.startswith("weights/")}
+    averages = {name: tensors[f"optimizer/{name}.average"] for name in kept}
+    assert all(torch.equal(value, averages[name]) for name, value in kept.items())
+    plain = everything(start("plain", f"model.adapter={adapter}"))
+    name = next(name for name, value in kept.items() if value.ndim == 2 and value.abs().sum() > 0)
+    assert torch.equal(plain[f"weights/{name}"], tensors[f"optimizer/{name}.master"])
+    assert not torch.equal(plain[f"weights/{name}"], kept[name])
