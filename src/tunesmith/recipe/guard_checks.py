@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tunesmith.configuring.layers import Origin
 from tunesmith.models.adapter_config import TargetedConfig
+from tunesmith.models.changing_config import LisaConfig
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import NAMES
 from tunesmith.recipe.settings import Recipe
@@ -69,4 +70,31 @@ def distributions(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Cla
         yield Clash(message, (key, "model.adapter.targets"), {key: "adapter_off"}, "E387")
 
 
-GUARD_RULES = (general_data, watched, averaged, distributions)
+def looked_at(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    """Layers are watched around the update, when all gradients are there."""
+    key, other = "train.watch_layers", "train.optimizer.in_backward"
+    if recipe.train.watch_layers and recipe.train.optimizer.in_backward:
+        message = "gradients of layers are looked at before the update, and with in_backward they are used up by then"
+        yield Clash(message, (key, other), {key: 0}, "E388", f"or {other}=false")
+
+
+def beside_masters(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    """Averages, pulls and looks read fp32 weights between steps, of the same parameters all along."""
+    train, off = recipe.train, {"train.ema": None, "train.l2_to_start": 0.0, "train.watch_layers": 0}
+    used = [
+        key for key, is_used in zip(off, (train.ema, train.l2_to_start, train.watch_layers), strict=True) if is_used
+    ]
+    if not used:
+        return
+    key = used[0]
+    field = "train.ema.decay" if key == "train.ema" else key
+    if train.optimizer.rounding != "masters":
+        message = f"{key} reads trained weights in fp32 between the steps, and there are none with this rounding"
+        other = "train.optimizer.rounding"
+        yield Clash(message, (field, other), {other: "masters"}, "E389", "or leave the guard out")
+    elif isinstance(recipe.model.adapter, LisaConfig):
+        message = f"{key} follows the same weights all along, and LISA trains other layers after every draw"
+        yield Clash(message, (field, "model.adapter.method"), {one: off[one] for one in used}, "E389")
+
+
+GUARD_RULES = (general_data, watched, averaged, distributions, looked_at, beside_masters)

@@ -29,6 +29,7 @@ FREE_TO_CHANGE = (
     "train.sample_",
     "train.threads",
     "train.profile",
+    "train.watch_layers",
     "train.activation_checkpointing",  # the same to the bit, as is
     "train.optimizer.in_backward",
 )

@@ -174,6 +174,11 @@ class TrainConfig(Config):
         "update; each step takes rate times this of the way. 0: off.",
     )
     stability: StabilityConfig = Field(default=StabilityConfig(), description="What happens at NaN and at spikes.")
+    watch_layers: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Steps between looks at single layers: the norm of each one's gradient, and its update as a share "
+        "of its weights; 0: never.",
+    )
     threads: Positive | None = Field(default=None, description="CPU threads; all cores when empty.")
     profile: bool = Field(default=False, description="Write a breakdown of the steps' time by part.")
 

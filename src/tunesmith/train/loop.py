@@ -18,7 +18,7 @@ from tunesmith.faults import fault
 from tunesmith.objectives import Objective
 from tunesmith.track.clock import phase
 from tunesmith.track.tracker import Tracking
-from tunesmith.train import random_state
+from tunesmith.train import layer_watch, random_state
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
 from tunesmith.train.clipping import make_clipper
 from tunesmith.train.commit import Part
@@ -83,7 +83,7 @@ class Loop:
         self.schedule = settled(parts.settings)
         self.clipper = make_clipper(parts.settings)
         self.amounts = Amount(), Amount()  # of the last step on this rank: passes with gradient, passes without
-        self.distance = 0.0  # from the weights at the start, where they are drawn back to them
+        self.extra: dict[str, float] = {}  # figures of the last update, besides those of every step
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
@@ -154,16 +154,7 @@ class Loop:
         if verdict.action != "update" and parts.optimizer.has_updated:
             verdict = verdict.too_late()
         if verdict.action == "update":
-            limit = self.clipper.limit(result.grad_norm)
-            clip(parts.optimizer.gradients(), result.grad_norm, limit)
-            position.clipped += result.grad_norm > limit
-            self.distance = 0.0 if parts.pull is None else parts.pull.apply()
-            parts.optimizer.step()
-            parts.tuning.after(position.step + 1, parts.optimizer)
-            if parts.optimizer.average is not None:
-                parts.optimizer.average.follow(position.step)
-            for objective in parts.objectives:
-                position.memory = objective.remember(position.memory, result.metrics)
+            self.update(result)
         parts.optimizer.clear()
         position.step += 1
         parts.streams.after_step(position.step)
@@ -177,6 +168,24 @@ class Loop:
         self.report(result, verdict, rate, Timing(took, waited, utilisation))
         if verdict.action == "stop":
             raise verdict.error(self.last_checkpoint())
+
+    def update(self, result: StepResult) -> None:
+        """Change the weights by the gradient in the optimizer, and what follows or draws them."""
+        parts, position = self.parts, self.position
+        masters = parts.optimizer.masters
+        seen = layer_watch.look(masters) if due(position.step + 1, parts.settings.watch_layers) else None
+        limit = self.clipper.limit(result.grad_norm)
+        clip(parts.optimizer.gradients(), result.grad_norm, limit)
+        position.clipped += result.grad_norm > limit
+        self.extra = {} if parts.pull is None else {"train/distance": parts.pull.apply()}
+        parts.optimizer.step()
+        parts.tuning.after(position.step + 1, parts.optimizer)
+        if parts.optimizer.average is not None:
+            parts.optimizer.average.follow(position.step)
+        if seen is not None:
+            self.extra |= layer_watch.told(seen, masters)
+        for objective in parts.objectives:
+            position.memory = objective.remember(position.memory, result.metrics)
 
     def check_start(self, result: StepResult) -> None:
         """Policy and reference agree where the reference is the model as loaded; say so, or that it is another one.
@@ -218,9 +227,9 @@ class Loop:
             "perf/data_s": timing.waited,
             "mem/peak_gb": memory_gb(parts.mesh.device()),
         }
-        if parts.pull is not None:
-            values["train/distance"] = self.distance
         values |= {f"train/{name}": value for name, value in result.metrics.items()}
+        values |= self.extra
+        self.extra = {}
         parts.tracker.metrics(position.step, position.tokens, values)
         if parts.on_step is not None:
             parts.on_step(position.step, parts.total, values)

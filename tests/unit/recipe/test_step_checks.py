@@ -46,6 +46,17 @@ def test_other_steps_are_fine(overrides):
             "E387",
             {"model.reference.path": None, "model.reference.source": "start"},
         ),
+        (
+            ["train.watch_layers=5", "train.optimizer.in_backward=true", "train.clip_norm=0"],
+            "E388",
+            {"train.watch_layers": 0},
+        ),
+        (["train.ema.decay=0.9", "train.optimizer.rounding=kahan"], "E389", {"train.optimizer.rounding": "masters"}),
+        (
+            ["train.l2_to_start=1", "model.adapter=lisa", "train.optimizer.lr=2e-5"],
+            "E389",
+            {"train.l2_to_start": 0.0},
+        ),
         (["objective=dpo", "data.general.train=a.jsonl"], "E383", {"data.general.train": []}),
         (["objective=reward", "data.general.eval=a.jsonl"], "E384", {"data.general.eval": []}),
         (["train.early_stopping.watch=general"], "E385", {"train.early_stopping.watch": "eval"}),

@@ -155,3 +155,13 @@ def test_the_average_is_what_is_kept_and_a_resume_is_exact(start, adapter):
     name = next(name for name, value in kept.items() if value.ndim == 2 and value.abs().sum() > 0)
     assert torch.equal(plain[f"weights/{name}"], tensors[f"optimizer/{name}.master"])
     assert not torch.equal(plain[f"weights/{name}"], kept[name])
+
+
+def test_layers_are_watched_without_changing_the_run(start):
+    run = check_resume(start, ["train.watch_layers=2"], ("layers/000/grad_norm", "layers/001/update_ratio"))
+    assert len(column(run, "layers/001/update_ratio")) == 3
+    assert all(value > 0 for value in column(run, "layers/001/update_ratio"))
+    plain = start("plain")
+    assert column(plain, "train/loss") == column(run, "train/loss")
+    norms = [column(run, f"layers/{place}/grad_norm")[0] for place in ("000", "001")]
+    assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(column(run, "train/grad_norm")[1], rel=1e-5)
