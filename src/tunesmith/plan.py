@@ -32,10 +32,12 @@ from tunesmith.planning.calibration import (
     record_speed,
 )
 from tunesmith.planning.counting import Counted, count_data
+from tunesmith.planning.guards import copies_bytes, told_guards
 from tunesmith.planning.inputs import find_inputs, trainable_of
 from tunesmith.planning.machine import Machine, this_machine
 from tunesmith.planning.memory import (
     USABLE,
+    WIDTH,
     Load,
     Memory,
     activation_sizes,
@@ -158,6 +160,7 @@ class Plan:
                 "saved_seconds": float(f"{self.trunk_saving:.4g}"),
             },
             "arithmetic": list(self.arithmetic()),
+            "guards": told_guards(self.recipe, steps.total, counted),
             "data": {
                 "records": counted.records,
                 "examples_per_epoch": round(counted.examples),
@@ -258,7 +261,7 @@ def further_passes(recipe: Recipe, prompt_share: float = 0.0) -> float:
 
     Mismatched prompts have a reference of their own, but it computes the prompts, `prompt_share` of all tokens, once.
     """
-    ahead = any(objective.looks_ahead for objective in recipe.objectives)
+    ahead = any(objective.looks_ahead for objective in recipe.objectives) + recipe.compares_distributions
     if not recipe.has_reference:
         return float(ahead)
     kept = recipe.model.reference.update_every == 0  # computed once per record, not once per epoch
@@ -296,17 +299,18 @@ def plan_memory(
     load = Load(steps.largest, steps.longest, dtype, machine.device, is_dense, at_once, optimizer)
     trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
     kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
+    copies = copies_bytes(recipe, inventory, trained, WIDTH.get(dtype, 2), steps.tokens * counted.scored_share)
     sizes = activation_sizes(inventory, trained, adapter, load)
     wanted = recipe.train.activation_checkpointing
     if wanted != "auto":
         chosen = cut(everywhere(wanted), sizes.layers)
     else:
         others = estimate(inventory, trained, adapter, load)
-        room = USABLE * machine.memory_free - (others.peak - others.activations) - kept
+        room = USABLE * machine.memory_free - (others.peak - others.activations) - kept - copies
         allowed = possible(inventory, machine.device)
         found = choose(sizes, load.tokens, room, costs_of(inventory, steps.mean_length), allowed)
         chosen = smallest(sizes, load.tokens, allowed) if found is None else found
-    return replace(estimate(inventory, trained, adapter, load, chosen), trunk=kept), chosen
+    return replace(estimate(inventory, trained, adapter, load, chosen), trunk=kept, copies=copies), chosen
 
 
 def _peak_of(

@@ -33,8 +33,9 @@ from tunesmith.track.outcome import FINISH
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
-from tunesmith.train.loop import Loop, Position
+from tunesmith.train.loop import Loop
 from tunesmith.train.measure import peak_memory_bytes
+from tunesmith.train.position import Position
 from tunesmith.train.signals import Signals
 
 CENTRING = 256  # examples, at most, whose mean reward is told as 0

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["sequence", "pair", "feedback", "ranking", "label", "process"]  # what a record is to an objective
@@ -179,6 +179,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Distribution:
+    """What a reference says of every next token: its states at the scored places, and the head that reads them."""
+
+    rows: Float[Tensor, "K D"]
+    head: nn.Module
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """A forest of segments laid end to end; no padding token exists."""
 
@@ -198,6 +206,8 @@ class Batch:
     mismatched: Batch | None = None  # the prompts with answers to other prompts (KTO's z0), never trained
     origins: Int[Tensor, "N 2"] | None = None  # of each segment: its example, counted from 0, and that one's token
     entry: Entry | None = None  # None: from the tokens
+    reference: Distribution | None = None
+    general: Float[Tensor, " S"] | None = None  # 1 where a sequence is of general data; None: no mixture
 
     def to(self, device: Any) -> Batch:
         def moved(tensor: Tensor) -> Tensor:
@@ -220,6 +230,8 @@ class Batch:
             mismatched=None if self.mismatched is None else self.mismatched.to(device),
             origins=self.origins,
             entry=self.entry,
+            reference=self.reference,
+            general=None if self.general is None else moved(self.general),
         )
 
 
@@ -230,6 +242,8 @@ class Scores:
     logprobs: Float[Tensor, " K"]  # fp32 log-probability of each target; empty when values were read
     correct: Float[Tensor, " K"]  # 1 where the target is the most likely token, no gradient
     values: Float[Tensor, "K C"] | None = None  # fp32 outputs of a reward or classification head
+    divergence: Float[Tensor, " K"] | None = None  # fp32 KL of the next token from the batch's reference, if it has one
+    log_z: Float[Tensor, " K"] | None = None  # fp32 log of what the powers of the logits are divided by
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from tunesmith.data.packing import Node, assemble, batch_of
 from tunesmith.models.forward import hidden_states, score
 from tunesmith.objectives import Objective
-from tunesmith.types import Batch, Context, Example, Kind, Reads, Scores
+from tunesmith.types import Batch, Context, Distribution, Example, Kind, Reads, Scores
 
 CLASSES = 3
+OTHER_HEAD = nn.Linear(64, VOCABULARY, bias=False).requires_grad_(False)
+nn.init.normal_(OTHER_HEAD.weight, std=0.1, generator=torch.Generator().manual_seed(1))
 ANSWERS: dict[Kind, tuple[tuple[float, ...], ...]] = {  # labels of the answers of six examples
     "sequence": ((),) * 6,
     "label": ((2.0,), (0.0,), (1.0,), (1.0,), (2.0,), (0.0,)),
@@ -76,7 +78,9 @@ def batch(objective: Objective, chosen: Sequence[Example], unshared: bool = Fals
 
 def with_reference(made: Batch) -> Batch:
     """A made-up reference that depends on the token alone, so that it is the same in every batch."""
-    return replace(made, streams={"ref_logprobs": -4.1 - (made.target * 7919 % 13).float() / 13})
+    states = torch.cos(made.target[:, None] * torch.arange(1.0, 65.0))
+    reference = Distribution(states, OTHER_HEAD)
+    return replace(made, streams={"ref_logprobs": -4.1 - (made.target * 7919 % 13).float() / 13}, reference=reference)
 
 
 def mismatched(prompt: Example, other: Example) -> Example:

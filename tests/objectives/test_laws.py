@@ -12,7 +12,7 @@ from tests.unit.models.architectures import build
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.adapters import trainable
-from tunesmith.objectives import DPO, KTO, OBJECTIVES, Objective, RankingReward, Reward
+from tunesmith.objectives import DPO, KTO, OBJECTIVES, SFT, Objective, RankingReward, Reward
 from tunesmith.objectives.distributional import AOT
 from tunesmith.objectives.preference import IPO, DivergenceDPO, LengthDesensitisedDPO
 from tunesmith.train.optimizer import Optimizer
@@ -28,6 +28,7 @@ WITH_OPTIONS: tuple[Objective, ...] = (  # objectives whose options choose anoth
     LengthDesensitisedDPO(alpha=0.0),
     AOT(pairing="unpaired"),
     KTO(lambda_good=1.0, lambda_bad=1.3),
+    SFT(z_loss=0.01),
     Reward(margin=0.2, rating_margin=0.5, center=0.01),
     RankingReward(comparison="plackett_luce"),
 )
@@ -60,7 +61,7 @@ def scores_of(objective: Objective, one: Batch, fill: torch.Tensor | float) -> S
     values = (torch.zeros(shape) + fill).requires_grad_()
     if objective.reads == "values":
         return Scores(torch.zeros(0), torch.zeros(0), values)
-    return Scores(values, torch.zeros(shape))
+    return Scores(values, torch.zeros(shape), log_z=-values, divergence=-values)
 
 
 def leaf(scores: Scores) -> torch.Tensor:
@@ -193,7 +194,8 @@ def test_the_first_loss_is_the_one_announced(objective, kind):
     one = batch(objective, given(objective, kind))
     start = torch.linspace(-3, -1, len(one.target))
     one = replace(one, streams={"ref_logprobs": start})
-    scores = Scores(start.clone().requires_grad_(), torch.zeros_like(start))
+    nothing = torch.zeros_like(start)
+    scores = Scores(start.clone().requires_grad_(), nothing, divergence=nothing)
     context = Context()
     if objective.looks_ahead:
         seen = one if one.mismatched is None else one.mismatched

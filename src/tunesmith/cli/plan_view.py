@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.planning.guards import told_guards
 from tunesmith.planning.problems import gigabytes
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ PARTS = {
     "activations": ("activations", "magenta"),
     "head": ("head", "red"),
     "other": ("process", "white"),
+    "copies": ("copies", "bright_magenta"),
     "trunk": ("frozen layers' states", "bright_black"),
 }
 
@@ -65,6 +67,7 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
         ("step", Text(step)),
         ("", Text(_microbatches(plan), style="dim")),
         ("length", Text(steps)),
+        *((name, Text(text)) for name, text in told_guards(plan.recipe, plan.steps.total, plan.counted).items()),
         ("memory", _memory(plan)),
         ("", _bar(plan)),
         ("", _legend(plan)),

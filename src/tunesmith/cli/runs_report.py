@@ -9,6 +9,7 @@ from tunesmith.configuring.reader import read_yaml
 from tunesmith.errors import BadInput
 from tunesmith.track.health import signs
 from tunesmith.track.index import RunSummary, summarise
+from tunesmith.track.layers import layer_courses
 from tunesmith.track.outcome import compare_with_plan, outcome
 from tunesmith.track.preferences import FIGURES, LEARNED, courses, rounds, worries
 from tunesmith.track.reader import Row, read_lines, read_metrics
@@ -36,6 +37,7 @@ def report_of(run: RunDir) -> dict[str, Any]:
         "preferences": [course.to_json() for course in found],
         "worries": worries(found),
         "signs": [sign.to_json() for sign in signs(rows)],
+        "layers": [layer.to_json() for layer in layer_courses(rows)],
         "accuracy": [course.to_json() for course in courses(rows, LEARNED)],
         "rounds": rounds(rows),
         "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],

@@ -78,6 +78,8 @@ def show_view(report: dict[str, Any]) -> list[RenderableType]:
         parts += [_line(text, "yellow") for text in report["worries"]]
     if report["signs"]:
         parts += [_title("what the curves say"), *(part for sign in report["signs"] for part in _sign(sign))]
+    if report["layers"]:
+        parts += [_title("layers"), _layers(report["layers"])]
     if report["accuracy"]:
         parts += [_title("accuracy"), _preferences(report["accuracy"])]
     if report["rounds"]:
@@ -179,6 +181,14 @@ def _plan_table(lines: list[dict[str, Any]]) -> RenderableType:
         ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
         name = line["name"]
         table.add_row(NAMES[name], figure(name, line["plan"]), figure(name, line["actual"]), ratio)
+    return table
+
+
+def _layers(rows: list[dict[str, Any]]) -> RenderableType:
+    """Medians over the run of each layer's gradient norm, and of its update beside its weights."""
+    table = _table("layer", ">gradient norm", ">update / weights")
+    for row in rows:
+        table.add_row(row["name"].lstrip("0") or "0", f"{row['grad_norm']:.2e}", f"{row['update_ratio']:.2e}")
     return table
 
 

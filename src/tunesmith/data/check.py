@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.config import DataConfig, SourceConfig
+from tunesmith.data.config import GENERAL_EVAL, DataConfig, SourceConfig
 from tunesmith.data.contrast import Contrast
 from tunesmith.data.entries import Entry, read_entries
 from tunesmith.data.outcome import IMITATION
@@ -173,11 +173,11 @@ def check_data(
     """Read and encode all of the data once; findings instead of exceptions for everything the user can mend."""
     findings: list[Diagnostic] = []
     passes: list[_Pass] = []
-    for name, sources in (("train", settings.train), ("eval", settings.eval)):
+    for name, sources in settings.sets().items():
         if not sources:
             continue
-        tally = _Collector()
-        passes.append(_Pass(name, Survey(tokenizer, settings, tally, task), tally, Contrast(task)))
+        tally, own = _Collector(), Task() if name == GENERAL_EVAL else task
+        passes.append(_Pass(name, Survey(tokenizer, settings, tally, own), tally, Contrast(own)))
         try:
             for source in sources:
                 findings += _read(passes[-1], source, settings, progress)
@@ -193,9 +193,10 @@ def check_data(
         findings += [*_duplicates(one), *_unknown(one, tokenizer), *_round_trips(one, tokenizer)]
         findings += one.contrast.findings(one.name, one.survey.judged)
         if one.tally.records and not one.examples:
-            findings.append(_nothing_left(one, settings.train if one.name == "train" else settings.eval))
-    overlap, leak = _overlap(passes)
-    shared, prompt_leak = _prompt_overlap(passes)
+            findings.append(_nothing_left(one, settings.sets()[one.name]))
+    compared = [one for one in passes if one.name in ("train", "eval")]
+    overlap, leak = _overlap(compared)
+    shared, prompt_leak = _prompt_overlap(compared)
     reports = tuple(map(_report, passes))
     return CheckReport(reports, _distinct([*findings, *leak, *prompt_leak]), overlap, shared)
 

@@ -19,6 +19,8 @@ Shape = Literal[
     "process",
 ]
 
+GENERAL_EVAL = "general eval"
+
 
 class SourceConfig(Config):
     path: str = Field(
@@ -33,9 +35,24 @@ class SourceConfig(Config):
     )
 
 
+class GeneralConfig(Config):
+    """Data of what the model can do already, so that it is not lost."""
+
+    train: tuple[SourceConfig, ...] = Field(
+        default=(), description="Sources that are mixed into every step; a bare path works."
+    )
+    share: Annotated[float, Field(gt=0, le=0.9)] = Field(
+        default=0.1, description="Share of the examples of every step that comes from them."
+    )
+    eval: tuple[SourceConfig, ...] = Field(
+        default=(), description="Held-out answers or texts whose loss is measured at the start and at evaluations."
+    )
+
+
 class DataConfig(Config):
     train: tuple[SourceConfig, ...] = Field(default=(), description="Training sources; a bare path works.")
     eval: tuple[SourceConfig, ...] = Field(default=(), description="Held-out sources for the evaluation loss.")
+    general: GeneralConfig = Field(default=GeneralConfig(), description="General data, against forgetting.")
     train_on: Literal["all_assistant", "last_assistant", "completion", "all"] = Field(
         default="all_assistant", description="Which tokens the loss sees; completion is the last answer of each record."
     )
@@ -59,3 +76,12 @@ class DataConfig(Config):
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Use only the first n records of each source."
     )
+
+    @property
+    def trained(self) -> tuple[SourceConfig, ...]:
+        """All sources of an epoch, the general ones last."""
+        return (*self.train, *self.general.train)
+
+    def sets(self) -> dict[str, tuple[SourceConfig, ...]]:
+        """All sets of sources by name."""
+        return {"train": self.train, "eval": self.eval, "general": self.general.train, GENERAL_EVAL: self.general.eval}

@@ -6,14 +6,16 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from tunesmith.data.balance import share_out, sizes_of
 from tunesmith.data.branches import forest_of
 from tunesmith.data.mismatch import Mismatch, spread
+from tunesmith.data.mixing import Mixture, interleave, turn
 from tunesmith.data.packing import batch_of
 from tunesmith.data.prepared import Prepared
 from tunesmith.types import Batch, Task
@@ -25,21 +27,32 @@ WINDOW = 4096  # neighbours in the files that are packed together where the orde
 class Builder:
     """Batches of prepared examples by their indices, with mismatched prompts where the objective wants them.
 
-    With `share`, tokens that several examples of a microbatch begin with are computed once (see `batch_of`).
+    With `share`, tokens that several examples of a microbatch begin with are computed once (see `batch_of`). With a
+    mixture, batches tell which of their sequences are of general data.
     """
 
     def __init__(
-        self, prepared: Prepared, task: Task, mismatch: Mismatch | None = None, *, share: bool = False
+        self,
+        prepared: Prepared,
+        task: Task,
+        mismatch: Mismatch | None = None,
+        *,
+        share: bool = False,
+        mixture: Mixture | None = None,
     ) -> None:
         self.prepared = prepared
         self.task = task
         self.mismatch = mismatch
         self.share = share
+        self.mixture = mixture
         own = prepared.lengths
         self.room = own if mismatch is None else np.maximum(own, mismatch.lengths)  # tokens to leave for each example
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         batch = batch_of([self.prepared[index] for index in indices], self.task.reads, indices, share=self.share)
+        if self.mixture is not None:
+            general = torch.tensor(batch.examples) >= self.prepared.bounds[self.mixture.first]
+            batch = replace(batch, general=general.float()[batch.group])
         if self.mismatch is None:
             return batch
         others = [self.mismatch.example(index) for index in batch.examples]
@@ -120,6 +133,7 @@ class OfflineSource:
         self.seed = seed or 0
         self.shuffle = seed is not None
         self.rank, self.world = share
+        self.mixture = build.mixture
         self.lengths = build.prepared.lengths
         self.number, self.cursor = 0, 0
         self.step_tokens, self.step_saved = 0, 0
@@ -128,7 +142,7 @@ class OfflineSource:
     def epoch_order(self, epoch: int) -> np.ndarray:
         """Indices of the examples of one epoch, each source as often as its weight says."""
         parts = []
-        for index, weight in enumerate(self.weights):
+        for index, weight in enumerate(self.weights[: self.mixture and self.mixture.first]):
             members = np.arange(self.prepared.bounds[index], self.prepared.bounds[index + 1])
             whole, fraction = divmod(weight, 1.0)
             parts += [members] * int(whole)
@@ -139,6 +153,16 @@ class OfflineSource:
             np.random.default_rng((self.seed, 1, epoch)).shuffle(order)
             if self.build.task.kind == "feedback":
                 order = spread(order, self.prepared.first_labels[order])
+        return order if self.mixture is None else interleave(order, self.general_order(self.mixture, len(order), epoch))
+
+    def general_order(self, mixture: Mixture, own: int, epoch: int) -> np.ndarray:
+        """The examples of general data that stand beside `own` others in an epoch."""
+        numbers = range(mixture.first, len(self.weights))
+        sets = [np.arange(self.prepared.bounds[index], self.prepared.bounds[index + 1]) for index in numbers]
+        pools = [self.weights[index] * len(members) for index, members in zip(numbers, sets, strict=True)]
+        wanted = zip(numbers, sets, mixture.counts(own, pools), strict=True)
+        order = np.concatenate([turn(members, count, epoch, (self.seed, index, 2)) for index, members, count in wanted])
+        np.random.default_rng((self.seed, 3, epoch)).shuffle(order)
         return order
 
     def step_end(self, order: np.ndarray, cursor: int) -> int:
@@ -212,6 +236,7 @@ class OfflineSource:
             self.tokens_per_step,
             self.seed,
             self.shuffle,
+            None if self.mixture is None else asdict(self.mixture),
         ]
         return hashlib.sha256(json.dumps(shaping).encode()).hexdigest()
 
@@ -220,6 +245,4 @@ def rotating_share(members: np.ndarray, fraction: float, epoch: int, seed: tuple
     """A `fraction` of the members, the next ones each epoch, around a fixed shuffled circle."""
     if not len(members):
         return members
-    circle = np.random.default_rng((*seed, 2)).permutation(members)
-    count = max(1, round(fraction * len(circle)))
-    return np.take(circle, np.arange(epoch * count, (epoch + 1) * count), mode="wrap")
+    return turn(members, max(1, round(fraction * len(members))), epoch, (*seed, 2))

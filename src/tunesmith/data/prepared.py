@@ -163,7 +163,7 @@ def prepare_key(
 
     Where the files lie is no part of it: a run goes on when its data was named by another path.
     """
-    shaping = settings.model_dump(mode="json", exclude={"train", "eval", "shuffle", "share_prefixes"})
+    shaping = settings.model_dump(mode="json", exclude={"train", "eval", "general", "shuffle", "share_prefixes"})
     parts = [VERSION, code_hash(), tokenizer.fingerprint(), shaping, asdict(task)]
     for source in sources:
         parts.append([source.model_dump(mode="json", exclude={"weight", "path"}), fingerprint_source(source)])

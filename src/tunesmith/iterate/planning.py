@@ -36,5 +36,5 @@ def count_round(recipe: Recipe, tokenizer: Tokenizer) -> Counted:
     room = np.maximum(recipe.data.max_length - lengths, 1)
     scored = answers * np.minimum(online.sampling.max_new_tokens, room)
     records = min(online.prompts or len(prompts), len(prompts)) * (2 if to == "feedback" else 1)
-    source = SourceCount(records, float(records), lengths + scored, scored)
+    source = SourceCount(records, float(records), float(records), lengths + scored, scored)
     return Counted((source,), len(spread) if len(spread) < len(prompts) else None, 0.0)

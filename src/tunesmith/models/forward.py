@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.models import trunk
+from tunesmith.models.divergence import divergence
 from tunesmith.models.encoder import encoder_values
 from tunesmith.models.forest import Forest
 from tunesmith.models.head import token_logprobs
@@ -25,8 +26,12 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
     base = base_model(model)
     head = base.get_output_embeddings()
     assert head is not None, "a causal model without a head got past loading"
-    logprobs, correct = token_logprobs(rows, active_module(head), batch.target, logit_softcap(base))
-    return Scores(logprobs, correct)
+    softcap, head = logit_softcap(base), active_module(head)
+    logprobs, correct, log_z = token_logprobs(rows, head, batch.target, softcap)
+    far = None
+    if batch.reference is not None:
+        far = divergence(rows, head, batch.reference.rows, batch.reference.head, softcap)
+    return Scores(logprobs, correct, log_z=log_z, divergence=far)
 
 
 def queried_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "K D"]:
@@ -147,5 +152,16 @@ def score_only(model: nn.Module, batch: Batch) -> Scores:
     model.eval()
     try:
         return score(model, batch)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def states_only(model: nn.Module, batch: Batch) -> Float[Tensor, "K D"]:
+    """The states that predict the batch's targets, in evaluation mode; the mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        return queried_states(model, batch)
     finally:
         model.train(training)

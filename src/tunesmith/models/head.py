@@ -23,8 +23,10 @@ CHUNK = 256  # rows whose logits are alive at once where autograd forms the grad
 @HEAD
 def token_logprobs(
     rows_KD: Float[Tensor, "K D"], head: nn.Module, target_K: Int[Tensor, " K"], softcap: float | None = None
-) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    """log p(target) in fp32 and whether the target is the most likely token (1.0 or 0.0, no gradient).
+) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, " K"]]:
+    """log p(target), whether the target is the most likely token (1.0 or 0.0, no gradient), and log Z; in fp32.
+
+    Z is what powers of the logits are divided by: log p(y) = z_y - log Z.
 
     A frozen plain head forms the gradient of its input in the forward pass; a trained one projects again in the
     backward pass; any other head (adapted, biased or soft-capped) is recomputed chunk by chunk through autograd.
@@ -33,27 +35,29 @@ def token_logprobs(
         function = TrainedHead if head.weight.requires_grad else FrozenHead
         count, extra = len(target_K), missing(len(target_K), target_K)
         rows, target = pad(rows_KD, (0, 0, 0, extra)), pad(target_K, (0, extra))
-        logprobs, correct = function.apply(rows, head.weight, target)
-        return logprobs[:count], correct[:count]
+        logprobs, correct, log_z = function.apply(rows, head.weight, target)
+        return logprobs[:count], correct[:count], log_z[:count]
     return general_head(rows_KD, head, target_K, softcap)
 
 
 def general_head(
     rows_KD: Tensor, head: nn.Module, target_K: Tensor, softcap: float | None
-) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
-    def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, " K"]]:
+    def chunk(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = head(rows).float()
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         chosen = logits.gather(1, target[:, None])[:, 0]
         correct = (chosen >= logits.amax(1)).float().detach()
-        return chosen - logits.logsumexp(1), correct
+        log_z = logits.logsumexp(1)
+        return chosen - log_z, correct, log_z
 
     parts = [
         checkpoint(chunk, rows, target, use_reentrant=False)
         for rows, target in zip(rows_KD.split(CHUNK), target_K.split(CHUNK), strict=True)
     ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    logprobs, correct, log_z = (torch.cat(part) for part in zip(*parts, strict=True))
+    return logprobs, correct, log_z
 
 
 class Softmax:
@@ -88,6 +92,9 @@ class Softmax:
     def logprobs(self) -> Float[Tensor, " K"]:
         return (self.chosen - self.largest - self.sums.log())[:, 0]
 
+    def log_z(self) -> Float[Tensor, " K"]:
+        return (self.largest + self.sums.log())[:, 0]
+
     def correct(self) -> Float[Tensor, " K"]:
         """1.0 where no other token is likelier."""
         return (self.chosen >= self.largest)[:, 0].float()
@@ -102,12 +109,15 @@ def pieces(total: int, size: int) -> Iterator[slice]:
 
 
 class FrozenHead(torch.autograd.Function):
-    """d log p(y)/d h = W[y] - softmax(W h) W, formed per row in the forward pass and scaled in the backward pass."""
+    """d log p(y)/d h = W[y] - softmax(W h) W, formed per row in the forward pass and scaled in the backward pass.
+
+    d log Z/d h = softmax(W h) W is what is missing of W[y].
+    """
 
     @staticmethod
     def forward(ctx, rows, weight, target):  # pyright: ignore[reportIncompatibleMethodOverride]
         logprobs = rows.new_empty(len(rows), dtype=torch.float32)
-        correct = torch.empty_like(logprobs)
+        correct, log_z = torch.empty_like(logprobs), torch.empty_like(logprobs)
         slopes = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         for block in pieces(len(rows), ROWS):
             softmax = Softmax(rows[block], weight, target[block])
@@ -117,18 +127,25 @@ class FrozenHead(torch.autograd.Function):
                 if slopes is not None:
                     mean.mul_(worth).add_(powers @ weight[words])
             logprobs[block], correct[block] = softmax.logprobs(), softmax.correct()
+            log_z[block] = softmax.log_z()
             if slopes is not None:
                 slopes[block] = weight[target[block]].to(mean.dtype).sub_(mean.div_(softmax.sums))
         if slopes is not None:
-            ctx.save_for_backward(slopes)
+            ctx.save_for_backward(slopes, weight, target)
         ctx.mark_non_differentiable(correct)
-        return logprobs, correct
+        ctx.set_materialize_grads(False)
+        return logprobs, correct, log_z
 
     @staticmethod
     @HEAD
-    def backward(ctx, grad_logprobs, _):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (slopes,) = ctx.saved_tensors
-        return slopes * grad_logprobs[:, None].to(slopes.dtype), None, None
+    def backward(ctx, grad_logprobs, _, grad_log_z):  # pyright: ignore[reportIncompatibleMethodOverride]
+        slopes, weight, target = ctx.saved_tensors
+        if grad_log_z is None:
+            return None if grad_logprobs is None else slopes * grad_logprobs[:, None].to(slopes.dtype), None, None
+        own = (weight[target] - slopes).mul_(grad_log_z[:, None].to(slopes.dtype))
+        if grad_logprobs is not None:
+            own.addcmul_(slopes, grad_logprobs[:, None].to(slopes.dtype))
+        return own, None, None
 
 
 class TrainedHead(torch.autograd.Function):
@@ -137,22 +154,23 @@ class TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, weight, target):  # pyright: ignore[reportIncompatibleMethodOverride]
         logprobs = rows.new_empty(len(rows), dtype=torch.float32)
-        correct = torch.empty_like(logprobs)
+        correct, log_z = torch.empty_like(logprobs), torch.empty_like(logprobs)
         found = []
         for block in pieces(len(rows), ROWS):
             softmax = Softmax(rows[block], weight, target[block])
             for words in pieces(len(weight), COLUMNS):
                 softmax.add(words)
             logprobs[block], correct[block] = softmax.logprobs(), softmax.correct()
+            log_z[block] = softmax.log_z()
             found.append((softmax.largest, softmax.sums))
         ctx.found = found
         ctx.save_for_backward(rows, weight, target)
         ctx.mark_non_differentiable(correct)
-        return logprobs, correct
+        return logprobs, correct, log_z
 
     @staticmethod
     @HEAD
-    def backward(ctx, grad_logprobs, _):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad_logprobs, _, grad_log_z):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, weight, target = ctx.saved_tensors
         grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)
         for block, (largest, sums) in zip(pieces(len(rows), ROWS), ctx.found, strict=True):
@@ -160,9 +178,10 @@ class TrainedHead(torch.autograd.Function):
             softmax.largest = largest  # it is the largest of all from the start, so every power is final
             own = scratch("mean", rows[block].shape, rows, wide(rows)).zero_()
             scale = grad_logprobs[block, None]
+            spread = grad_log_z[block, None] - scale  # of the logits by their probabilities
             for words in pieces(len(weight), COLUMNS):
                 powers, _ = softmax.add(words)
-                slopes = powers.mul_((-scale / sums).to(powers.dtype))
+                slopes = powers.mul_((spread / sums).to(powers.dtype))
                 row = ((softmax.target >= words.start) & (softmax.target < words.stop)).nonzero()[:, 0]
                 slopes[row, softmax.target[row, 0] - words.start] += scale[row, 0].to(slopes.dtype)
                 own.add_(slopes @ weight[words])

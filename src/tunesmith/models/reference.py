@@ -8,17 +8,25 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tunesmith.models.adapters import Adapted
-from tunesmith.models.forward import score_only
-from tunesmith.types import Batch
+from tunesmith.models.forward import active_module, base_model, score_only, states_only
+from tunesmith.types import Batch, Distribution
 
 
 class Reference(Protocol):
     """Log-probabilities (K,) of a batch's scored tokens, without gradient."""
 
     def logprobs(self, batch: Batch) -> Float[Tensor, " K"]: ...
+
+
+class Distributions(Protocol):
+    """The reference's whole distributions of next tokens; computed anew for every batch, and kept nowhere."""
+
+    def distribution(self, batch: Batch) -> Distribution: ...
 
 
 class AdapterOff:
@@ -30,6 +38,12 @@ class AdapterOff:
     def logprobs(self, batch: Batch) -> Float[Tensor, " K"]:
         with self.model.disable_adapter():
             return score_only(self.model, batch).logprobs
+
+    def distribution(self, batch: Batch) -> Distribution:
+        head = base_model(self.model).get_output_embeddings()
+        assert head is not None
+        with self.model.disable_adapter():
+            return Distribution(states_only(self.model, batch), held(unwrapped(head)))
 
 
 class StartWeights:
@@ -43,6 +57,12 @@ class StartWeights:
     def logprobs(self, batch: Batch) -> Float[Tensor, " K"]:
         with self.in_place():
             return score_only(self.model, batch).logprobs
+
+    def distribution(self, batch: Batch) -> Distribution:
+        head = base_model(self.model).get_output_embeddings()
+        assert head is not None
+        with self.in_place():
+            return Distribution(states_only(self.model, batch), held(active_module(head)))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -66,6 +86,24 @@ class StartWeights:
     def _exchange(self) -> None:
         for name, parameter in self.trained.items():
             parameter.data, self.start[name] = self.start[name], parameter.data
+
+
+def unwrapped(head: nn.Module) -> nn.Module:
+    """The head below an adapter."""
+    if isinstance(head, ModulesToSaveWrapper):
+        return head.original_module
+    return head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+
+
+def held(head: nn.Module) -> nn.Linear:
+    """A frozen head with the numbers that a linear one has now, not copied; others may then take their place there."""
+    assert isinstance(head, nn.Linear)
+    assert not isinstance(head, BaseTunerLayer), "a head with an adapter is refused"
+    kept = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+    kept.weight = nn.Parameter(head.weight.data, requires_grad=False)
+    if head.bias is not None:
+        kept.bias = nn.Parameter(head.bias.data, requires_grad=False)
+    return kept
 
 
 class OtherModel:

@@ -19,6 +19,7 @@ from tunesmith.objectives.preference import (
     RobustDPO,
 )
 from tunesmith.objectives.reference_free import CPO, ORPO, SimPO
+from tunesmith.objectives.retention import K3ToReference, KLToReference
 from tunesmith.objectives.reward_modeling import Classify, ProcessReward, RankingReward, Regress, Reward
 
 OBJECTIVES: tuple[type[Objective], ...] = (
@@ -51,6 +52,8 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     Classify,
     Regress,
     ProcessReward,
+    KLToReference,
+    K3ToReference,
 )
 
 __all__ = ["DPO", "KTO", "OBJECTIVES", "SFT", "Classify", "Objective", "ProcessReward", "RankingReward", "Reward"]

@@ -14,6 +14,7 @@ from tunesmith.objectives.base import sequence_lengths, sequence_sums
 from tunesmith.types import Batch
 
 REFERENCE = "ref_logprobs"  # the stream of the reference's log-probabilities
+DISTRIBUTION = "ref_distribution"  # not a stream of numbers: what the reference says of every next token
 BCO_SHIFT = "bco/shift"  # running mean of the rewards, in memory and among the metrics
 BCO_MEAN = "bco/mean"  # the step's own mean
 

@@ -16,6 +16,7 @@ from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.content import is_packed, kind_of
 from tunesmith.data.entries import Entry, read_entries
 from tunesmith.data.hub import PREFIX
+from tunesmith.data.mixing import Mixture
 from tunesmith.data.outcome import IMITATION
 from tunesmith.data.prepared import Prepared, prepare_key, prepared_folder
 from tunesmith.data.savings import Beginning, Beginnings, PreparedBeginnings, beginning
@@ -41,6 +42,7 @@ class SourceCount:
     """One source: its records, and the examples of those that were tokenised; `per_epoch` counts its weight."""
 
     records: int
+    pool: float  # examples of one pass over it
     per_epoch: float
     lengths: np.ndarray  # tokens of each example looked at
     scored: np.ndarray  # tokens of each that the loss reads
@@ -136,22 +138,33 @@ def count_data(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATIO
         )
     prepared = find_prepared(settings, tokenizer, task)
     if prepared is not None:
-        return count_prepared(prepared, [source.weight for source in settings.train], task)
-    chosen = max(1, CHOSEN // len(settings.train))
+        return count_prepared(prepared, settings, task)
+    chosen = max(1, CHOSEN // len(settings.trained))
     survey = Survey(tokenizer, settings, task=task)
     counts, looked_at = [], 0
-    for source in settings.train:
+    for source in settings.trained:
         records, entries = spread_entries(source, chosen, settings, task.kind)
         counts.append(_tokenise(records, entries, source.weight, survey))
         looked_at += len(entries)
     total = sum(count.records for count in counts)
     doubts = _doubts(survey, None if looked_at >= total else total)
-    kept = tuple(count for count in counts if len(count.lengths))
+    kept = tuple(count for count in mixed(counts, settings) if len(count.lengths))
     overlong = survey.notes["too_long"]
     if not kept:
         raise nothing_left(settings, looked_at, survey)
     seen = tuple(one for count in counts for one in count.seen)
     return Counted(kept, looked_at if looked_at < total else None, overlong / max(1, looked_at), doubts, seen)
+
+
+def mixed(counts: Sequence[SourceCount], settings: DataConfig) -> list[SourceCount]:
+    """The counts with the general sources as often in an epoch as their share of it says."""
+    if not settings.general.train:
+        return list(counts)
+    first = len(settings.train)
+    own, general = list(counts[:first]), counts[first:]
+    mixture = Mixture(first, settings.general.share)
+    numbers = mixture.counts(sum(count.per_epoch for count in own), [count.per_epoch for count in general])
+    return own + [replace(count, per_epoch=float(number)) for count, number in zip(general, numbers, strict=True)]
 
 
 def _doubts(survey: Survey, total: int | None) -> tuple[Diagnostic, ...]:
@@ -195,7 +208,7 @@ def nothing_left(settings: DataConfig, looked_at: int, survey: Survey) -> DataEr
 
 def find_prepared(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITATION) -> Prepared | None:
     """The prepared data of an earlier run with the same files and settings."""
-    sources = settings.train
+    sources = settings.trained
     if any(source.path.startswith(PREFIX) for source in sources):
         return None
     if sum(path.stat().st_size for source in sources for path in find_files(source.path)) > HASHED:
@@ -204,21 +217,22 @@ def find_prepared(settings: DataConfig, tokenizer: Tokenizer, task: Task = IMITA
     return Prepared(folder) if (folder / "about.json").is_file() else None
 
 
-def count_prepared(prepared: Prepared, weights: Sequence[float], task: Task) -> Counted:
+def count_prepared(prepared: Prepared, settings: DataConfig, task: Task) -> Counted:
     lengths, report = prepared.lengths, prepared.report
     share = report.trained_tokens / max(1, report.tokens)
     counts = []
-    for index, weight in enumerate(weights):
+    for index, source in enumerate(settings.trained):
         span = slice(prepared.bounds[index], prepared.bounds[index + 1])
         part = lengths[span]
-        if len(part):
-            records = round(report.records * len(part) / max(1, len(lengths)))
-            labels = _labels_of(prepared, span)
-            rated = round(report.rated * len(part) / max(1, len(lengths)))
-            prompts = prepared.prompt_lengths[span] if task.mismatches else None
-            counts.append(SourceCount(records, weight * len(part), part, part * share, labels, rated, prompts))
+        size, records = len(part), round(report.records * len(part) / max(1, len(lengths)))
+        labels = _labels_of(prepared, span)
+        rated = round(report.rated * size / max(1, len(lengths)))
+        prompts = prepared.prompt_lengths[span] if task.mismatches else None
+        sizes = part, part * share
+        counts.append(SourceCount(records, size, source.weight * size, *sizes, labels, rated, prompts))
     overlong = report.dropped.get(DROPPED["overlong"], 0) / max(1, report.records)
-    return Counted(tuple(counts), None, overlong, seen=PreparedBeginnings(prepared))
+    kept = tuple(count for count in mixed(counts, settings) if len(count.lengths))
+    return Counted(kept, None, overlong, seen=PreparedBeginnings(prepared))
 
 
 def _labels_of(prepared: Prepared, part: slice) -> Counter[str]:
@@ -304,10 +318,11 @@ def _tokenise(records: int, entries: Sequence[Entry], weight: float, survey: Sur
         seen += map(beginning, made)
     if survey.tally.failing:
         survey.tally.end_file(entries[0].file)
-    per_epoch = weight * records * examples / max(1, len(entries))
+    pool = records * examples / max(1, len(entries))
     sizes = np.array(lengths, dtype=np.int64), np.array(scored)
     heads = np.array(prompts, dtype=np.int64) if survey.task.mismatches else None
-    return SourceCount(records, per_epoch, *sizes, survey.judged - labels, survey.rated - rated, heads, tuple(seen))
+    judged = survey.judged - labels
+    return SourceCount(records, pool, weight * pool, *sizes, judged, survey.rated - rated, heads, tuple(seen))
 
 
 def _shortened(entries: Sequence[Entry]) -> Iterator[tuple[Entry, float]]:

@@ -21,5 +21,5 @@ def find_inputs(recipe: Recipe, progress: Progress | None = None) -> Path:
 
     Raises DataError E041 for data that is not there, then what `locate` raises.
     """
-    check_present([*recipe.data.train, *recipe.data.eval, *recipe.evaluate.data])
+    check_present([source for sources in recipe.data.sets().values() for source in sources] + [*recipe.evaluate.data])
     return locate(recipe.model.path, recipe.model.revision, progress)

@@ -44,7 +44,10 @@ ADAMW = AdamW()
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the peak of a step; `other` is the process without the model, `trunk` cached states of frozen layers."""
+    """Bytes at the peak of a step; `other` is the process without the model, `trunk` cached states of frozen layers.
+
+    `copies` are of trained weights: those at the start, and their average; and states of a reference.
+    """
 
     weights: int
     adapters: int
@@ -54,6 +57,7 @@ class Memory:
     head: int
     other: int
     trunk: int = 0
+    copies: int = 0
 
     @property
     def peak(self) -> int:

@@ -14,6 +14,7 @@ from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.inventory import Inventory, trainable
 from tunesmith.planning.adapters import adapter_problems
 from tunesmith.planning.counting import Counted
+from tunesmith.planning.guards import guard_problems
 from tunesmith.planning.inputs import trainable_of
 from tunesmith.planning.judged import label_problems, rating_problems
 from tunesmith.planning.machine import Machine
@@ -59,7 +60,7 @@ def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagn
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
     rules = (
         _trunk, _policy, _in_backward, _optimizer, _precision, _length, _few_steps, _rate, _overlong, _threads, _disk,
-        _stripped, _judged,
+        _stripped, _judged, _guards,
     )  # fmt: skip
     first = (*facts.counted.doubts, *adapter_problems(facts.recipe, facts.inventory), *_memory(facts, peak_of))
     return (*first, *(problem for rule in rules for problem in rule(facts)))
@@ -281,6 +282,10 @@ def _disk(facts: Facts) -> Iterator[Diagnostic]:
             Where(field="run.folder"),
             fixes=(Fix("run.folder=FOLDER on a larger disk"),),
         )
+
+
+def _guards(facts: Facts) -> Iterator[Diagnostic]:
+    yield from guard_problems(facts.recipe, facts.steps, facts.counted, facts.epochs)
 
 
 def _judged(facts: Facts) -> Iterator[Diagnostic]:

@@ -53,12 +53,7 @@ def plan_trunk(recipe: Recipe, inventory: Inventory, counted: Counted, dtype: st
     if where == "off" or obstacle(recipe, inventory) is not None:
         return None
     layers = frozen_layers(recipe, inventory)
-    weights = [source.weight for source in recipe.data.train]
-    tokens = sum(
-        source.per_epoch / weight * float(source.lengths.mean())
-        for source, weight in zip(counted.sources, weights, strict=True)
-        if weight
-    )
+    tokens = sum(source.pool * float(source.lengths.mean()) for source in counted.sources)
     size = round(tokens) * inventory.hidden * WIDTH.get(dtype, 2)
     return TrunkPlan(layers, where, tokens, size, trunk_flops(inventory, layers, counted.mean_length))
 

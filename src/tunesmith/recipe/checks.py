@@ -11,10 +11,11 @@ from tunesmith.configuring.layers import DEFAULT, RANK, Origin
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConfig, TargetedConfig
 from tunesmith.recipe.clash import Clash
+from tunesmith.recipe.guard_checks import GUARD_RULES
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.optimizer_checks import averages, drawn, projected, rates
 from tunesmith.recipe.settings import Recipe
-from tunesmith.recipe.step_checks import company, in_backward
+from tunesmith.recipe.step_checks import automatic_warmup, company, in_backward
 
 
 def contradictions(recipe: Recipe, origins: Mapping[str, Origin], path: str) -> list[Diagnostic]:
@@ -62,7 +63,7 @@ def _products(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     train = recipe.train
     warmup = train.schedule.warmup
-    if train.steps is not None and warmup >= 1 and warmup > train.steps:
+    if train.steps is not None and warmup != "auto" and warmup >= 1 and warmup > train.steps:
         message = f"{warmup:g} warm-up steps, but the run has {train.steps}"
         yield Clash(message, ("train.schedule.warmup", "train.steps"), {"train.schedule.warmup": 0.03})
     steps, epochs = (RANK[origins.get(name, DEFAULT).kind] for name in ("train.steps", "train.epochs"))
@@ -73,7 +74,7 @@ def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 def _early_stopping(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     train = recipe.train
-    if train.early_stopping is None:
+    if train.early_stopping is None or train.early_stopping.watch == "general":
         return
     if not recipe.data.eval:
         message = "early stopping watches the evaluation loss, but there is no held-out data"
@@ -85,7 +86,7 @@ def _early_stopping(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[C
 
 
 def _evaluation(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
-    if recipe.train.evaluate_every > 0 and not recipe.data.eval:
+    if recipe.train.evaluate_every > 0 and not recipe.data.eval and not recipe.data.general.eval:
         message = f"an evaluation loss every {recipe.train.evaluate_every} steps, but there is no held-out data"
         fields = ("train.evaluate_every", "data.eval")
         yield Clash(message, fields, {"train.evaluate_every": 0}, effect="or give data.eval=FILE")
@@ -119,5 +120,5 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
     _step_size, _products, _length, _early_stopping, _evaluation, _adapter, rates, averages, drawn, projected, _reports,
-    company, in_backward, *OBJECTIVE_RULES,
+    company, in_backward, automatic_warmup, *GUARD_RULES, *OBJECTIVE_RULES,
 )  # fmt: skip

@@ -15,7 +15,7 @@ from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.evaluate.config import EvaluateConfig
 from tunesmith.models.config import ModelConfig
 from tunesmith.objectives import OBJECTIVES, SFT, Objective
-from tunesmith.objectives.logratios import REFERENCE
+from tunesmith.objectives.logratios import DISTRIBUTION, REFERENCE
 from tunesmith.recipe.online import OnlineConfig
 from tunesmith.train.config import TrainConfig
 from tunesmith.types import Task
@@ -28,7 +28,13 @@ else:
     AnyObjective = Annotated[Union[OBJECTIVES], Field(discriminator="name")]  # noqa: UP007
 
 T = TypeVar("T")
-_SOURCES: tuple[tuple[str, str], ...] = (("data", "train"), ("data", "eval"), ("evaluate", "data"))
+_SOURCES = (
+    ("data", "train"),
+    ("data", "eval"),
+    ("data", "general", "train"),
+    ("data", "general", "eval"),
+    ("evaluate", "data"),
+)
 _WORDS: dict[Key, str] = {
     ("objective",): "name",
     ("model", "adapter"): "method",
@@ -93,6 +99,11 @@ class Recipe(Config):
         return any(REFERENCE in objective.needs for objective in self.objectives)
 
     @property
+    def compares_distributions(self) -> bool:
+        """Whether a loss needs what the reference says of every next token."""
+        return any(DISTRIBUTION in objective.needs for objective in self.objectives)
+
+    @property
     def compares(self) -> bool:
         """Whether the losses compare log-probabilities of answers, so that chance must not change them."""
         return self.task.reads == "logprobs" and self.task.kind not in ("sequence", "label")
@@ -113,10 +124,16 @@ def expand(value: Any) -> Any:
         tree["also"] = [*others, *tree.get("also", ())]
     if isinstance(tree.get("also"), list | tuple):
         tree["also"] = [_tagged(one, "name", None) for one in tree["also"]]
-    for group, name in _SOURCES:
-        section = tree.get(group)
-        if isinstance(section, dict) and name in section:
-            tree[group] = {**section, name: _sources(section[name])}
+    for *groups, name in _SOURCES:
+        section: Any = tree
+        for group in groups:
+            inner = section.get(group)
+            if not isinstance(inner, dict):
+                break
+            section[group] = section = dict(inner)
+        else:
+            if name in section:
+                section[name] = _sources(section[name])
     for key, tag in _WORDS.items():
         parent: Any = tree
         if len(key) == 2:
@@ -178,7 +195,11 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     def sources(listed: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         return tuple(source.model_copy(update={"path": absolute(source.path)}) for source in listed)
 
-    data = recipe.data.model_copy(update={"train": sources(recipe.data.train), "eval": sources(recipe.data.eval)})
+    given = recipe.data
+    general = given.general.model_copy(
+        update={"train": sources(given.general.train), "eval": sources(given.general.eval)}
+    )
+    data = given.model_copy(update={"train": sources(given.train), "eval": sources(given.eval), "general": general})
     evaluate = recipe.evaluate.model_copy(update={"data": sources(recipe.evaluate.data)})
     places: dict[str, Any] = {"path": existing(recipe.model.path)}
     if recipe.model.adapter_path is not None:

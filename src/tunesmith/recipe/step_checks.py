@@ -38,7 +38,19 @@ def in_backward(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash
             "used up before the others exist"
         )
         yield Clash(message, (key, "train.clip_norm"), {"train.clip_norm": 0.0}, effect=f"or {key}=false")
+    if train.adaptive_clip is not None:
+        message = "the norm of the gradient is not known before its parts are used up, so no limit can follow it"
+        clip = "train.adaptive_clip"
+        yield Clash(message, (key, f"{clip}.rule"), {clip: None}, "E381", f"or {key}=false")
     if train.stability.on_spike == "skip":
         message = "a step with a spike is left out, but with in_backward its updates are done before that is known"
         spike = "train.stability.on_spike"
         yield Clash(message, (key, spike), {spike: "off"}, effect=f"or {key}=false")
+
+
+def automatic_warmup(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
+    """The untuned warm-up follows from how long the mean of squares takes to settle."""
+    optimizer, key = recipe.train.optimizer, "train.schedule.warmup"
+    if recipe.train.schedule.warmup == "auto" and optimizer.settling_steps is None:
+        message = f"an automatic warm-up follows from beta2 of a mean of squares, and {optimizer.name} has none"
+        yield Clash(message, (key, "train.optimizer.name"), {key: 0.03}, "E382")

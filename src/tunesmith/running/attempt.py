@@ -20,12 +20,15 @@ Result = TypeVar("Result")
 STOPPED: dict[int, State] = {75: "preempted", 130: "stopped"}
 
 
-def attempt(recipe: Recipe, run: RunDir, mesh: Mesh, work: Callable[[Tracking, Signals], Result]) -> Result:
+def attempt(
+    recipe: Recipe, run: RunDir, mesh: Mesh, work: Callable[[Tracking, Signals], Result], *, keeps: bool = True
+) -> Result:
     """What `work` returns; the run's status and events tell how it ended. Every rank calls it, the first one writes.
 
-    An error of ours is told as it is, a bug leaves its traceback in the run's directory; both are raised again.
+    `keeps` says whether a signal is answered by a checkpoint. An error of ours is told as it is, a bug leaves its
+    traceback in the run's directory; both are raised again.
     """
-    with run.lock() if mesh.is_first else nullcontext(), Signals() as signals:
+    with run.lock() if mesh.is_first else nullcontext(), Signals(saves=keeps) as signals:
         tracker: Tracking = begin_tracking(recipe, run) if mesh.is_first else NullTracker()
         state: State = "failed"
         code = 1

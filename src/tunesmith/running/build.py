@@ -16,6 +16,7 @@ from tunesmith.data.config import SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.loader import Builder, Microbatches, OfflineSource
 from tunesmith.data.mismatch import Mismatch
+from tunesmith.data.mixing import Mixture
 from tunesmith.data.packing import batch_of
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tally import Tally
@@ -34,9 +35,10 @@ from tunesmith.models.verify import verify_scores
 from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
+from tunesmith.running.guards import general_loss, make_pull, streams_of
 from tunesmith.running.identity import identity
 from tunesmith.running.inputs import Inputs
-from tunesmith.running.references import build_streams, find_referee
+from tunesmith.running.references import find_referee
 from tunesmith.running.speed import work_of
 from tunesmith.running.trunk import build_trunk
 from tunesmith.running.tuning import build_tuning
@@ -45,6 +47,7 @@ from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
 from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.commit import Writers
+from tunesmith.train.ema import Average
 from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
 from tunesmith.train.in_backward import make_optimizer
 from tunesmith.train.loop import Loop, Parts
@@ -81,6 +84,9 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     rule = settings.optimizer.for_heads(take_inventory(inputs.base, inputs.task.outputs).head_dim)
     tuning, trained = build_tuning(recipe), trainable(model)
     layers = new_layers(recipe, model)
+    optimizer = tuning.start(trained, lambda chosen: make_optimizer(chosen, rule, layers, mesh, settings.seed))
+    if settings.ema is not None:
+        optimizer.average = Average(optimizer.masters, settings.ema)
     parts = Parts(
         model=model,
         objectives=objectives,
@@ -88,9 +94,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         streams=streams,
         tuning=tuning,
         trained=trained,
-        optimizer=tuning.start(
-            trained, lambda parameters: make_optimizer(parameters, rule, layers, mesh, settings.seed)
-        ),
+        optimizer=optimizer,
         guard=Guard(settings.stability),
         scale=LossScale(settings.loss_scale) if base_model(model).dtype == torch.float16 else None,
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
@@ -100,7 +104,9 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         total=settings.steps or source.steps_for(settings.epochs),
         work=work_of(recipe, inputs, model, mesh),
         evaluate=None if held_out is None else lambda memory: evaluation_loss(model, held_out, objectives, memory),
+        measure_general=general_loss(recipe, inputs, model, mesh),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
+        pull=make_pull(recipe, model, optimizer),
         about=identity(recipe, inputs),
     )
     return Loop(parts)
@@ -139,14 +145,16 @@ def first_answer(example: Example) -> Example:
 def build_batches(recipe: Recipe, inputs: Inputs, prepared: Prepared) -> Builder:
     """How examples of a set become batches; KTO's come with mismatched prompts."""
     mismatch = Mismatch(prepared, recipe.train.seed) if inputs.task.mismatches else None
-    return Builder(prepared, inputs.task, mismatch, share=shares_prefixes(recipe, inputs.base))
+    general = recipe.data.general
+    mixture = Mixture(len(recipe.data.train), general.share) if general.train and prepared is inputs.train else None
+    return Builder(prepared, inputs.task, mismatch, share=shares_prefixes(recipe, inputs.base), mixture=mixture)
 
 
 def build_source(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> OfflineSource:
     settings = recipe.train
     return OfflineSource(
         build_batches(recipe, inputs, inputs.train),
-        [source.weight for source in recipe.data.train],
+        [source.weight for source in recipe.data.trained],
         sequences_per_step=settings.sequences_per_step,
         tokens_per_step=settings.tokens_per_step,
         microbatch_tokens=settings.microbatch_limit(mesh.device().type),
@@ -165,15 +173,15 @@ def attach_streams(
         limit = recipe.train.microbatch_limit(mesh.device().type)
         held_out = Microbatches(build_batches(recipe, inputs, inputs.eval), limit)
     trunk = build_trunk(recipe, inputs.base, model, source.build, mesh, phase(around, "computing the frozen layers"))
-    if not recipe.has_reference:
+    if not recipe.has_reference and not recipe.compares_distributions:
         return Streams(trunk=trunk), None if held_out is None else HeldOut(held_out, Streams(), mesh)
     told = phase(around, "computing the reference")
     referee = find_referee(recipe, model, inputs.base, inputs.tokenizer, mesh)
-    streams = build_streams(recipe, referee, source.build, source.fingerprint(), mesh, told)
+    streams = streams_of(recipe, referee, source.build, source.fingerprint(), mesh, told)
     streams = replace(streams, trunk=trunk)
     if held_out is None:
         return streams, None
-    return streams, HeldOut(held_out, build_streams(recipe, referee, held_out.build, "held out", mesh, told), mesh)
+    return streams, HeldOut(held_out, streams_of(recipe, referee, held_out.build, "held out", mesh, told), mesh)
 
 
 def phase(around: Context, words: str) -> Callable[[int, int], None]:

@@ -10,12 +10,14 @@ from tunesmith.models.stack import stacked_hash
 from tunesmith.recipe import Recipe, with_absolute_paths
 from tunesmith.running.inputs import Inputs
 from tunesmith.track.run_dir import RunDir
-from tunesmith.train.loop import check_same, without
+from tunesmith.train.position import check_same, without
 
 DATA_HASH = "data hash"
 HASHED = (  # by content
     "data.train",
     "data.eval",
+    "data.general.train",
+    "data.general.eval",
     "model.path",
     "model.adapter_path",
     "model.merged_adapters",
@@ -29,6 +31,7 @@ FREE_TO_CHANGE = (
     "train.sample_",
     "train.threads",
     "train.profile",
+    "train.watch_layers",
     "train.activation_checkpointing",  # the same to the bit, as is
     "train.optimizer.in_backward",
 )
@@ -45,7 +48,8 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         **flat,
         DATA_HASH: inputs.train.key,
         "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
-        "source weights": [source.weight for source in recipe.data.train],
+        "general data hash": None if inputs.general is None else inputs.general.key,
+        "source weights": [source.weight for source in recipe.data.trained],
         "base hash": stacked_hash(inputs.base, recipe.model.merged_adapters),
         "adapter hash": hash_of(recipe.model.adapter_path),
         "reference hash": hash_of(recipe.model.reference.path),

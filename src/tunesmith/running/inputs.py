@@ -29,6 +29,7 @@ class Inputs:
     task: Task
     train: Prepared
     eval: Prepared | None
+    general: Prepared | None = None  # held out, of what must not be forgotten
 
 
 def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
@@ -43,12 +44,14 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
         tokenizer = load_tokenizer(base)
         display.phase("preparing the data")
         task = resolve_task(recipe)
-        train = prepare(recipe.data.train, recipe.data, tokenizer, told, task)
+        train = prepare(recipe.data.trained, recipe.data, tokenizer, told, task)
         held_out = prepare(recipe.data.eval, recipe.data, tokenizer, None, task) if recipe.data.eval else None
+        kept = recipe.data.general.eval
+        general = prepare(kept, recipe.data, tokenizer, None, Task()) if kept else None
         for source in recipe.evaluate.data:  # faults are told before the training, not after it
             kind = task.kind if task.reads == "values" else kind_held(source)
             deque(read_entries(source, Tally(recipe.data.on_bad), recipe.evaluate.limit, kind), maxlen=0)
-        return Inputs(base, tokenizer, task, train, held_out)
+        return Inputs(base, tokenizer, task, train, held_out, general)
 
     return mesh.first_then_others(gather)
 
@@ -56,5 +59,5 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
 def input_warnings(inputs: Inputs) -> list[str]:
     """What the user should know of data and template before the model is loaded."""
     found = [str(warning) for warning in check_template(inputs.tokenizer)] if inputs.tokenizer.has_template else []
-    held_out = () if inputs.eval is None else inputs.eval.report.warnings
-    return [*found, *inputs.train.report.warnings, *held_out]
+    sets = [one for one in (inputs.train, inputs.eval, inputs.general) if one is not None]
+    return [*found, *(warning for one in sets for warning in one.report.warnings)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import Fix, Interrupted, Preempted, TunesmithError
 from tunesmith.recipe import Recipe
 from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop
@@ -14,7 +16,7 @@ from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
 from tunesmith.train.rates import RateCurve, has_diverged, read_curve
-from tunesmith.train.signals import Signals
+from tunesmith.train.signals import Request, Signals
 
 
 class EnoughError(Exception):
@@ -48,20 +50,32 @@ def search_rates(recipe: Recipe, mesh: Mesh, display: Progress) -> RateCurve:
     rates: list[float] = []
     losses: list[float] = []
 
-    def watch(step: int, total: int, values: dict[str, float]) -> None:
-        display.step(step, total - 1, values)
-        rates.append(values["train/lr"])
-        losses.append(values["train/loss"])
-        if step == total - 1 or has_diverged(losses):
-            raise EnoughError
+    def watch(signals: Signals) -> Callable[[int, int, dict[str, float]], None]:
+        def told(step: int, total: int, values: dict[str, float]) -> None:
+            display.step(step, total - 1, values)
+            rates.append(values["train/lr"])
+            losses.append(values["train/loss"])
+            if step == total - 1 or has_diverged(losses):
+                raise EnoughError
+            if (request := signals.requested()) is not None and request.stops:
+                raise stopped(request, step)
+
+        return told
 
     def work(tracker: Tracking, signals: Signals) -> RateCurve:
         display.phase("loading the model")
         around = Context(run, mesh, tracker, display, None, False)
         loop = build_loop(recipe, gather_inputs(recipe, mesh, display), around)
-        loop.parts.on_step = watch
+        loop.parts.on_step = watch(signals)
         with suppress(EnoughError):
             loop.run(signals)
         return read_curve(rates, losses)
 
-    return attempt(recipe, run, mesh, work)
+    return attempt(recipe, run, mesh, work, keeps=False)
+
+
+def stopped(request: Request, step: int) -> TunesmithError:
+    """The error that ends a search before its end: exit code 75 or 130, as of a run, but nothing is saved."""
+    kind = Preempted if request is Request.TERMINATE else Interrupted
+    message = f"the search was stopped after {step} steps; a search keeps nothing"
+    return kind("E380", message, fixes=[Fix("search again, with fewer steps: --steps 50")])

@@ -58,7 +58,7 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
     if isinstance(model, Adapted) and (settings.source == "adapter_off" or (new_adapter and not settings.update_every)):
         below = stacked_hash(base, recipe.model.merged_adapters)
         return Referee(AdapterOff(model), f"base {below}", new_adapter, False)
-    if recipe.model.adapter.kept == "adapter" or settings.update_every:
+    if recipe.model.adapter.kept == "adapter" or settings.update_every or recipe.compares_distributions:
         return Referee(StartWeights(model), key, True, False)
     return Referee(OtherModel(model), key, True, True)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tunesmith.errors import Diagnostic, Fix
+from tunesmith.track.layers import layer_signs
 from tunesmith.track.plot import smoothed
 from tunesmith.track.reader import Row, series
 
@@ -17,6 +18,8 @@ TENTH = 10
 FELL = 0.01  # share of the loss by which it must have fallen to have learned something
 STOOD = 0.02  # share of its whole fall that a loss may still fall in the last half of a plateau
 WORSE = 0.02  # share by which held-out loss is above its best when a run has learned by heart
+
+LOST = 0.05  # share by which the loss on general data is above its start when a model has forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,13 @@ class Curves:
 
 def signs(rows: Iterable[Row]) -> list[Diagnostic]:
     """What should worry about a run, the gravest first; nothing for one of fewer than 30 steps."""
+    rows = list(rows)
     curves = Curves.of(rows)
+    beside = [*forgotten(rows), *layer_signs(rows, curves.rate)]
     if len(curves.losses) < FEWEST:
-        return by_heart(curves)
+        return by_heart(curves) + beside
     found = diverged(curves) or unmoved(curves)
-    return found + spikes(curves) + by_heart(curves) + (plateau(curves) if not found else [])
+    return found + spikes(curves) + by_heart(curves) + beside + (plateau(curves) if not found else [])
 
 
 def ends(losses: Sequence[float]) -> tuple[float, float]:
@@ -110,6 +115,25 @@ def by_heart(curves: Curves) -> list[Diagnostic]:
     )
     evidence = (f"evaluation loss {lowest:.4f} at step {step}, {last:.4f} at the end",)
     return [warning("W346", "the model learned its data by heart", evidence, fixes)]
+
+
+def forgotten(rows: Iterable[Row]) -> list[Diagnostic]:
+    """Held-out general loss that is above what it was before the first step."""
+    steps, losses = series(rows, "eval/general_loss")
+    if len(losses) < 2 or losses[-1] <= (1 + LOST) * losses[0]:
+        return []
+    last = max((step for step, loss in zip(steps, losses, strict=True) if loss <= (1 + LOST) * losses[0]), default=0)
+    evidence = (f"loss on general data {losses[0]:.4f} at step {steps[0]}, {losses[-1]:.4f} at the end",)
+    if last:
+        evidence = (*evidence, f"within {LOST:.0%} of the start until step {last}")
+    share, coefficient = "data.general.share", 0.1
+    also = {"also": [{"name": "kl_to_reference", "coefficient": coefficient}]}
+    fixes = (
+        Fix(f"mix general data in: data.general.train=FILE {share}=0.1", {share: 0.1}, "the surest"),
+        Fix("stay near the start: also=[{name: kl_to_reference, coefficient: 0.1}]", also),
+        Fix("stop in time: train.early_stopping.watch=general", {"train.early_stopping.watch": "general"}),
+    )
+    return [warning("W385", "the model lost some of what it could do", evidence, fixes)]
 
 
 def plateau(curves: Curves) -> list[Diagnostic]:

@@ -21,8 +21,15 @@ class ScheduleConfig(Config):
         description="Shape of the rate after the warm-up; wsd is warm-up, stable, decay; rising goes up from "
         "min_ratio, or 1e-5, by the same factor each step, as lr-find does.",
     )
-    warmup: Annotated[float, Field(ge=0)] = Field(
-        default=0.03, description="Below 1 a share of all steps, from 1 on a number of steps."
+    warmup: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        default=0.03,
+        description="Below 1 a share of all steps, from 1 on a number of steps; auto: 2 / (1 - beta2) steps, which the "
+        "optimiser's mean of squares takes to settle (arXiv:1910.04209).",
+    )
+    warmup_shape: Literal["linear", "exponential"] = Field(
+        default="linear",
+        description="How the rate rises: by equal steps, or as 1 - exp(-2 step / warmup), which is 86 % at the end of "
+        "the warm-up and goes on (arXiv:1910.04209).",
     )
     min_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="Final rate as a share of the peak."
@@ -45,8 +52,51 @@ class CheckpointConfig(Config):
 
 
 class EarlyStoppingConfig(Config):
+    watch: Literal["eval", "general"] = Field(
+        default="eval",
+        description="eval: stop when the evaluation loss no longer falls; general: when the loss on data.general.eval "
+        "has risen too far.",
+    )
+    max_rise: Annotated[float, Field(ge=0)] = Field(
+        default=0.05,
+        description="general: how far that loss may rise, as a share of what it was before the first step.",
+    )
     patience: Positive = Field(default=3, description="Evaluations without improvement before the run stops.")
     min_delta: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Smallest drop of the loss that counts.")
+
+
+class AdaptiveClipConfig(Config):
+    """A limit of the gradient norm that follows the norms of the run itself."""
+
+    rule: Literal["zscore", "percentile"] = Field(
+        default="zscore",
+        description="zscore: far above the running mean is drawn back towards it (arXiv:2504.02507); percentile: of "
+        "all norms so far (arXiv:2007.14469).",
+    )
+    threshold: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=2.5, description="zscore: standard deviations above the mean from which a norm is drawn back."
+    )
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.97, description="zscore: share of mean and variance that a step keeps."
+    )
+    warmup: Annotated[int, Field(ge=2)] = Field(
+        default=25, description="zscore: first steps, which only fill mean and variance."
+    )
+    percentile: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=10.0, description="percentile: the norm that this share of all steps so far stayed below is the limit."
+    )
+    window: Annotated[int, Field(ge=8)] = Field(default=4096, description="percentile: steps that are remembered.")
+
+
+class EmaConfig(Config):
+    """A running average of the trained weights, which is what is evaluated and kept."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.999, description="Share of the average that a step keeps; 0.999 looks back about 1,000 steps."
+    )
+    ramp: bool = Field(
+        default=True, description="Begin with a small decay, (1 + step) / (10 + step), so that the start is forgotten."
+    )
 
 
 class StabilityConfig(Config):
@@ -93,6 +143,10 @@ class TrainConfig(Config):
     optimizer: AnyOptimizer = Field(default=AdamW(), description="How gradients become updates.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="The learning rate over the run.")
     clip_norm: Annotated[float, Field(ge=0)] = Field(default=1.0, description="Largest gradient norm; 0: no clipping.")
+    adaptive_clip: AdaptiveClipConfig | None = Field(
+        default=None,
+        description="A limit that follows the norms of the run; the lower of it and clip_norm holds. Empty: none.",
+    )
     activation_checkpointing: Literal["auto", "off", "selective", "full", "offloaded"] = Field(
         default="auto",
         description="What layers form again in backward: selective gate and up, full everything; auto: what must be.",
@@ -118,9 +172,22 @@ class TrainConfig(Config):
     early_stopping: EarlyStoppingConfig | None = Field(
         default=None, description="Stop when the evaluation loss no longer falls; empty: never."
     )
+    ema: EmaConfig | None = Field(
+        default=None, description="Use a running average of the weights in the place of the last ones; empty: none."
+    )
+    l2_to_start: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0,
+        description="Pull of the weights back to where they began (arXiv:1802.01483), of a new LoRA adapter to no "
+        "update; each step takes rate times this of the way. 0: off.",
+    )
     stability: StabilityConfig = Field(default=StabilityConfig(), description="What happens at NaN and at spikes.")
     loss_scale: LossScaleConfig = Field(
         default=LossScaleConfig(), description="Keeps gradients within the range of fp16; no other type has one."
+    )
+    watch_layers: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Steps between looks at single layers: the norm of each one's gradient, and its update as a share "
+        "of its weights; 0: never.",
     )
     threads: Positive | None = Field(default=None, description="CPU threads; all cores when empty.")
     profile: bool = Field(default=False, description="Write a breakdown of the steps' time by part.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,19 +13,23 @@ from typing import Any
 from torch import nn
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.errors import CheckpointError, Fix
+from tunesmith.errors import CheckpointError
 from tunesmith.faults import fault
 from tunesmith.objectives import Objective
 from tunesmith.track.clock import phase
 from tunesmith.track.tracker import Tracking
-from tunesmith.train import random_state
+from tunesmith.train import layer_watch, random_state
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
+from tunesmith.train.clipping import make_clipper
 from tunesmith.train.commit import Part
 from tunesmith.train.config import TrainConfig
+from tunesmith.train.early_stopping import is_over, note
 from tunesmith.train.loss_scale import LossScale
 from tunesmith.train.measure import memory_gb
 from tunesmith.train.optimizer import Optimizer, clip
-from tunesmith.train.schedule import factor
+from tunesmith.train.position import Position, check_same, without
+from tunesmith.train.pull import Pull
+from tunesmith.train.schedule import factor, settled
 from tunesmith.train.signals import Request, Signals, stop_error
 from tunesmith.train.stability import Guard, Verdict
 from tunesmith.train.start import judge_start
@@ -35,25 +38,6 @@ from tunesmith.train.streams import Streams
 from tunesmith.train.tuning import Tuning
 from tunesmith.train.work import Amount, Work, amount_of
 from tunesmith.types import Batch, BatchSource
-
-
-@dataclass(slots=True)
-class Position:
-    """Where the run stands; saved in every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    scored: float = 0.0
-    saved: int = 0  # of the tokens, those that were not computed again because examples share them
-    seconds: float = 0.0
-    skipped: int = 0
-    first_loss: float | None = None
-    last_loss: float | None = None
-    best_loss: float | None = None
-    best_step: int = 0
-    stale: int = 0  # evaluations since the best one
-    evaluated: int = -1  # step of the last evaluation
-    memory: dict[str, float] = field(default_factory=dict)  # what objectives remember from step to step
 
 
 @dataclass(slots=True)
@@ -76,8 +60,10 @@ class Parts:
     work: Work
     scale: LossScale | None = None  # of the loss, in fp16
     evaluate: Callable[[dict[str, float]], dict[str, float]] | None = None  # "loss" and metrics of held-out data
+    measure_general: Callable[[], float] | None = None  # the loss on held-out data of what must not be forgotten
     show_samples: Callable[[int], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
+    pull: Pull | None = None
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
 
 
@@ -98,7 +84,10 @@ class Loop:
         if parts.scale is not None:
             parts.optimizer.scale = parts.scale.value
         self.position = Position()
+        self.schedule = settled(parts.settings)
+        self.clipper = make_clipper(parts.settings)
         self.amounts = Amount(), Amount()  # of the last step on this rank: passes with gradient, passes without
+        self.extra: dict[str, float] = {}  # figures of the last update, besides those of every step
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
@@ -108,6 +97,8 @@ class Loop:
         self.parts.model.train()
         if self.position.step == 0 and self.parts.show_samples is not None:
             self.parts.show_samples(0)
+        if self.position.step == 0:
+            self.measure_start()
         with left_alone():
             while self.position.step < self.parts.total and not self.stopped_early:
                 self.step_and_more(signals)
@@ -118,7 +109,7 @@ class Loop:
         settings = self.parts.settings
         self.step()
         last = self.position.step == self.parts.total
-        if self.parts.evaluate is not None and (last or due(self.position.step, settings.evaluate_every)):
+        if self.measures and (last or due(self.position.step, settings.evaluate_every)):
             self.evaluate()
         if self.parts.show_samples is not None and (last or due(self.position.step, settings.sample_every)):
             with self.parts.optimizer.averaged():
@@ -127,6 +118,17 @@ class Loop:
             self.save()
         self.answer(signals)
 
+    @property
+    def measures(self) -> bool:
+        return self.parts.evaluate is not None or self.parts.measure_general is not None
+
+    @phase("evaluation")
+    def measure_start(self) -> None:
+        """The loss on general data before anything is learned: what later ones are compared with."""
+        if self.parts.measure_general is not None:
+            self.position.general_start = self.position.general_loss = self.parts.measure_general()
+            self.parts.tracker.metrics(0, 0, {"eval/general_loss": self.position.general_loss})
+
     def step(self) -> None:
         parts, position = self.parts, self.position
         started = time.monotonic()
@@ -134,7 +136,7 @@ class Loop:
             microbatches = parts.source.next_step()
         waited = time.monotonic() - started
         fault("train.step", position.step + 1)
-        rate = factor(parts.settings.schedule, position.step, parts.total)
+        rate = factor(self.schedule, position.step, parts.total)
         parts.optimizer = parts.tuning.before(position.step, parts.optimizer)
         parts.optimizer.set_rate(rate)
         result = compute_step(
@@ -152,11 +154,7 @@ class Loop:
             self.check_start(result)
         verdict = self.judge(result)
         if verdict.action == "update":
-            clip(parts.optimizer.gradients(), result.grad_norm, parts.settings.clip_norm)
-            parts.optimizer.step()
-            parts.tuning.after(position.step + 1, parts.optimizer)
-            for objective in parts.objectives:
-                position.memory = objective.remember(position.memory, result.metrics)
+            self.update(result)
         parts.optimizer.clear()
         position.step += 1
         parts.streams.after_step(position.step)
@@ -183,6 +181,24 @@ class Loop:
         if not result.is_finite:
             verdict.evidence["parameters"] = parts.optimizer.nonfinite()
         return verdict.too_late() if verdict.action != "update" and parts.optimizer.has_updated else verdict
+
+    def update(self, result: StepResult) -> None:
+        """Change the weights by the gradient in the optimizer, and what follows or draws them."""
+        parts, position = self.parts, self.position
+        masters = parts.optimizer.masters
+        seen = layer_watch.look(masters) if due(position.step + 1, parts.settings.watch_layers) else None
+        limit = self.clipper.limit(result.grad_norm)
+        clip(parts.optimizer.gradients(), result.grad_norm, limit)
+        position.clipped += result.grad_norm > limit
+        self.extra = {} if parts.pull is None else {"train/distance": parts.pull.apply()}
+        parts.optimizer.step()
+        parts.tuning.after(position.step + 1, parts.optimizer)
+        if parts.optimizer.average is not None:
+            parts.optimizer.average.follow(position.step)
+        if seen is not None:
+            self.extra |= layer_watch.told(seen, masters)
+        for objective in parts.objectives:
+            position.memory = objective.remember(position.memory, result.metrics)
 
     def check_start(self, result: StepResult) -> None:
         """Policy and reference agree where the reference is the model as loaded; say so, or that it is another one.
@@ -218,6 +234,7 @@ class Loop:
             "train/scored_per_step": result.scored,
             "train/saved_per_step": float(parts.source.step_saved),
             "train/skipped": float(position.skipped),
+            "train/clipped": position.clipped / position.step,
             "perf/tok_s": parts.source.step_tokens / timing.took,
             "perf/scored_tok_s": result.scored / timing.took,
             "perf/mfu": timing.utilisation,
@@ -227,6 +244,8 @@ class Loop:
         }
         values |= {} if parts.scale is None else parts.scale.metrics()
         values |= {f"train/{name}": value for name, value in result.metrics.items()}
+        values |= self.extra
+        self.extra = {}
         parts.tracker.metrics(position.step, position.tokens, values)
         if parts.on_step is not None:
             parts.on_step(position.step, parts.total, values)
@@ -243,32 +262,23 @@ class Loop:
 
     @phase("evaluation")
     def evaluate(self) -> None:
-        """The evaluation loss, the best one so far, and whether patience has run out."""
+        """The losses on held-out data, the best ones so far, and whether it is time to stop."""
         parts, position = self.parts, self.position
-        assert parts.evaluate is not None
         if position.evaluated == position.step:
             return
+        found: dict[str, float] = {}
         with parts.optimizer.averaged():
-            found = parts.evaluate(position.memory)
-        loss = found["loss"]
-        position.evaluated = position.step
-        values = {f"eval/{name}": value for name, value in found.items()}
-        parts.tracker.metrics(position.step, position.tokens, values)
-        stopping = parts.settings.early_stopping
-        delta = stopping.min_delta if stopping is not None else 0.0
-        if math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss - delta):
-            position.best_loss, position.best_step, position.stale = loss, position.step, 0
+            if parts.evaluate is not None:
+                found = parts.evaluate(position.memory)
+            if parts.measure_general is not None:
+                found["general_loss"] = parts.measure_general()
+        parts.tracker.metrics(position.step, position.tokens, {f"eval/{name}": value for name, value in found.items()})
+        if note(position, found, parts.settings.early_stopping):
             if parts.settings.evaluate_every:
                 self.save(best=True)
-            return
-        position.stale += 1
-        if self.out_of_patience():
+        elif is_over(position, parts.settings.early_stopping):
             self.stopped_early = True
             parts.tracker.event("early_stop", {"step": position.step, "best_step": position.best_step})
-
-    def out_of_patience(self) -> bool:
-        stopping = self.parts.settings.early_stopping
-        return stopping is not None and self.position.stale >= stopping.patience
 
     def answer(self, signals: Signals) -> None:
         """Serve the most urgent request of any rank."""
@@ -301,6 +311,7 @@ class Loop:
             "position": asdict(position),
             "source": parts.source.state(),
             "guard": parts.guard.state(),
+            "clipper": self.clipper.state(),
             **({} if parts.scale is None else {"scale": parts.scale.state()}),
             "total": parts.total,
             "about": parts.about,
@@ -340,12 +351,13 @@ class Loop:
             self.parts.streams.restore(checkpoint.tensors("reference"))
         self.parts.source.restore(state["source"])
         self.parts.guard.restore(state["guard"])
+        self.clipper.restore(state["clipper"])
         if self.parts.scale is not None:
             self.parts.scale.restore(state["scale"])
             self.parts.optimizer.scale = self.parts.scale.value
         self.parts.total = state["total"]
         self.position = Position(**state["position"])
-        self.stopped_early = self.out_of_patience()
+        self.stopped_early = is_over(self.position, self.parts.settings.early_stopping)
         own = checkpoint.part(self.parts.mesh.rank)
         if own is not None:
             random_state.restore(dict(own.tensors), dict(own.state))
@@ -373,23 +385,3 @@ def left_alone() -> Iterator[None]:
 
 def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def without(about: dict[str, Any], ignore: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in about.items() if key not in ignore}
-
-
-def check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Compare two flat descriptions key by key."""
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    if changed:
-        raise CheckpointError(
-            "E116",
-            f"this run was started with other settings: {len(changed)} differ",
-            evidence=[f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed[:20]],
-            fixes=[
-                Fix("set them back to resume this run"),
-                Fix("--accept-data-change, when only the data hash differs and it is meant to"),
-                Fix("start a new run with model.adapter_path pointing at this run's adapter"),
-            ],
-        )

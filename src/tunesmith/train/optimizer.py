@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.track.clock import phase
+from tunesmith.train.ema import Average
 from tunesmith.train.holding import Short, held_of
 from tunesmith.train.optimizers import OptimizerConfig
 from tunesmith.train.optimizers.base import Averaging, parameter_groups, single
@@ -43,6 +44,7 @@ class Optimizer:
         steppers = {member: stepper for stepper in self.build(settings) for member in members_of(stepper)}
         self.steppers = {name: steppers[master] for name, master in self.masters.items()}
         self.scale = 1.0  # of the loss that is passed back
+        self.average: Average | None = None
         self.aside: dict[str, Tensor] = {}  # values of masters while the parameters hold averages
 
     def build(self, settings: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -126,7 +128,9 @@ class Optimizer:
             tensors |= {f"{name}.{kind}": value for kind, value in state.items() if isinstance(value, Tensor)}
             held = self.held[name]
             tensors |= {f"{name}.{kind}": value for kind, value in held.state().items()}
-            if held.has_copy or isinstance(self.steppers[name], Averaging):
+            if self.average is not None:
+                tensors[f"{name}.average"] = self.average.values[name]
+            if held.has_copy or self.is_averaged(name):
                 tensors[f"{name}.master"] = self.aside.get(name, held.kept)
         return tensors
 
@@ -140,6 +144,8 @@ class Optimizer:
             state, stepper = found.get(name, {}), self.steppers[name]
             with torch.no_grad():
                 self.held[name].restore(state)
+                if self.average is not None:
+                    self.average.values[name].copy_(state.pop("average"))
             if state:
                 stepper.state[master] = {
                     kind: value.to("cpu" if counts_here(stepper, kind) else master.device).clone()
@@ -163,10 +169,18 @@ class Optimizer:
         """Leave the weights to use in the parameters; what was trained is put aside."""
         for name, master in self.masters.items():
             stepper, held = self.steppers[name], self.held[name]
-            if isinstance(stepper, Averaging):
+            if self.is_averaged(name):
                 self.aside[name] = held.kept.clone()
                 held.widen()
-                held.show(stepper.average(master))
+                held.show(stepper.average(master) if isinstance(stepper, Averaging) else self.average_of(name))
+
+    def is_averaged(self, name: str) -> bool:
+        """Whether the weights to use are others than those that are trained."""
+        return self.average is not None or isinstance(self.steppers[name], Averaging)
+
+    def average_of(self, name: str) -> Tensor:
+        assert self.average is not None
+        return self.average.values[name]
 
 
 def members_of(stepper: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -31,17 +31,24 @@ _FIRST = {
     Request.INTERRUPT: "finishing this step and saving; press Ctrl-C again to stop at once without saving",
     Request.TERMINATE: "finishing this step and saving; a second SIGTERM stops at once without saving",
 }
+_NOT_SAVED = {
+    Request.SAVE: "nothing is kept of this, so there is nothing to save",
+    Request.INTERRUPT: "finishing this step; press Ctrl-C again to stop at once",
+    Request.TERMINATE: "finishing this step; a second SIGTERM stops at once",
+}
 
 
 class Signals:
     """SIGTERM, SIGINT and SIGUSR1 as requests that the loop polls, while inside `with`.
 
     The second SIGTERM or SIGINT leaves at once by SystemExit (143 or 130), so that `finally` still releases locks.
-    With `detached`, SIGHUP is ignored. Outside the main thread nothing is installed. The old handlers come back after.
+    The first one is told with a word of saving where something `saves`. With `detached`, SIGHUP is ignored.
+    Outside the main thread nothing is installed. The old handlers come back after.
     """
 
-    def __init__(self, *, detached: bool = False) -> None:
+    def __init__(self, *, detached: bool = False, saves: bool = True) -> None:
         self._detached = detached
+        self._words = _FIRST if saves else _NOT_SAVED
         self._pending: Request | None = None
         self._old: dict[signal.Signals, Any] = {}
 
@@ -72,10 +79,10 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
         if request.stops and self._pending is not None and self._pending.stops:
-            _say("stopping at once; the last checkpoint stands")
+            _say("stopping at once" + ("; the last checkpoint stands" if self._words is _FIRST else ""))
             raise SystemExit(128 + number)
         self._pending = max(request, self._pending or request)
-        _say(_FIRST[request])
+        _say(self._words[request])
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,9 @@ def judge_start(objectives: Sequence[Objective], streams: Streams, result: StepR
         return None
     names = " + ".join(objective.title for objective in objectives)
     starts = [objective.start_loss() for objective in objectives]
-    known = [objective.coefficient * start for objective, start in zip(objectives, starts, strict=True) if start]
+    known = [
+        objective.coefficient * start for objective, start in zip(objectives, starts, strict=True) if start is not None
+    ]
     expected = f", {sum(known):.6f} by the formula" if len(known) == len(objectives) else ""
     if not streams.equals_start:
         return (

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.forward import base_model, read, read_only
 from tunesmith.objectives import Objective
+from tunesmith.objectives.language_modeling import imitated_weight
 from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.track.clock import part, phase
 from tunesmith.train.optimizer import Optimizer
@@ -47,7 +48,9 @@ class Tally:
         self.objectives = tuple(objectives)
         self.counts = tuple(counts)
         self.names = [("loss", *objective.metric_names) for objective in objectives]
-        self.sums: Tensor | None = None  # fp64, every objective's loss and metrics end to end, then the drift
+        self.sums: Tensor | None = (
+            None  # fp64, every objective's loss and metrics end to end, the drift, of general data the loss
+        )
         self.has_reference = any(REFERENCE in objective.needs for objective in objectives)
 
     @part("head and loss")
@@ -60,6 +63,7 @@ class Tally:
             shares.append(objective.coefficient * loss.sum / count if count > 0 else 0.0 * loss.sum)
         if self.has_reference:
             found.append((scores.logprobs.detach() - batch.streams[REFERENCE]).abs().sum())
+        found += general_sums(scores, batch)
         sums = torch.stack([value.detach().double() for value in found])
         self.sums = sums if self.sums is None else self.sums + sums
         return torch.stack(shares).sum()
@@ -70,7 +74,7 @@ class Tally:
 
     def totals(self, mesh: Mesh) -> tuple[float, dict[str, float], float]:
         """The loss, every metric by name, and the summed drift."""
-        width = sum(map(len, self.names)) + self.has_reference
+        width = sum(map(len, self.names)) + self.has_reference + 2
         flat = iter(mesh.sum([0.0] * width if self.sums is None else self.sums.tolist()))
         loss, metrics = 0.0, {}
         several = len(self.objectives) > 1
@@ -81,7 +85,16 @@ class Tally:
             metrics = {**objective.report(means), **metrics}
             if several:
                 metrics[f"loss/{objective.title}"] = own
-        return loss, metrics, next(flat, 0.0)
+        drift, general, tokens = next(flat) if self.has_reference else 0.0, next(flat), next(flat)
+        return loss, {**metrics, "general_loss": general / tokens} if tokens > 0 else metrics, drift
+
+
+def general_sums(scores: Scores, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Of the sequences of general data: the summed loss of their next tokens, and the weight of these."""
+    if batch.general is None or scores.values is not None:
+        return batch.weight.new_zeros(()), batch.weight.new_zeros(())
+    weight_K = imitated_weight(batch) * batch.general[batch.sequence]
+    return -(weight_K * scores.logprobs.detach()).sum(), weight_K.sum()
 
 
 def compute_step(

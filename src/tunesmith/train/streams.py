@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from jaxtyping import Float
 from torch import Tensor
 
-from tunesmith.models.reference import Reference, StartWeights
+from tunesmith.models.reference import Distributions, Reference, StartWeights
 from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.track.clock import phase
 from tunesmith.train.stream_cache import StreamCache
@@ -33,6 +33,7 @@ class Streams:
     update_mix: float = 1.0
     amount: Amount = field(default_factory=Amount)  # what the reference computed since somebody last took it
     trunk: Trunk | None = None
+    distributions: Distributions | None = None
 
     def attach(self, batch: Batch) -> Batch:
         """The batch and its mismatched prompts with `ref_logprobs`; the trained pass begins above the trunk.
@@ -40,6 +41,9 @@ class Streams:
         The reference computes from the tokens: its figures are the same with a trunk and without.
         """
         judged = self.judge(batch)
+        if self.distributions is not None:
+            self.amount.add(batch)
+            judged = replace(judged, reference=self.distributions.distribution(batch))
         return judged if self.trunk is None else self.trunk.attach(judged)
 
     def judge(self, batch: Batch) -> Batch:

@@ -1,12 +1,15 @@
 """`tunesmith lr-find` on a tiny model: one suggestion, nothing left behind, and what it refuses."""
 
 import json
+import os
+import signal
 
 import pytest
 from tests.tiny import tiny_model_folder
 from tests.unit.test_run import write_data
 
 from tunesmith.cli.main import run
+from tunesmith.running import rates
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +49,20 @@ def test_the_curve_and_the_setting_are_shown(tmp_path, capsys):
 def test_a_range_that_goes_down_is_refused(tmp_path, capsys):
     assert call(words(tmp_path, "--from", "1e-3", "--to", "1e-4")) == 2
     assert "error[E341]" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_search_without_a_word_of_a_checkpoint(tmp_path, capfd, monkeypatch):
+    built = rates.build_loop
+
+    def build(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return built(*given)
+
+    monkeypatch.setattr(rates, "build_loop", build)
+    assert call(words(tmp_path, "--steps", "60")) == 75
+    told = capfd.readouterr().err
+    assert "error[E380]" in told
+    assert "after 1 steps" in told
+    assert "saving" not in told
+    assert "saved" not in told
+    assert not (tmp_path / "runs").exists()

@@ -31,7 +31,7 @@ def test_chunked_head_equals_full_softmax(kind, columns, monkeypatch):
     expected = [rows.grad.clone(), *(p.grad.clone() for p in head.parameters() if p.requires_grad)]
     rows.grad = None
     head.zero_grad()
-    got, correct = token_logprobs(rows, head, target, softcap)
+    got, correct, _ = token_logprobs(rows, head, target, softcap)
     (got * slope).sum().backward()
     found = [rows.grad, *(p.grad for p in head.parameters() if p.requires_grad)]
     torch.testing.assert_close(got, want.float(), atol=1e-6, rtol=1e-6)
@@ -49,7 +49,7 @@ def test_extreme_logits_stay_finite(trained):
         head.weight[0] = 1e4
     head.requires_grad_(trained)
     rows = torch.ones(2, 4, requires_grad=True)
-    logprobs, _ = token_logprobs(rows, head, torch.tensor([0, 1]))
+    logprobs, _, _ = token_logprobs(rows, head, torch.tensor([0, 1]))
     logprobs.sum().backward()
     assert logprobs.tolist() == [0.0, -4e4]
     assert torch.isfinite(rows.grad).all()
@@ -58,6 +58,29 @@ def test_extreme_logits_stay_finite(trained):
 def test_no_scored_position_gives_an_empty_result_with_a_gradient():
     head = nn.Linear(4, 9, bias=False).requires_grad_(False)
     rows = torch.empty(0, 4, requires_grad=True)
-    logprobs, _ = token_logprobs(rows, head, torch.empty(0, dtype=torch.long))
+    logprobs, _, _ = token_logprobs(rows, head, torch.empty(0, dtype=torch.long))
     logprobs.sum().backward()
     assert rows.grad.shape == (0, 4)
+
+
+@pytest.mark.parametrize("columns", [5, 40])
+@pytest.mark.parametrize("kind", ["frozen", "trained", "biased", "softcapped"])
+@pytest.mark.parametrize("both", [True, False])
+def test_log_z_and_its_gradient_equal_the_dense_formula(kind, columns, both, monkeypatch):
+    for name, size in (("CHUNK", 7), ("ROWS", 6), ("COLUMNS", columns)):
+        monkeypatch.setattr(head_module, name, size)
+    torch.manual_seed(0)
+    head = nn.Linear(12, 31, bias=kind == "biased").double()
+    head.requires_grad_(kind != "frozen")
+    softcap = 3.0 if kind == "softcapped" else None
+    rows = torch.randn(20, 12, dtype=torch.float64, requires_grad=True)
+    target, slope = torch.randint(0, 31, (20,)), torch.randn(20)
+    trained = [rows, *(one for one in head.parameters() if one.requires_grad)]
+    logits = head(rows) if softcap is None else softcap * torch.tanh(head(rows) / softcap)
+    dense = logits.logsumexp(-1).square() + (reference(rows, head, target, softcap) * slope if both else 0)
+    expected = torch.autograd.grad(dense.sum(), trained)
+    logprobs, _, log_z = token_logprobs(rows, head, target, softcap)
+    torch.testing.assert_close(log_z, logits.logsumexp(-1).float(), atol=1e-6, rtol=1e-6)
+    found = torch.autograd.grad((log_z.square() + (logprobs * slope if both else 0)).sum(), trained)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-6)

@@ -1,9 +1,12 @@
 """Schedules at their corners, by hand."""
 
+import math
+
 import pytest
 
-from tunesmith.train.config import ScheduleConfig
-from tunesmith.train.schedule import factor, warmup_steps
+from tunesmith.train.config import ScheduleConfig, TrainConfig
+from tunesmith.train.optimizers import SGD, AdamW
+from tunesmith.train.schedule import factor, settled, warmup_steps
 
 
 def curve(total=10, **settings):
@@ -52,3 +55,18 @@ def test_inverse_square_root_starts_at_the_peak():
 
 def test_min_ratio_is_the_floor():
     assert min(curve(200, name="cosine", warmup=0, min_ratio=0.1)) >= 0.1
+
+
+def test_an_automatic_warmup_is_as_long_as_the_mean_of_squares_takes():
+    schedule = settled(TrainConfig(optimizer=AdamW(beta2=0.95), schedule=ScheduleConfig(warmup="auto")))
+    assert warmup_steps(schedule, 100) == 40
+    assert AdamW().settling_steps == 2000
+    assert SGD().settling_steps is None
+
+
+def test_an_exponential_warmup_is_its_formula_times_the_shape_behind_it():
+    values = curve(40, name="constant", warmup=10, warmup_shape="exponential")
+    assert values == [round(1 - math.exp(-2 * (step + 1) / 10), 6) for step in range(40)]
+    falling = curve(40, name="linear", warmup=10, warmup_shape="exponential")
+    assert falling[:10] == values[:10]
+    assert falling[25] == round(values[25] * 0.5, 6)

@@ -61,6 +61,11 @@ class OptimizerConfig(Config):
         """The same for a model whose attention heads have so many rows each."""
         return self
 
+    @property
+    def settling_steps(self) -> int | None:
+        """Steps that the mean of squares takes to settle; None without one that forgets evenly."""
+        return None
+
     def build(self, groups: list[Group]) -> list[torch.optim.Optimizer]:
         """Optimisers that share the parameters of all groups among them."""
         raise NotImplementedError
@@ -76,6 +81,11 @@ class AdamConfig(OptimizerConfig):
     beta1: Share = Field(default=0.9, description="Decay of the mean of gradients.")
     beta2: Share = Field(default=0.999, description="Decay of the mean of squares.")
     eps: Annotated[float, Field(gt=0)] = Field(default=1e-8, description="Added to the root of the mean of squares.")
+
+    @property
+    def settling_steps(self) -> int | None:
+        """2 / (1 - beta2), the untuned warm-up of arXiv:1910.04209."""
+        return round(2 / (1 - self.beta2))
 
     def adamw(self, groups: list[Group]) -> list[torch.optim.Optimizer]:
         """Torch's AdamW, for all parameters or for those that a rule has no use for."""
