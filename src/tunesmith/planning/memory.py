@@ -15,6 +15,7 @@ from tunesmith.models.adapter_config import (
 )
 from tunesmith.models.inventory import Inventory, Trainable, targets_of
 from tunesmith.models.policy import Checkpointing
+from tunesmith.models.prompt_config import LearnedConfig
 from tunesmith.train.holding import Rounding
 from tunesmith.train.optimizers import AdamW, OptimizerConfig
 
@@ -184,6 +185,8 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
 
 def is_written_out(adapter: AdapterConfig) -> bool:
     """Whether the layers of models/layer compute such an adapter themselves."""
+    if isinstance(adapter, LearnedConfig):
+        return adapter.written_out
     return not adapter.drops and (not isinstance(adapter, PlacedConfig) or type(adapter) in PLAIN)
 
 
@@ -230,6 +233,8 @@ def plain_kept(inventory: Inventory, adapter: AdapterConfig, load: Load, width: 
     kept += 4 * width * inventory.intermediate  # gate, silu(gate), up, their product
     if isinstance(adapter, PlacedConfig):
         kept += width * kept_beside(inventory, adapter)
+    elif isinstance(adapter, LearnedConfig):
+        kept += width * adapter.kept_more(inventory)
     else:
         kept += 2 * width * inventory.hidden  # a trained norm keeps its input as well
     if load.dense:
