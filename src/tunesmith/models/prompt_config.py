@@ -143,9 +143,6 @@ class PrefixConfig(VirtualConfig):
             "prompt_encoder.transform.2.bias": (numbers,),
         }
 
-    def kept_more(self, model: Wide) -> int:
-        return model.query + 2 * model.key  # behind the learned ones in tensors of their own
-
 
 class LlamaAdapterConfig(LearnedConfig):
     """Adaption prompts: learned tokens that the attention of each layer sees through a gate (arXiv:2303.16199)."""

@@ -167,7 +167,7 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
     else:
         kept = plain_kept(inventory, adapter, load, width)
         passing = PASSING[load.device] * kept
-        dropped = 2.0 * wide  # silu of gate and the product as well
+        dropped = 1.5 * wide if isinstance(adapter, LearnedConfig) else 2.0 * wide  # silu of gate; the product as well
     slack = SLACK[load.device]
     alive = min(max(PAIRS, BLOCK * load.longest), load.tokens * load.longest)
     once = 3 * width * inventory.heads * alive if load.device == "cpu" else 0  # scores, and twice as much for slopes
@@ -235,6 +235,7 @@ def plain_kept(inventory: Inventory, adapter: AdapterConfig, load: Load, width: 
         kept += width * kept_beside(inventory, adapter)
     elif isinstance(adapter, LearnedConfig):
         kept += width * adapter.kept_more(inventory)
+        kept -= width * (2 * inventory.hidden + inventory.intermediate)  # frozen linear layers keep no input
     else:
         kept += 2 * width * inventory.hidden  # a trained norm keeps its input as well
     if load.dense:

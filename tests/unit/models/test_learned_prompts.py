@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tunesmith.data.packing import assemble
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import ModelError
+from tunesmith.export.adapters import Wish, convert_adapter
 from tunesmith.models.adapters import attach, load_adapter, merge, prompts, save_adapter, trainable
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.config import ModelConfig
@@ -244,3 +245,10 @@ def test_what_is_stored_is_what_the_network_makes(tmp_path):
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert stored.keys() == {"prompt_embeddings"}
     torch.testing.assert_close(stored["prompt_embeddings"], learned_numbers(model), atol=0, rtol=0)
+
+
+def test_a_prompt_is_not_converted(tmp_path):
+    save_adapter(disturbed(PrefixConfig(tokens=4), "llama"), tmp_path / "prefix", "base")
+    with pytest.raises(ModelError, match="E314"):
+        convert_adapter(str(tmp_path / "prefix"), tmp_path / "out", Wish(to="lora"))
+    assert not (tmp_path / "out").exists()
