@@ -23,6 +23,7 @@ from tunesmith.models.inventory import Inventory, Trainable, take_inventory
 from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.models.processor import computing_type
 from tunesmith.models.products import check_machine
+from tunesmith.models.prompt_config import positions_before, rows_added
 from tunesmith.planning.calibration import (
     Speed,
     calibration_key,
@@ -296,7 +297,8 @@ def plan_memory(
     dtype = planned_type(recipe, inventory, machine)
     optimizer, is_dense = recipe.train.optimizer, recipe.model.attention == "dense"
     at_once = optimizer.in_backward and steps.most == 1
-    load = Load(steps.largest, steps.longest, dtype, machine.device, is_dense, at_once, optimizer)
+    rows, longest = steps.largest + rows_added(adapter), steps.longest + positions_before(adapter)
+    load = Load(rows, longest, dtype, machine.device, is_dense, at_once, optimizer)
     trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
     kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
     copies = copies_bytes(recipe, inventory, trained, WIDTH.get(dtype, 2), steps.tokens * counted.scored_share)

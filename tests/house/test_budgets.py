@@ -14,6 +14,7 @@ FOREIGN = {
     ("data/template_worker.py", "__init__"): "jinja's namespace()",
     ("models/lora.py", "forward"): "PEFT's LoRA linear",
     ("models/layer/module.py", "forward"): "transformers' decoder layers",
+    ("models/adapters/adaption.py", "forward"): "PEFT's attention with adaption prompts",
 }
 
 

@@ -22,8 +22,9 @@ from tunesmith.export.proof import NEXT_TOKENS
 from tunesmith.export.staging import staged
 from tunesmith.models.adapter_folder import PREFIX, adapter_folder
 from tunesmith.models.adapters import load_adapter, read_adapter_config, read_adapter_tensors, save_adapter
+from tunesmith.models.adapters.base import Tuners
 from tunesmith.models.adapters.combining import Kept, Mix, combine, principal, product_triples
-from tunesmith.models.adapters.merging import merge_one
+from tunesmith.models.adapters.merging import merge_one, not_mergeable
 from tunesmith.models.adapters.spectral import begins_with_weights
 from tunesmith.models.adapters.updates import LowRankAdapter, method_told, read_low_rank, write_factors, write_low_rank
 from tunesmith.models.config import ModelConfig
@@ -215,6 +216,8 @@ def rotations(numbers: torch.Tensor, *, series: bool) -> torch.Tensor:
 def from_weights(folder: Path, stage: Path, wish: Wish) -> tuple[dict[str, Factors], Kept, float]:
     """Plain LoRA from what an adapter does to the weights of its base; the difference in predictions is measured."""
     config = read_adapter_config(folder)
+    if not isinstance(config, Tuners):
+        raise not_mergeable(str(config.peft_type), folder)
     if config.modules_to_save:
         message = f"{folder} trains whole modules beside the adapter ({', '.join(config.modules_to_save)})"
         fixes = [Fix("merge it into a model", command=f"tunesmith merge {folder} OUT")]

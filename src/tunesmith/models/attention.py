@@ -39,13 +39,30 @@ def ragged_attention(
     """Attention that multiplies no token with another segment's; `forest` comes from the caller of the model."""
     assert forest is not None, "ragged attention is called without the forest of its batch"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value, forest, count = with_learned(module, query, key, value, forest)
     if query.device.type == "cuda" and softcap is None and dropout == 0.0:
-        return cuda_attention(query[0], key[0], value[0], forest, scale, sliding_window)[None], None
+        return cuda_attention(query[0], key[0], value[0], forest, scale, sliding_window)[None, count:], None
     if softcap is None and dropout == 0.0:
         out = by_heads(query[0], key[0], value[0], forest, scale, sliding_window)
     else:
         out = plain_attention(query[0], key[0], value[0], forest, scale, sliding_window, softcap, dropout)
-    return out[None], None
+    return out[None, count:], None
+
+
+def with_learned(
+    module: nn.Module,
+    query: Float[Tensor, "1 H T E"],
+    key: Float[Tensor, "1 Hkv T E"],
+    value: Float[Tensor, "1 Hkv T E"],
+    forest: Forest,
+) -> tuple[Tensor, Tensor, Tensor, Forest, int]:
+    """The same behind the learned keys and values of the layer, and how many there are; their queries are zero."""
+    learned = forest.learned
+    if learned is None:
+        return query, key, value, forest, 0
+    count = learned.keys.shape[2]
+    keys, values = learned.before(int(module.layer_idx), key[0], value[0])  # pyright: ignore[reportArgumentType]
+    return nn.functional.pad(query, (0, 0, count, 0)), keys[None], values[None], learned.forest, count
 
 
 def by_heads(
@@ -80,6 +97,7 @@ def dense_attention(
     """The reference: one mask over the whole batch, every masked product computed all the same."""
     assert forest is not None, "dense attention is called without the forest of its batch"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value, forest, count = with_learned(module, query, key, value, forest)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query.float() @ key.float().transpose(-1, -2) * scale
@@ -88,7 +106,7 @@ def dense_attention(
     mask = dense_mask(forest, sliding_window).to(query.device)
     probabilities = scores.masked_fill(~mask, float("-inf")).softmax(-1)
     probabilities = nn.functional.dropout(probabilities, dropout).to(query.dtype)
-    return (probabilities @ value).transpose(1, 2), None
+    return (probabilities @ value).transpose(1, 2)[:, count:], None
 
 
 def plain_attention(

@@ -15,6 +15,7 @@ from tunesmith.models.forward import base_model
 from tunesmith.models.layer.module import FastLayer
 from tunesmith.models.offload import HostStore, carrier_for
 from tunesmith.models.policy import Checkpointing, Policy
+from tunesmith.models.prompts import has_prompt
 from tunesmith.models.trunk import learns
 
 
@@ -26,7 +27,7 @@ def checkpoint_layers(model: nn.Module, chosen: Checkpointing) -> list[Policy]:
     """
     base = base_model(model)
     layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer | FastLayer)]
-    lowest = lowest_reached(base, layers)
+    lowest = 0 if has_prompt(model) else lowest_reached(base, layers)
     policies: list[Policy] = [chosen.of_layer(number - lowest) for number in range(len(layers))]
     away = "offloaded" in policies
     store = HostStore(carrier_for(base.device)) if away else None

@@ -23,6 +23,7 @@ from tunesmith.models.adapter_config import (
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.orthogonal_config import OftConfig
+from tunesmith.models.prompt_config import LlamaAdapterConfig, PrefixConfig, PromptConfig, PTuningConfig
 
 Adapter = Annotated[
     LoraConfig
@@ -35,6 +36,10 @@ Adapter = Annotated[
     | VeraConfig
     | OftConfig
     | BottleneckConfig
+    | PromptConfig
+    | PTuningConfig
+    | PrefixConfig
+    | LlamaAdapterConfig
     | FullConfig
     | LisaConfig
     | FreezeConfig

@@ -84,15 +84,31 @@ class Paths:
     spans: Int[Tensor, "M 2"]  # tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Keys and values of every layer that no token gave; `forest` has a root of N tokens in their place."""
+
+    keys: Float[Tensor, "L K N E"]
+    values: Float[Tensor, "L K N E"]
+    forest: Forest
+
+    def before(self, layer: int, key: Float[Tensor, "K T E"], value: Float[Tensor, "K T E"]) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values with the learned ones in front."""
+        keys, values = self.keys[layer].to(key.dtype), self.values[layer].to(value.dtype)
+        return torch.cat([keys, key], 1), torch.cat([values, value], 1)
+
+
 @dataclass(slots=True)
 class Forest:
     """Segments of one batch; a token attends to its ancestors' segments and to itself and earlier in its own.
 
-    `wanted` are the tokens whose last states somebody reads, in ascending order; None: all.
+    `wanted` are the tokens whose last states somebody reads, in ascending order; None: all. `learned` is seen by every
+    token.
     """
 
     segments: tuple[Segment, ...]
     wanted: Int[Tensor, " R"] | None = None
+    learned: Learned | None = None
     biases: dict[tuple[int, int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
     stacked: dict[tuple[int | None, torch.dtype], list[Stack]] = field(default_factory=dict)
     tables: Paths | None = None

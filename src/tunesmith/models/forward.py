@@ -13,6 +13,7 @@ from tunesmith.models.encoder import encoder_values
 from tunesmith.models.forest import Forest
 from tunesmith.models.head import token_logprobs
 from tunesmith.models.heads import has_head, is_encoder
+from tunesmith.models.prompts import with_keys, with_prompt
 from tunesmith.models.rounding import filled, rounded, with_more
 from tunesmith.types import Batch, Reads, Scores
 
@@ -36,20 +37,31 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
 
 def queried_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "K D"]:
     """The states that predict the batch's targets; layers that can compute no other row of the last one."""
+    given = with_prompt(model, base_model(model).get_input_embeddings(), batch, embeddings)
+    batch = given.batch
     wanted = with_more(batch.query.unique(), len(rounded(batch).tokens))
-    states = hidden_states(model, batch, embeddings, wanted)
+    states = states_of(model, batch, given.embeddings, wanted)
     if len(states) != len(wanted):
         states = states.index_select(0, wanted)
     return states.index_select(0, torch.searchsorted(wanted, batch.query))
 
 
-def hidden_states(
+def hidden_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "T D"]:
+    """The states behind the last norm of all tokens."""
+    given = with_prompt(model, base_model(model).get_input_embeddings(), batch, embeddings)
+    return states_of(model, given.batch, given.embeddings)[given.count :]
+
+
+def states_of(
     model: nn.Module, batch: Batch, embeddings: Tensor | None = None, wanted: Int[Tensor, " R"] | None = None
 ) -> Float[Tensor, "T D"]:
-    """The states behind the last norm, of all tokens, or of the wanted ones from layers that can leave others out."""
+    """The states behind the last norm, of all rows, or of the wanted ones from layers that can leave others out.
+
+    A learned prompt is among the rows.
+    """
     count, batch = len(batch.tokens), rounded(batch)
     total = len(batch.tokens)
-    decoder, forest = decoder_of(model), Forest.of(batch.segments, wanted)
+    decoder, forest = decoder_of(model), with_keys(model, Forest.of(batch.segments, wanted), batch.segments)
     if batch.entry is None:
         states = run_decoder(decoder, batch, forest, None if embeddings is None else filled(embeddings, total))
     else:

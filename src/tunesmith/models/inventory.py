@@ -23,12 +23,14 @@ from tunesmith.models.adapter_config import (
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
+from tunesmith.models.prompt_config import LearnedConfig, VirtualConfig
 from tunesmith.models.safety import read_config
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 EMBEDDING = re.compile(r"(?:^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight\Z")
 HEAD = re.compile(r"(?:^|\.)(lm_head|embed_out|output)\.weight\Z")
 ADAPTER_FILE = "adapter_model.safetensors"
+NETWORK_FILE = "prompt_encoder.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +181,17 @@ def is_linear(name: str, info: TensorInfo) -> bool:
 def trainable(inventory: Inventory, adapter: AdapterConfig, adapter_folder: Path | None = None) -> Trainable:
     """Parameters that `adapter` trains; an adapter that is continued is counted from its own file."""
     if adapter_folder is not None:
-        held = read_header(adapter_folder / ADAPTER_FILE)
+        network = adapter_folder / NETWORK_FILE  # what forms a learned prompt, where the folder holds it
+        held = read_header(network if network.exists() else adapter_folder / ADAPTER_FILE)
         stored = {name: info for name, info in held.items() if not any(part in name for part in adapter.frozen_keys)}
-        return Trainable(sum(info.numel for info in stored.values()), 0, _lowest(stored), False, _shapes(stored))
+        lowest = 0 if isinstance(adapter, VirtualConfig) else _lowest(stored)
+        return Trainable(sum(info.numel for info in stored.values()), 0, lowest, False, _shapes(stored))
     if isinstance(adapter, PlacedConfig):
         return _placed(inventory, adapter)
-    assert isinstance(adapter, NamedConfig), "every method adds to linear layers or trains weights by name"
+    if isinstance(adapter, LearnedConfig):
+        shapes = adapter.shapes(inventory)
+        return Trainable(sum(map(math.prod, shapes.values())), 0, adapter.lowest(inventory.layers), False, shapes)
+    assert isinstance(adapter, NamedConfig), "other methods train weights by name"
     return _named(inventory, adapter)
 
 

@@ -8,6 +8,7 @@ from tunesmith.models.adapter_config import AdapterConfig
 from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 
 PLAIN = ("lora", "rslora", "lora_fa", "pissa", "olora")  # methods whose folders hold plain LoRA
+NAMES = {"prompt_tuning": "prompt", "prefix_tuning": "prefix", "adaption_prompt": "llama_adapter"}  # PEFT's and ours
 
 
 def kind_of_folder(folder: Path) -> str | None:
@@ -19,7 +20,7 @@ def kind_of_folder(folder: Path) -> str | None:
 def kind_of(settings: dict) -> str:
     """Of an `adapter_config.json`."""
     kind = str(settings.get("peft_type")).rpartition(".")[2].lower()
-    return "dora" if kind == "lora" and settings.get("use_dora") else kind
+    return "dora" if kind == "lora" and settings.get("use_dora") else NAMES.get(kind, kind)
 
 
 def kind_wanted(settings: AdapterConfig) -> str:

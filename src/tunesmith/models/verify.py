@@ -59,6 +59,7 @@ def separate_logprobs(model: nn.Module, batch: Batch) -> torch.Tensor:
     for start, end, _ in batch.segments.tolist():
         logits = model(input_ids=batch.tokens[None, start:end], use_cache=False).logits[0].float()
         inside = (batch.query >= start) & (batch.query < end)
+        logits = logits[len(logits) - (end - start) :]  # those of a learned prompt stand before
         rows = logits.log_softmax(-1)[batch.query[inside] - start]
         parts[inside] = rows.gather(1, batch.target[inside, None])[:, 0]
     return parts

@@ -12,6 +12,8 @@ from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.inventory import Inventory, is_linear, is_target, targets_of, trainable
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
 from tunesmith.models.locate import locate
+from tunesmith.models.prompt_config import LearnedConfig
+from tunesmith.planning.prompts import prompt_problems
 from tunesmith.planning.stacks import stack_problems
 from tunesmith.recipe import Recipe
 
@@ -34,6 +36,8 @@ def adapter_problems(recipe: Recipe, inventory: Inventory) -> Iterator[Diagnosti
         message = f"LISA is to train {adapter.layers} layers at a time, and the model has {inventory.layers}"
         fix = Fix(f"{key}={inventory.layers}", {key: inventory.layers})
         yield Diagnostic("E352", message, where=Where(field=key), fixes=(fix,))
+    elif isinstance(adapter, LearnedConfig):
+        yield from prompt_problems(adapter, inventory)
     elif isinstance(adapter, NamedConfig) and trainable(inventory, adapter).total == 0:
         biases = isinstance(adapter, BitfitConfig)
         message = f"{adapter.title} has nothing to train: the model has no {'biases' if biases else 'such parameters'}"

@@ -15,6 +15,7 @@ from tunesmith.models.adapter_config import (
 )
 from tunesmith.models.inventory import Inventory, Trainable, targets_of
 from tunesmith.models.policy import Checkpointing
+from tunesmith.models.prompt_config import LearnedConfig
 from tunesmith.train.holding import Rounding
 from tunesmith.train.optimizers import AdamW, OptimizerConfig
 
@@ -170,7 +171,7 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
     else:
         kept = plain_kept(inventory, adapter, load, width)
         passing = PASSING[load.device] * kept
-        dropped = 2.0 * wide  # silu of gate and the product as well
+        dropped = 1.5 * wide if isinstance(adapter, LearnedConfig) else 2.0 * wide  # silu of gate; the product as well
     slack = SLACK[load.device]
     alive = min(max(PAIRS, BLOCK * load.longest), load.tokens * load.longest)
     once = 3 * width * inventory.heads * alive if load.device == "cpu" else 0  # scores, and twice as much for slopes
@@ -188,6 +189,8 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
 
 def is_written_out(adapter: AdapterConfig) -> bool:
     """Whether the layers of models/layer compute such an adapter themselves."""
+    if isinstance(adapter, LearnedConfig):
+        return adapter.written_out
     return not adapter.drops and (not isinstance(adapter, PlacedConfig) or type(adapter) in PLAIN)
 
 
@@ -234,6 +237,9 @@ def plain_kept(inventory: Inventory, adapter: AdapterConfig, load: Load, width: 
     kept += 4 * width * inventory.intermediate  # gate, silu(gate), up, their product
     if isinstance(adapter, PlacedConfig):
         kept += width * kept_beside(inventory, adapter)
+    elif isinstance(adapter, LearnedConfig):
+        kept += width * adapter.kept_more(inventory)
+        kept -= width * (2 * inventory.hidden + inventory.intermediate)  # frozen linear layers keep no input
     else:
         kept += 2 * width * inventory.hidden  # a trained norm keeps its input as well
     if load.dense:

@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.configuring.catalogue import plain
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.inventory import Inventory, trainable
+from tunesmith.models.prompt_config import positions_before
 from tunesmith.planning.adapters import adapter_problems
 from tunesmith.planning.counting import Counted
 from tunesmith.planning.guards import guard_problems
@@ -187,11 +188,13 @@ def _trunk(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _length(facts: Facts) -> Iterator[Diagnostic]:
-    limit, wanted = facts.inventory.max_positions, min(facts.longest, facts.recipe.data.max_length)
-    if wanted > limit:
+    taken = positions_before(facts.recipe.model.adapter)
+    limit, wanted = facts.inventory.max_positions - taken, min(facts.longest, facts.recipe.data.max_length)
+    if limit > 0 and wanted > limit:
         yield Diagnostic(
             "W182",
-            f"examples of up to {wanted:,} tokens, but the model was made for {limit:,} positions",
+            f"examples of up to {wanted:,} tokens, but the model was made for {limit:,} positions"
+            + (f" beside {taken} learned ones" if taken else ""),
             "warning",
             Where(field="data.max_length"),
             fixes=(Fix(f"data.max_length={limit}", {"data.max_length": limit}),),

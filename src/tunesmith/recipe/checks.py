@@ -14,6 +14,7 @@ from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.guard_checks import GUARD_RULES
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.optimizer_checks import averages, drawn, projected, rates
+from tunesmith.recipe.prompt_checks import prompts
 from tunesmith.recipe.settings import Recipe
 from tunesmith.recipe.step_checks import automatic_warmup, company, in_backward
 
@@ -119,6 +120,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, rates, averages, drawn, projected, _reports,
-    company, in_backward, automatic_warmup, *GUARD_RULES, *OBJECTIVE_RULES,
+    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, prompts, rates, averages, drawn, projected,
+    _reports, company, in_backward, automatic_warmup, *GUARD_RULES, *OBJECTIVE_RULES,
 )  # fmt: skip

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import ModelError, NumericalError
 from tunesmith.models.forward import base_model
-from tunesmith.rollout.decoding import cache_for, decoding
+from tunesmith.models.prompts import positions_taken
+from tunesmith.rollout.beginning import begin, forward, in_groups
+from tunesmith.rollout.decoding import decoding
 
 COMPACT_AT = 0.75  # live share of a batch below which the finished rows are dropped from the cache
 TOP = 512  # most likely tokens looked at first; only a flatter distribution is sorted whole
@@ -94,8 +96,8 @@ def complete(
     order = sorted(range(len(requests)), key=longest_first)
     with decoding(model) as view:
         stops = stop_ids(base_model(view), tokenizer)
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
+        lengths = [len(prompts[request.prompt]) for request in requests]
+        for places in in_groups(view, order, lengths, batch_size):
             tokens: list[list[int]] = [[] for _ in places]
             for row, token, ends in steps(view, prompts, [requests[place] for place in places], sampling, stops):
                 tokens[row].append(token)
@@ -145,8 +147,9 @@ def stop_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def context_length(model: nn.Module) -> int:
+    """Places for tokens; those of a learned prompt are taken."""
     config = base_model(model).config.get_text_config(decoder=True)
-    return int(config.to_dict().get("max_position_embeddings") or 2**31)
+    return int(config.to_dict().get("max_position_embeddings") or 2**31) - positions_taken(model)
 
 
 def check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
@@ -175,10 +178,8 @@ def steps(
     owner = torch.tensor([chosen.index(request.prompt) for request in requests], device=base.device)
     room = [min(sampling.max_new_tokens, context - len(prompts[request.prompt])) for request in requests]
     draws = uniform_draws([request.name for request in requests], room, sampling)
-    tokens, mask, positions = left_pad([prompts[index] for index in chosen], max(room), base.device)
-    width = tokens.shape[1]
-    cache = cache_for(base, width + max(room))
-    logits = forward(base, cache, tokens, positions, None if mask is None else mask[:, :width])
+    begun = begin(model, [prompts[index] for index in chosen], max(room))
+    cache, logits, mask, positions, width = begun.cache, begun.logits, begun.mask, begun.positions, begun.width
     check_finite(logits)
     if len(chosen) < len(requests):
         cache.batch_select_indices(owner)
@@ -204,36 +205,6 @@ def steps(
             rows = [rows[at] for at in live]
         seen = None if mask is None else mask[:, : width + step + 1]
         logits = forward(base, cache, picked[:, None], positions, seen)
-
-
-def forward(
-    base: PreTrainedModel, cache: DynamicCache, tokens: Tensor, positions: Tensor, mask: Tensor | None
-) -> Float[Tensor, "B V"]:
-    last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)  # a slice would make the head copy itself per row
-    out = base(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=last,
-    )
-    return out.logits[:, -1]
-
-
-def left_pad(
-    prompts: Sequence[Sequence[int]], room: int, device: torch.device
-) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B PR"] | None, Int[Tensor, "B P"]]:
-    """Tokens, mask over prompt and answer (None when nothing is padded), positions; padding has no id of its own."""
-    width = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.ones(len(prompts), width + room, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, : width - len(prompt)] = 0
-    positions = (mask[:, :width].cumsum(1) - 1).clamp_(min=0)
-    padded = any(len(prompt) < width for prompt in prompts)
-    return tokens.to(device), mask.to(device) if padded else None, positions.to(device)
 
 
 def uniform_draws(

@@ -24,6 +24,7 @@ from tunesmith.models.content import content_hash
 from tunesmith.models.load import load_base
 from tunesmith.models.locate import locate
 from tunesmith.models.native import build as kernels
+from tunesmith.models.prompt_config import begins_as_base
 from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Reference, StartWeights
 from tunesmith.models.stack import stacked_hash
 from tunesmith.paths import home
@@ -57,7 +58,8 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
     new_adapter = isinstance(model, Adapted) and recipe.model.adapter_path is None
     if isinstance(model, Adapted) and (settings.source == "adapter_off" or (new_adapter and not settings.update_every)):
         below = stacked_hash(base, recipe.model.merged_adapters)
-        return Referee(AdapterOff(model), f"base {below}", new_adapter, False)
+        is_start = new_adapter and begins_as_base(recipe.model.adapter)
+        return Referee(AdapterOff(model), f"base {below}", is_start, False)
     if recipe.model.adapter.kept == "adapter" or settings.update_every or recipe.compares_distributions:
         return Referee(StartWeights(model), key, True, False)
     return Referee(OtherModel(model), key, True, True)

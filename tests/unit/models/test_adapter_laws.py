@@ -36,6 +36,13 @@ from tunesmith.models.inventory import take_inventory
 from tunesmith.models.inventory import trainable as planned
 from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.orthogonal_config import OftConfig
+from tunesmith.models.prompt_config import (
+    LlamaAdapterConfig,
+    PrefixConfig,
+    PromptConfig,
+    PTuningConfig,
+    begins_as_base,
+)
 from tunesmith.models.reference import AdapterOff
 
 EXAMPLES: dict[str, AdapterConfig] = {
@@ -54,6 +61,15 @@ EXAMPLES: dict[str, AdapterConfig] = {
     "bottleneck": BottleneckConfig(),
     "bottleneck behind both": BottleneckConfig(kind="houlsby", activation="relu", reduction=8),
     "bottleneck beside": BottleneckConfig(kind="parallel", activation="silu", scale=4.0, last=2),
+    "prompt": PromptConfig(tokens=5),
+    "prompt begun at random": PromptConfig(tokens=9, init="random"),
+    "p_tuning": PTuningConfig(tokens=4, width=24),
+    "p_tuning by an lstm": PTuningConfig(tokens=6, encoder="lstm", width=12),
+    "prefix": PrefixConfig(tokens=5),
+    "prefix begun at random": PrefixConfig(tokens=3, init="random"),
+    "prefix by a network": PrefixConfig(tokens=4, projection=True, width=24),
+    "llama_adapter": LlamaAdapterConfig(tokens=5),
+    "llama_adapter of the last layer": LlamaAdapterConfig(tokens=3, last=1),
     "full": FullConfig(),
     "lisa": LisaConfig(layers=1),
     "freeze": FreezeConfig(last=1, names=("embed",)),
@@ -62,7 +78,16 @@ EXAMPLES: dict[str, AdapterConfig] = {
 }
 FOLDERS = {name: one for name, one in EXAMPLES.items() if one.kept == "adapter"}
 OF_PEFT = {name: one for name, one in FOLDERS.items() if not isinstance(one, BottleneckConfig)}
-ARCHITECTURE = "qwen2"  # it has biases
+BEGIN_AS_BASE = {name: one for name, one in EXAMPLES.items() if begins_as_base(one)}
+
+
+def architecture_of(settings):
+    """One with biases, unless the method is not for it."""
+    return "llama" if isinstance(settings, LlamaAdapterConfig) else "qwen2"
+
+
+def base_of(settings):
+    return build(architecture_of(settings))
 
 
 def every(examples):
@@ -73,13 +98,15 @@ def logprobs(model):
     return score(model, assemble([all_scored(row) for row in sequences()])).logprobs
 
 
-def attached(settings, architecture=ARCHITECTURE):
+def attached(settings, architecture=None):
     """As a run has it: with the written-out layers below the adapter."""
-    return attach(put_fast_layers(fuse(build(architecture))).requires_grad_(False), settings)
+    return attach(
+        put_fast_layers(fuse(build(architecture or architecture_of(settings)))).requires_grad_(False), settings
+    )
 
 
 @torch.no_grad()
-def disturbed(settings, architecture=ARCHITECTURE, base=None):
+def disturbed(settings, architecture=None, base=None):
     """A model whose trained parameters are no longer what they began as."""
     model = attached(settings, architecture) if base is None else attach(base.requires_grad_(False), settings)
     chance = torch.Generator().manual_seed(1)
@@ -95,9 +122,9 @@ def test_no_method_is_left_out():
     assert all((method.files is None) == (method.config.kept == "model") for method in METHODS)
 
 
-@every(EXAMPLES)
+@every(BEGIN_AS_BASE)
 def test_the_model_begins_as_the_base(settings):
-    torch.testing.assert_close(logprobs(attached(settings)), logprobs(build(ARCHITECTURE)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logprobs(attached(settings)), logprobs(base_of(settings)), atol=1e-5, rtol=1e-5)
 
 
 @every(EXAMPLES)
@@ -129,7 +156,7 @@ def test_what_a_checkpoint_holds_is_enough(settings):
 def test_folders_are_read_by_peft(settings, tmp_path):
     model = disturbed(settings)
     save_adapter(model, tmp_path, "base/model")
-    theirs = peft.PeftModel.from_pretrained(build(ARCHITECTURE), str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(base_of(settings), str(tmp_path))
     torch.testing.assert_close(logprobs(theirs), logprobs(model), atol=2e-5, rtol=2e-5)
 
 
@@ -138,30 +165,36 @@ def test_folders_are_read_back(settings, tmp_path):
     model = disturbed(settings)
     want = logprobs(model)
     save_adapter(model, tmp_path, "base/model")
-    ours = load_adapter(build(ARCHITECTURE).requires_grad_(False), tmp_path, settings)
+    ours = load_adapter(base_of(settings).requires_grad_(False), tmp_path, settings)
     torch.testing.assert_close(logprobs(ours), want, atol=1e-5, rtol=1e-5)
     assert not (tmp_path / "README.md").exists()
-    assert (want - logprobs(build(ARCHITECTURE))).abs().max() > 1e-3
+    assert (want - logprobs(base_of(settings))).abs().max() > 1e-3
 
 
 @every(FOLDERS)
-def test_merged_equals_adapter_and_switched_off_equals_the_base(settings):
-    model = disturbed(settings, base=build(ARCHITECTURE))
-    want, base = logprobs(model), logprobs(build(ARCHITECTURE))
-    batch = assemble([all_scored(row) for row in sequences()])
-    torch.testing.assert_close(AdapterOff(model).logprobs(batch), base, atol=0, rtol=0)
+def test_switched_off_equals_the_base(settings):
+    model = disturbed(settings, base=base_of(settings))
+    want, batch = logprobs(model), assemble([all_scored(row) for row in sequences()])
+    torch.testing.assert_close(AdapterOff(model).logprobs(batch), logprobs(base_of(settings)), atol=0, rtol=0)
+    torch.testing.assert_close(logprobs(model), want, atol=0, rtol=0)
+
+
+@every(FOLDERS)
+def test_merged_equals_adapter(settings):
+    model = disturbed(settings, base=base_of(settings))
     if not settings.merges:
         with pytest.raises(ModelError, match="E314"):
             merge(model)
         return
+    want = logprobs(model)
     merged = merge(model)
-    assert dict(merged.named_parameters()).keys() == dict(build(ARCHITECTURE).named_parameters()).keys()
+    assert dict(merged.named_parameters()).keys() == dict(base_of(settings).named_parameters()).keys()
     torch.testing.assert_close(logprobs(merged), want, atol=2e-5, rtol=2e-5)
 
 
 @every(EXAMPLES)
 def test_the_plan_counts_what_is_trained(settings, tmp_path):
-    folder = tiny_model_folder(tmp_path, ARCHITECTURE)
+    folder = tiny_model_folder(tmp_path, architecture_of(settings))
     model = attach(AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False), settings)
     expected = sum(parameter.numel() for parameter in trainable(model).values())
     assert planned(take_inventory(folder), settings).total == expected
@@ -178,7 +211,7 @@ def test_answers_that_share_a_prompt_train_as_if_alone(settings):
 
 @every(EXAMPLES)
 def test_a_model_in_bf16_trains_what_is_meant(settings):
-    model = attach(build(ARCHITECTURE).requires_grad_(False).bfloat16(), settings)
+    model = attach(base_of(settings).requires_grad_(False).bfloat16(), settings)
     logprobs(model).mean().backward()
     assert all(parameter.grad is not None for parameter in trainable(model).values())
     if settings.kept == "adapter":

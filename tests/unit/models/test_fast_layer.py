@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from tunesmith.models import attention, forest, forest_attention, head
 from tunesmith.models.adapters import attach, merge
 from tunesmith.models.config import LoraConfig
-from tunesmith.models.forward import hidden_states, score, score_only
+from tunesmith.models.forward import score, score_only, states_of
 from tunesmith.models.layer import attend, parts
 from tunesmith.models.layer.module import FastLayer, put_fast_layers
 from tunesmith.models.layer.projection import side_by_side
@@ -97,7 +97,7 @@ def test_only_scored_rows_leave_the_last_layer(architecture):
     shared, _ = batches(EDGES)
     model = fast(architecture)
     wanted = shared.query.unique()
-    every, some = hidden_states(model, shared), hidden_states(model, shared, wanted=wanted)
+    every, some = states_of(model, shared), states_of(model, shared, wanted=wanted)
     assert len(some) == len(wanted) < len(every)
     torch.testing.assert_close(some, every[wanted], atol=1e-6, rtol=1e-6)
 

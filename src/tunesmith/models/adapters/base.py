@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import peft
 from peft import PeftModel
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where, nearest
@@ -16,7 +20,18 @@ from tunesmith.models.adapter_config import TargetedConfig
 from tunesmith.models.heads import head_modules
 from tunesmith.models.lora import FastLoraLinear
 
-Files = peft.LoraConfig | peft.IA3Config | peft.VeraConfig | peft.OFTConfig  # folders that are read
+Files = (  # folders that are read
+    peft.LoraConfig
+    | peft.IA3Config
+    | peft.VeraConfig
+    | peft.OFTConfig
+    | peft.PromptTuningConfig
+    | peft.PromptEncoderConfig
+    | peft.PrefixTuningConfig
+    | peft.AdaptionPromptConfig
+)
+Tuners = peft.LoraConfig | peft.IA3Config | peft.VeraConfig | peft.OFTConfig  # those that change linear layers
+ADAPTER_TENSORS = "adapter_model.safetensors"
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 
 
@@ -52,7 +67,7 @@ def chosen_modules(model: nn.Module, settings: TargetedConfig) -> tuple[list[str
     return sorted({name.rpartition(".")[2] for name in linears}), layers
 
 
-def attach_config(model: PreTrainedModel, config: Files, places: Places, dtype: str = "float32") -> PeftModel:
+def attach_config(model: PreTrainedModel, config: Tuners, places: Places, dtype: str = "float32") -> PeftModel:
     wrapped = wrap(model, config, dtype)
     if places.own_saved:
         config.modules_to_save = list(places.own_saved)
@@ -88,4 +103,39 @@ def check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
             where=Where(field="model.adapter.targets"),
             evidence=[f"linear layers: {', '.join(linears)}"],
             fixes=[Fix(f"model.adapter.targets=[{near or 'all'}]", {"model.adapter.targets": [near or "all"]})],
+        )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            "E093",
+            f"the adapter's weights cannot be read: {error}",
+            where=Where(file=str(path)),
+            fixes=["save the adapter as safetensors; pickle files are never read"],
+        ) from error
+
+
+def check_fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, base: str | None) -> None:
+    """ModelError E092 unless every tensor of the file has its place in the model and the other way round."""
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    shapes = [
+        f"{name}: file {tuple(tensors[name].shape)}, model {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ModelError(
+            "E092",
+            f"the adapter does not fit the model: {len(missing)} tensors missing, {len(unexpected)} unknown, "
+            f"{len(shapes)} of another shape",
+            where=Where(file=str(path)),
+            evidence=[
+                *(f"missing {name}" for name in missing[:7]),
+                *(f"unknown {name}" for name in unexpected[:7]),
+                *shapes[:6],
+            ],
+            fixes=[f"load it on the model it was trained from: {base}"],
         )

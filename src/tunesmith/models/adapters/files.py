@@ -7,16 +7,17 @@ from pathlib import Path
 import peft
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.adapter_config import AdapterConfig
-from tunesmith.models.adapters.base import Files, wrap
+from tunesmith.models.adapters.adaption import put_adaption
+from tunesmith.models.adapters.base import ADAPTER_TENSORS, Files, Tuners, check_fits, read_tensors, wrap
 from tunesmith.models.adapters.bottleneck import BottleneckModel
 from tunesmith.models.adapters.bottleneck_files import load_bottleneck, read_settings, save_bottleneck
 from tunesmith.models.adapters.merging import not_mergeable
+from tunesmith.models.adapters.prompts import PromptFiles, load_prompt, save_prompt
 from tunesmith.models.adapters.registry import method_of
 from tunesmith.models.adapters.spectral import as_plain, begins_with_weights, plain_tensors
 from tunesmith.models.heads import head_modules
@@ -39,6 +40,9 @@ def save_adapter(model: Adapted, folder: Path, base: str) -> None:
         return
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
+    if model.active_peft_config.is_prompt_learning:
+        save_prompt(model, folder)
+        return
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     (name,) = model.peft_config
@@ -62,9 +66,12 @@ def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig |
     if found == "bottleneck":
         return load_bottleneck(model, folder)
     config = read_adapter_config(folder)
+    if isinstance(config, PromptFiles):
+        return load_prompt(model, folder, config)
     fresh = add_head(config, model)
     base, config.base_model_name_or_path = config.base_model_name_or_path, None
-    wrapped = wrap(model, config)
+    is_gated = isinstance(config, peft.AdaptionPromptConfig)
+    wrapped = put_adaption(model, config) if is_gated else wrap(model, config)
     config.base_model_name_or_path = base
     fill(wrapped, folder, str(base), fresh=fresh)
     if settings is not None and (ready := method_of(settings).goes_on) is not None:
@@ -84,25 +91,7 @@ def fill(
     if fresh:
         kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(VOCABULARY_HEAD)}
         tensors = kept | {name: tensor for name, tensor in expected.items() if fresh & set(name.split("."))}
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{name}: file {tuple(tensors[name].shape)}, model {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ModelError(
-            "E092",
-            f"the adapter does not fit the model: {len(missing)} tensors missing, {len(unexpected)} unknown, "
-            f"{len(shapes)} of another shape",
-            where=Where(file=str(folder / "adapter_model.safetensors")),
-            evidence=[
-                *(f"missing {name}" for name in missing[:7]),
-                *(f"unknown {name}" for name in unexpected[:7]),
-                *shapes[:6],
-            ],
-            fixes=[f"load it on the model it was trained from: {base}"],
-        )
+    check_fits(tensors, expected, folder / ADAPTER_TENSORS, base)
     peft.set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
 
 
@@ -128,7 +117,7 @@ def check_continues(settings: AdapterConfig, found: str, folder: Path) -> None:
 def add_head(config: Files, model: PreTrainedModel) -> set[str]:
     """Give a language model's adapter the model's new head to train; returns the head's modules, if it is new to it."""
     head = {name.rsplit(".", 1)[-1] for name in head_modules(model)}
-    if not head or config.task_type == "SEQ_CLS":
+    if not head or config.task_type == "SEQ_CLS" or not isinstance(config, Tuners):
         return set()
     config.task_type = "SEQ_CLS"
     config.modules_to_save = [*(name for name in config.modules_to_save or () if name != "lm_head"), *sorted(head)]
@@ -159,18 +148,9 @@ def not_supported(kind: str, folder: Path) -> ModelError:
         "E094",
         f"adapters of {kind} are not supported",
         where=Where(file=str(folder)),
-        fixes=["use an adapter of LoRA, DoRA, (IA)³, VeRA or OFT"],
+        fixes=["use an adapter of LoRA, DoRA, (IA)³, VeRA, OFT, a learned prompt or prefix, or LLaMA-Adapter"],
     )
 
 
 def read_adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / "adapter_model.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            "E093",
-            f"the adapter's weights cannot be read: {error}",
-            where=Where(file=str(path)),
-            fixes=["save the adapter as safetensors; pickle files are never read"],
-        ) from error
+    return read_tensors(folder / ADAPTER_TENSORS)

@@ -10,6 +10,8 @@ import peft
 from torch import nn
 
 from tunesmith.models import adapter_config as settings
+from tunesmith.models import prompt_config
+from tunesmith.models.adapters.adaption import attach_adaption
 from tunesmith.models.adapters.base import Files
 from tunesmith.models.adapters.bottleneck import attach_bottleneck
 from tunesmith.models.adapters.dora import attach_dora
@@ -18,6 +20,7 @@ from tunesmith.models.adapters.lora_fa import attach_lora_fa, freeze_a
 from tunesmith.models.adapters.low_rank import attach_lora
 from tunesmith.models.adapters.named import train_all, train_named
 from tunesmith.models.adapters.oft import attach_oft
+from tunesmith.models.adapters.prompts import attach_p_tuning, attach_prefix, attach_prompt
 from tunesmith.models.adapters.spectral import attach_olora, attach_pissa
 from tunesmith.models.adapters.vera import attach_vera
 from tunesmith.models.bottleneck_config import BottleneckConfig
@@ -49,6 +52,10 @@ METHODS: tuple[Method, ...] = (
     Method(settings.VeraConfig, attach_vera, peft.VeraConfig),
     Method(OftConfig, attach_oft, peft.OFTConfig),
     Method(BottleneckConfig, attach_bottleneck, BottleneckConfig),
+    Method(prompt_config.PromptConfig, attach_prompt, peft.PromptTuningConfig),
+    Method(prompt_config.PTuningConfig, attach_p_tuning, peft.PromptEncoderConfig),
+    Method(prompt_config.PrefixConfig, attach_prefix, peft.PrefixTuningConfig),
+    Method(prompt_config.LlamaAdapterConfig, attach_adaption, peft.AdaptionPromptConfig),
     Method(settings.FullConfig, train_all),
     Method(LisaConfig, train_all),
     Method(settings.FreezeConfig, train_named),

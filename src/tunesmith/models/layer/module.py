@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from jaxtyping import Float
+from peft.tuners.adaption_prompt.layer import AdaptedAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
@@ -85,7 +86,8 @@ class FastLayer(nn.Module):
     ) -> Float[Tensor, "1 T D"]:
         """The layer's output; of the last layer only the rows that the forest says are wanted."""
         rows = forest.wanted if self.is_last and forest is not None else None
-        weights = None if forest is None or self.attention_obstacle() is not None else self.weights()
+        is_plain = forest is None or forest.learned is not None or self.attention_obstacle() is not None
+        weights = None if is_plain else self.weights()
         if forest is None or weights is None:
             given = {**others, "past_key_values": past_key_values, "forest": forest}
             out = self.run_plain(hidden_states, position_embeddings, given)
@@ -122,6 +124,8 @@ class FastLayer(nn.Module):
 
     def attention_obstacle(self) -> str | None:
         attention = self.get_submodule("self_attn")
+        if isinstance(attention, AdaptedAttention):
+            return "attention sees a learned prompt"
         if attention.config._attn_implementation != RAGGED:  # pyright: ignore[reportAttributeAccessIssue]
             return "attention is not ragged"
         if self.training and attention.attention_dropout:

@@ -14,6 +14,7 @@ from tunesmith.models.forward import base_model
 from tunesmith.models.layer.module import PROJECTIONS, WINDOWS, FastLayer
 from tunesmith.models.layer.projection import plain_part_of
 from tunesmith.models.lora import FastLoraLinear
+from tunesmith.models.prompts import has_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ def use_of(model: nn.Module) -> Use:
     if not layers:
         count, reason = unknown(model)
         return Use(count, 0, False, {reason: count})
+    if has_prefix(model):
+        return Use(len(layers), 0, True, {"attention sees learned keys and values": len(layers)})
     training = model.training
     model.train()
     found = [reason_of(layer) for layer in layers]
