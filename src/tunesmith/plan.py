@@ -280,8 +280,9 @@ def planned_type(recipe: Recipe, inventory: Inventory, machine: Machine) -> str:
 
 def computed(recipe: Recipe, dtype: str) -> str:
     """What products are formed in, for speeds to be told apart."""
-    products = recipe.model.base_products
-    return dtype if products == "exact" else f"{dtype} and {products}"
+    products, held = recipe.model.base_products, recipe.model.quantization
+    words = [dtype, *([] if products == "exact" else [products]), *([] if held.name == "none" else [held.name])]
+    return " and ".join(words)
 
 
 def plan_memory(
@@ -292,7 +293,8 @@ def plan_memory(
     dtype = planned_type(recipe, inventory, machine)
     optimizer, is_dense = recipe.train.optimizer, recipe.model.attention == "dense"
     at_once = optimizer.in_backward and steps.most == 1
-    load = Load(steps.largest, steps.longest, dtype, machine.device, is_dense, at_once, optimizer)
+    held = recipe.model.quantization
+    load = Load(steps.largest, steps.longest, dtype, machine.device, is_dense, at_once, optimizer, held)
     trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
     kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
     sizes = activation_sizes(inventory, trained, adapter, load)

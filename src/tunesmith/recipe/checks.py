@@ -13,6 +13,7 @@ from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConf
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.optimizer_checks import averages, projected, rates
+from tunesmith.recipe.quantization_checks import quantized_base
 from tunesmith.recipe.settings import Recipe
 from tunesmith.recipe.step_checks import company, in_backward
 
@@ -116,5 +117,5 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
     _step_size, _products, _length, _early_stopping, _evaluation, _adapter, rates, averages, projected, _reports,
-    company, in_backward, *OBJECTIVE_RULES,
+    company, in_backward, quantized_base, *OBJECTIVE_RULES,
 )  # fmt: skip
