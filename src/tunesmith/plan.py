@@ -27,6 +27,7 @@ from tunesmith.models.prompt_config import positions_before, rows_added
 from tunesmith.planning.calibration import (
     Speed,
     calibration_key,
+    computed,
     flops_per_token,
     forward_flops,
     known_speed,
@@ -283,12 +284,6 @@ def planned_type(recipe: Recipe, inventory: Inventory, machine: Machine) -> str:
     return "bfloat16" if computing_type(torch.bfloat16, machine.device) == torch.bfloat16 else "float32"
 
 
-def computed(recipe: Recipe, dtype: str) -> str:
-    """What products are formed in, for speeds to be told apart."""
-    products = recipe.model.base_products
-    return dtype if products == "exact" else f"{dtype} and {products}"
-
-
 def plan_memory(
     recipe: Recipe, inventory: Inventory, counted: Counted, steps: Steps, machine: Machine
 ) -> tuple[Memory, Checkpointing]:
@@ -298,7 +293,8 @@ def plan_memory(
     optimizer, is_dense = recipe.train.optimizer, recipe.model.attention == "dense"
     at_once = optimizer.in_backward and steps.most == 1
     rows, longest = steps.largest + rows_added(adapter), steps.longest + positions_before(adapter)
-    load = Load(rows, longest, dtype, machine.device, is_dense, at_once, optimizer)
+    held = recipe.model.quantization
+    load = Load(rows, longest, dtype, machine.device, is_dense, at_once, optimizer, held)
     trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
     kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
     copies = copies_bytes(recipe, inventory, trained, WIDTH.get(dtype, 2), steps.tokens * counted.scored_share)

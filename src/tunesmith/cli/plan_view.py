@@ -48,6 +48,8 @@ def _title(plan: Plan) -> Text:
     title.append(f"  {plan.recipe.model.adapter.told()}", style="default")
     products = plan.recipe.model.base_products
     eight = "" if products == "exact" else f", frozen products in {products}"
+    held = plan.recipe.model.quantization
+    eight += "" if held.name == "none" else f", base in {held.told()}"
     title.append(f"  {words.get(plan.dtype, plan.dtype)}{eight} on {plan.machine.name}{threads}", style="dim")
     return title
 

@@ -20,7 +20,9 @@ from tunesmith.models.heads import outputs_in, stored_outputs, writes_no_text
 from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.load import load_base, load_model
 from tunesmith.models.locate import locate
+from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.meaning import Meaning, from_json, read_meaning
+from tunesmith.models.quantized.files import base_of_folder, packing_for
 from tunesmith.models.reference import AdapterOff, OtherModel, Reference
 from tunesmith.models.safety import read_config
 from tunesmith.models.stack import Below, Stack, check_stack, read_stack
@@ -127,7 +129,8 @@ def reference_of(opened: Opened) -> Reference | None:
     """
     source, settings = opened.source, opened.source.settings
     named, start = settings.reference.path, settings.adapter_path
-    base_alone = start is None or settings.reference.source == "adapter_off"
+    begins_there = start is None and not isinstance(settings.adapter, LoftqConfig)
+    base_alone = begins_there or settings.reference.source == "adapter_off"
     if isinstance(opened.model, Adapted) and named is None and base_alone:
         return AdapterOff(opened.model)
     if source.run is None:
@@ -141,10 +144,19 @@ def load_start(run: RunDir, settings: ModelConfig) -> nn.Module:
     named, start = settings.reference.path, settings.adapter_path
     folder = base_folder(run, settings) if named is None else locate(named)
     below = model_settings(run).merged_adapters if named is None else ()
-    plain = ModelConfig(path=str(folder), dtype=settings.dtype, attention=settings.attention, merged_adapters=below)
-    base = load_base(folder, plain)
-    model = base if named is not None or start is None else load_adapter(base, locate(start))
+    plain = reference_settings(settings, folder).model_copy(update={"merged_adapters": below})
+    if named is None and start is None and isinstance(settings.adapter, LoftqConfig):
+        return load_model(folder, settings).requires_grad_(False).eval()
+    continued = None if named is not None or start is None else locate(start)
+    base = load_base(folder, plain, packing=packing_for(plain, continued))
+    model = base if continued is None else load_adapter(base, continued)
     return model.requires_grad_(False).eval()
+
+
+def reference_settings(settings: ModelConfig, folder: Path) -> ModelConfig:
+    """How a frozen model to compare with is loaded: as the base of the run is."""
+    kept = {"dtype": settings.dtype, "attention": settings.attention, "quantization": settings.quantization}
+    return ModelConfig(path=str(folder)).model_copy(update=kept)
 
 
 def named_run(name: str) -> RunDir | None:
@@ -173,7 +185,9 @@ def find_model(name: str, which: Which = "auto") -> ModelSource:
                 fixes=["write the base model's folder or hub id there"],
             )
         below = check_stack(read_stack(folder), folder)
-        return ModelSource(locate(base), ModelConfig(path=base, merged_adapters=below), adapter=folder)
+        packed = base_of_folder(folder).model_dump()
+        settings = ModelConfig.model_validate({"path": base, "quantization": packed, "merged_adapters": below})
+        return ModelSource(locate(base), settings, adapter=folder)
     return ModelSource(folder, ModelConfig(path=str(folder)))
 
 
@@ -234,7 +248,8 @@ def load_source(source: ModelSource, dtype: Dtype = "auto") -> nn.Module:
         model = load_model(source.base, settings, outputs=source.outputs)
         put_weights(model, source.checkpoint)
     else:
-        base = load_base(source.base, settings, outputs=source.outputs)
+        packing = packing_for(settings, source.adapter)
+        base = load_base(source.base, settings, outputs=source.outputs, packing=packing)
         model = base if source.adapter is None else load_adapter(base, source.adapter)
     return model.requires_grad_(False).eval()
 

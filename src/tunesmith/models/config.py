@@ -22,8 +22,10 @@ from tunesmith.models.adapter_config import (
 )
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
+from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.orthogonal_config import OftConfig
 from tunesmith.models.prompt_config import LlamaAdapterConfig, PrefixConfig, PromptConfig, PTuningConfig
+from tunesmith.models.quantization_config import Quantization, Unquantized
 
 Adapter = Annotated[
     LoraConfig
@@ -32,6 +34,7 @@ Adapter = Annotated[
     | PissaConfig
     | OloraConfig
     | LoraFaConfig
+    | LoftqConfig
     | Ia3Config
     | VeraConfig
     | OftConfig
@@ -78,6 +81,11 @@ class ModelConfig(Config):
         default="exact",
         description="Products with frozen weights while training: exact, or in 8 bits on a CPU (int8) or GPU (fp8), "
         "which is faster and not exact. What is saved goes with the exact weights.",
+    )
+    quantization: Quantization = Field(
+        default=Unquantized(),
+        description="Hold the frozen linear layers in few bits; embeddings, head and norms stay in the model's type. "
+        "base_products is about the arithmetic, and goes with exact weights.",
     )
     attention: Literal["auto", "ragged", "dense"] = Field(
         default="auto", description="ragged never multiplies across segments; dense is the masked reference."

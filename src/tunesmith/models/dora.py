@@ -9,6 +9,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
+from tunesmith.models.quantized.linear import QuantizedLinear
 from tunesmith.track.clock import current
 
 ROWS = 512  # rows of W that are held in fp32 at once
@@ -45,17 +46,20 @@ class Lengths(DoraLinearLayer):
     def __init__(self, weight: Float[Tensor, "O I"]) -> None:
         super().__init__(fan_in_fan_out=False)
         self.weight = nn.Parameter(square_norms(weight).clamp_min_(TINY).sqrt_())
-        self.known: tuple[int, int, Tensor] | None = None  # where W lay, its version, and the squares of its rows
+        self.known: tuple[tuple[int, int], Tensor] | None = None  # which W it was, and the squares of its rows
 
-    def squares(self, weight: Tensor) -> Float[Tensor, " O"]:
+    def squares(self, weight: Tensor, which: tuple[int, int]) -> Float[Tensor, " O"]:
         """Those of W's rows, formed again only when W is another."""
-        if self.known is None or self.known[:2] != (weight.data_ptr(), weight._version):
-            self.known = weight.data_ptr(), weight._version, square_norms(weight)
-        return self.known[2]
+        if self.known is None or self.known[0] != which:
+            self.known = which, square_norms(weight)
+        return self.known[1]
 
-    def gain(self, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Float[Tensor, " O"]:
+    def gain(
+        self, weight: Tensor, a: Tensor, b: Tensor, scale: float, which: tuple[int, int] | None = None
+    ) -> Float[Tensor, " O"]:
         """Learned length by present one; the present one has no gradient (section 4.3 of the paper)."""
-        return self.weight.float() / row_norms(weight, a.detach(), b.detach(), scale, self.squares(weight))
+        squares = self.squares(weight, which or (weight.data_ptr(), weight._version))
+        return self.weight.float() / row_norms(weight, a.detach(), b.detach(), scale, squares)
 
 
 class ExactDora(DoraLinearVariant):
@@ -72,11 +76,13 @@ class ExactDora(DoraLinearVariant):
 
 def gain_of(module: PeftLinear, name: str) -> Float[Tensor, " O"]:
     """The factors on the outputs of a DoRA layer as they are now."""
-    lengths, weight = module.lora_magnitude_vector[name], module.get_base_layer().weight
+    lengths, base = module.lora_magnitude_vector[name], module.get_base_layer()
+    weight = base.weight
     assert isinstance(lengths, Lengths)
     assert isinstance(weight, Tensor)
     a, b = (module.get_parameter(f"{factor}.{name}.weight") for factor in ("lora_A", "lora_B"))
-    return lengths.gain(weight, a, b, module.scaling[name])
+    which = (id(base.packed), -1) if isinstance(base, QuantizedLinear) else None  # it is expanded anew each time
+    return lengths.gain(weight, a, b, module.scaling[name], which)
 
 
 class Lengthen(torch.autograd.Function):

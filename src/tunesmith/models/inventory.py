@@ -23,6 +23,7 @@ from tunesmith.models.adapter_config import (
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
+from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.prompt_config import LearnedConfig, VirtualConfig
 from tunesmith.models.safety import read_config
 
@@ -212,7 +213,7 @@ def _placed(inventory: Inventory, adapter: PlacedConfig) -> Trainable:
 
 def _pairs(adapter: PlacedConfig, targeted: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of A and B of plain low-rank adapters; of other methods only the count is known beforehand."""
-    if not isinstance(adapter, LoraConfig | RsloraConfig):
+    if not isinstance(adapter, LoraConfig | RsloraConfig | LoftqConfig):
         return {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (outputs, inputs) in targeted.items():

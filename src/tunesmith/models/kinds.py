@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.models.adapter_config import AdapterConfig
 from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 
-PLAIN = ("lora", "rslora", "lora_fa", "pissa", "olora")  # methods whose folders hold plain LoRA
+PLAIN = ("lora", "rslora", "lora_fa", "loftq", "pissa", "olora")  # methods whose folders hold plain LoRA
 NAMES = {"prompt_tuning": "prompt", "prefix_tuning": "prefix", "adaption_prompt": "llama_adapter"}  # PEFT's and ours
 
 

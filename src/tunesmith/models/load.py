@@ -36,6 +36,9 @@ from tunesmith.models.heads import (
 from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.locate import locate
 from tunesmith.models.processor import computing_type
+from tunesmith.models.quantized.files import packing_for, packing_to_begin
+from tunesmith.models.quantized.loading import read_quantized
+from tunesmith.models.quantized.packing import Packing, check_quantized
 from tunesmith.models.safety import read_config
 from tunesmith.models.stack import locate_adapter
 
@@ -50,19 +53,26 @@ def load_model(folder: Path, settings: ModelConfig, device: torch.device | str =
 
     With `outputs` 0 a language model; else a sequence classifier that gives so many values where they are read.
     """
-    base = load_base(folder, settings, device, outputs)
     if settings.adapter_path is not None:
-        return load_adapter(base, locate(settings.adapter_path), settings.adapter).to(device)
+        continued = locate(settings.adapter_path)
+        base = load_base(folder, settings, device, outputs, packing_for(settings, continued))
+        return load_adapter(base, continued, settings.adapter).to(device)
+    base = load_base(folder, settings, device, outputs, packing_to_begin(settings, folder))
     return attach(base, settings.adapter).to(device)
 
 
 def load_base(
-    folder: Path, settings: ModelConfig, device: torch.device | str = "cpu", outputs: int = 0
+    folder: Path,
+    settings: ModelConfig,
+    device: torch.device | str = "cpu",
+    outputs: int = 0,
+    packing: Packing | None = None,
 ) -> PreTrainedModel:
     """Safetensors only; remote code off; missing, unknown or mis-shaped tensors are errors, never random weights.
 
     Only a head that the checkpoint lacks is new; the vocabulary projection is not kept beside it. Adapters that are
-    merged are added in fp32, and each is rounded to the model's type once.
+    merged are added in fp32, and each is rounded to the model's type once. A quantised base is packed as
+    `model.quantization` says, or as a `packing` for an adapter does.
     """
     clean, _ = read_config(folder)
     read_headers(folder)
@@ -77,13 +87,16 @@ def load_base(
         prepare_config(config, folder, outputs)
     else:
         refuse_head(config, folder)
-    model, report = read_model(folder, config, dtype, settings)
+    packing = packing_for(settings) if packing is None else packing
+    model, report = read_model(folder, config, dtype, settings, packing)
     new = new_head(model, report) if outputs and not stored_outputs(clean) else set()
     check_loading(report, folder)
     if outputs:
         set_up_head(model, new, folder)
     else:
         add_generation_config(model, folder)
+    if packing is not None:
+        check_quantized(model)
     model = put_fast_layers(fuse(model)).requires_grad_(False)
     for name in settings.merged_adapters:
         model = merge(load_adapter(model, locate_adapter(name))).requires_grad_(False)
@@ -91,7 +104,7 @@ def load_base(
 
 
 def read_model(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, settings: ModelConfig
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, settings: ModelConfig, packing: Packing | None = None
 ) -> tuple[PreTrainedModel, dict]:
     """The module that the config describes, and transformers' report on its tensors."""
     attention.register()
@@ -101,6 +114,8 @@ def read_model(
     transformers_logging.set_verbosity_error()  # what is missing or unknown is told by `check_loading`
     factory = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
     try:
+        if packing is not None:
+            return read_quantized(folder, factory, config, dtype, choose_attention(config, settings), packing)
         loaded = factory.from_pretrained(
             str(folder),
             config=config,

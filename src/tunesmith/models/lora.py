@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from jaxtyping import Float
 from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
+from tunesmith.errors import ModelError, Where
 from tunesmith.models.dora import ExactDora, Lengthen, gain_of
+from tunesmith.models.quantized.linear import QuantizedLinear, expanded, frozen_of
 from tunesmith.models.spectral import check_rank, principal_factors, triangular_factors
 from tunesmith.track.clock import current
 
 
 class LoraFunction(torch.autograd.Function):
-    """y = x W^T + bias + s (x A^T) B^T with W frozen; A and B may be fp32 masters, the products run in x's type."""
+    """y = x W^T + bias + s (x A^T) B^T with W frozen; A and B may be fp32 masters, the products run in x's type.
+
+    A packed W is expanded for each product, and not kept.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scale):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx, x, frozen, bias, a, b, scale):  # pyright: ignore[reportIncompatibleMethodOverride]
         small_a, small_b = a.to(x.dtype), (b * scale).to(x.dtype)
         low = x @ small_a.T
-        y = torch.nn.functional.linear(x, weight, bias).addmm_(low, small_b.T)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale, ctx.mark = scale, current()
+        y = torch.nn.functional.linear(x, expanded(frozen, x), bias).addmm_(low, small_b.T)
+        ctx.save_for_backward(x, a, b, low)
+        ctx.frozen, ctx.scale, ctx.mark = frozen, scale, current()
         return y
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         with ctx.mark:
-            x, weight, a, b, low = ctx.saved_tensors
+            x, a, b, low = ctx.saved_tensors
             small_a, small_b = a.to(x.dtype), (b * ctx.scale).to(x.dtype)
             grad_low = grad @ small_b
             grad_x = None
             if ctx.needs_input_grad[0]:
-                grad_x = (grad @ weight).addmm_(grad_low, small_a)
+                grad_x = (grad @ expanded(ctx.frozen, grad)).addmm_(grad_low, small_a)
             grad_a = (grad_low.T @ x).to(a.dtype) if ctx.needs_input_grad[3] else None
             grad_b = (grad.T @ low).to(b.dtype) * ctx.scale
             return grad_x, None, None, grad_a, grad_b, None
@@ -51,17 +58,23 @@ class FastLoraLinear(PeftLinear):
 
     def forward(self, x: Float[Tensor, "*batch in"], *args: object, **kwargs: object) -> Float[Tensor, "*batch out"]:
         adapters, base = self.active_adapters, self.get_base_layer()
-        if args or kwargs or type(base) is not nn.Linear or not self.is_alone(adapters):
+        if args or kwargs or not is_linear(base) or not self.is_alone(adapters):
             return self.less_start(x, super().forward(x, *args, **kwargs))
         (name,) = adapters
         rows = x.reshape(-1, x.shape[-1])
         if self.lora_variant:
             out = self.lengthened(name, rows)
         elif self.is_fast(adapters) or (self.began(name) and not self.drops(name)):
-            out = LoraFunction.apply(rows, base.weight, base.bias, *self.factors(name), self.scaling[name])
+            out = LoraFunction.apply(rows, frozen_of(base), base.bias, *self.factors(name), self.scaling[name])
         else:
             return self.less_start(x, super().forward(x))
         return out.view(*x.shape[:-1], -1)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """PEFT's merge in place; into a quantised weight there is none (E323)."""
+        if isinstance(self.get_base_layer(), QuantizedLinear):
+            raise merges_into_bits()
+        super().merge(safe_merge, adapter_names)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """A and B; where the adapter began with a part of W, that part taken away in more ranks."""
@@ -79,7 +92,7 @@ class FastLoraLinear(PeftLinear):
             low = self.lora_dropout[name](rows) @ a.T.to(rows.dtype)
             out = nn.functional.linear(rows, base.weight) + low @ (b * scale).T.to(rows.dtype)
         else:
-            out = LoraFunction.apply(rows, base.weight, None, a, b, scale)
+            out = LoraFunction.apply(rows, frozen_of(base), None, a, b, scale)
         return Lengthen.apply(out, gain_of(self, name), base.bias)
 
     def less_start(self, x: Tensor, out: Tensor) -> Tensor:
@@ -143,3 +156,17 @@ class FastLoraLinear(PeftLinear):
     def is_fast(self, adapters: list[str]) -> bool:
         """Whether the layer is W + s BA just now, which the written-out decoder layer computes too."""
         return self.is_alone(adapters) and self.is_plain() and not self.drops(adapters[0])
+
+
+def is_linear(layer: object) -> TypeGuard[nn.Linear]:
+    """Whether it is the linear layer that this class computes with, its weight in full or packed."""
+    return type(layer) is nn.Linear or isinstance(layer, QuantizedLinear)
+
+
+def merges_into_bits() -> ModelError:
+    return ModelError(
+        "E323",
+        "an adapter cannot be merged into weights of few bits: rounding would take away most of what it learned",
+        where=Where(field="model.quantization"),
+        fixes=["tunesmith merge RUN FOLDER, which writes 16 bits", "use the adapter as it is"],
+    )

@@ -13,6 +13,7 @@ from tunesmith.models.cache import make_folder
 from tunesmith.models.inventory import Inventory, Trainable
 from tunesmith.paths import home
 from tunesmith.planning.machine import Machine
+from tunesmith.recipe import Recipe
 
 GUESS_PER_CORE = 60e9  # FLOP/s of one CPU core, before the first run
 GUESS_GPU = 100e12  # FLOP/s of a GPU, before the first run
@@ -94,3 +95,10 @@ def forward_flops(inventory: Inventory, scored: float, length: float) -> float:
     """Useful FLOP of one token in a forward pass without gradient."""
     attention = 2 * length * inventory.query * inventory.layers
     return 2 * inventory.body + 2 * scored * inventory.head + attention
+
+
+def computed(recipe: Recipe, dtype: str) -> str:
+    """What products are formed in, for speeds to be told apart."""
+    products, held = recipe.model.base_products, recipe.model.quantization
+    words = [dtype, *([] if products == "exact" else [products]), *([] if held.name == "none" else [held.name])]
+    return " and ".join(words)

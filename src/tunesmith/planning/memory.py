@@ -14,8 +14,11 @@ from tunesmith.models.adapter_config import (
     RsloraConfig,
 )
 from tunesmith.models.inventory import Inventory, Trainable, targets_of
+from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.policy import Checkpointing
 from tunesmith.models.prompt_config import LearnedConfig
+from tunesmith.models.quantization_config import QuantizationConfig, Unquantized
+from tunesmith.planning.quantized import weight_bytes
 from tunesmith.train.holding import Rounding
 from tunesmith.train.optimizers import AdamW, OptimizerConfig
 
@@ -29,6 +32,7 @@ BLOCK = 96  # rows of such a block
 
 # Measured on whole processes, not derived (a nightly test compares plan and peak); the CUDA column is an estimate.
 BASELINE = {"cpu": 820e6, "cuda": 600e6}  # without a model: libraries and kernels per shape; the CUDA context
+MAPPED = {"cpu": 130e6, "cuda": 0}  # of it: pages of the file whose matrices were laid side by side; not when packed
 SLACK = {"cpu": 1.15, "cuda": 1.05}  # what the allocator takes per byte that is kept
 PASSING = {"cpu": 4.0, "cuda": 2.0}  # results that one layer's passes drop again, in units of what a layer keeps
 
@@ -38,9 +42,10 @@ NORMED_QUERIES = frozenset(["qwen3", "gemma3", "gemma3_text", "olmo2"])
 WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # layers of models/layer
 NORMED_AFTERWARDS = frozenset(["olmo2"])
 FUSED = WRITTEN_OUT - NORMED_AFTERWARDS  # norms and gated layers of models/fused
-PLAIN = (LoraConfig, RsloraConfig, LoraFaConfig)  # W + s B A as the written-out layers compute it
+PLAIN = (LoraConfig, RsloraConfig, LoraFaConfig, LoftqConfig)  # W + s B A as the written-out layers compute it
 NOTHING = Checkpointing()
 ADAMW = AdamW()
+EXACT = Unquantized()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Load:
     dense: bool = False  # attention under one mask over the whole microbatch
     in_backward: bool = False  # every gradient is used up as soon as it is complete
     optimizer: OptimizerConfig = ADAMW
+    quantization: QuantizationConfig = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +130,15 @@ def estimate(
     activations = sizes.total(load.tokens, chosen)
     beside = below * MASTERS[rounding_of(load)] + (widened_bytes(trained, load, activations) if below else 0)
     copies = trained.base if trained.adapters else 0  # modules trained in full beside an adapter
+    joined = has_written_out(inventory, adapter, load)
     return Memory(
-        weights=width * (inventory.total + copies),
+        weights=width * copies + weight_bytes(inventory, width, load.quantization, joined=joined),
         adapters=adapter_width * (trained.adapters + frozen_beside(inventory, adapter)),
         gradients=gradient_bytes(inventory, trained, width, load, activations),
         optimizer=states + beside,
         activations=activations,
         head=head_bytes(inventory, trained, width, load.tokens),
-        other=round(BASELINE[load.device]),
+        other=round(BASELINE[load.device] - (0 if load.quantization == EXACT else MAPPED[load.device])),
     )
 
 
@@ -161,7 +168,7 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
     """What layers keep for the backward pass, and what passes through one of them."""
     width = WIDTH.get(load.dtype, 2)
     wide = 2 * width * inventory.intermediate
-    if inventory.model_type in WRITTEN_OUT and not load.dense and is_written_out(adapter):
+    if has_written_out(inventory, adapter, load):
         kept = width * float(values_kept(inventory, adapter))
         passing = width * float(values_passing(inventory))
         dropped = float(wide)
@@ -185,6 +192,11 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
         once=once,
         layers=max(0, inventory.layers - trained.lowest_layer),
     )
+
+
+def has_written_out(inventory: Inventory, adapter: AdapterConfig, load: Load) -> bool:
+    """Whether the model's layers are those of models/layer."""
+    return inventory.model_type in WRITTEN_OUT and not load.dense and is_written_out(adapter)
 
 
 def is_written_out(adapter: AdapterConfig) -> bool:

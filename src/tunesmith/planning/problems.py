@@ -23,6 +23,7 @@ from tunesmith.planning.memory import USABLE, Memory
 from tunesmith.planning.optimizers import optimizer_problems
 from tunesmith.planning.policies import possible
 from tunesmith.planning.precision import precision_problems
+from tunesmith.planning.quantized import quantization_problems
 from tunesmith.planning.trunk import TrunkPlan, existing, trunk_problems
 from tunesmith.recipe import Recipe
 
@@ -63,7 +64,8 @@ def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagn
         _trunk, _policy, _in_backward, _optimizer, _precision, _length, _few_steps, _rate, _overlong, _threads, _disk,
         _stripped, _judged, _guards,
     )  # fmt: skip
-    first = (*facts.counted.doubts, *adapter_problems(facts.recipe, facts.inventory), *_memory(facts, peak_of))
+    about = facts.recipe, facts.inventory
+    first = (*facts.counted.doubts, *adapter_problems(*about), *quantization_problems(*about), *_memory(facts, peak_of))
     return (*first, *(problem for rule in rules for problem in rule(facts)))
 
 
@@ -103,6 +105,8 @@ def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     if recipe.model.adapter.kept == "model":
         is_adamw = train.optimizer.name == "adamw"
         yield {"model.adapter": "lora", **({"train.optimizer.lr": 2e-4} if is_adamw else {"train.optimizer": "adamw"})}
+    elif recipe.model.quantization.name == "none" and recipe.model.base_products == "exact":
+        yield {"model.quantization": "nf4"}
     if recipe.model.dtype == "float32":
         yield {"model.dtype": "bfloat16"}
     length = data.max_length // 2

@@ -15,6 +15,7 @@ from tunesmith.recipe.guard_checks import GUARD_RULES
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.optimizer_checks import averages, drawn, projected, rates
 from tunesmith.recipe.prompt_checks import prompts
+from tunesmith.recipe.quantization_checks import quantized_base
 from tunesmith.recipe.settings import Recipe
 from tunesmith.recipe.step_checks import automatic_warmup, company, in_backward
 
@@ -121,5 +122,5 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
     _step_size, _products, _length, _early_stopping, _evaluation, _adapter, prompts, rates, averages, drawn, projected,
-    _reports, company, in_backward, automatic_warmup, *GUARD_RULES, *OBJECTIVE_RULES,
+    _reports, company, in_backward, automatic_warmup, quantized_base, *GUARD_RULES, *OBJECTIVE_RULES,
 )  # fmt: skip

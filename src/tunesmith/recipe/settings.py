@@ -38,11 +38,22 @@ _SOURCES = (
 _WORDS: dict[Key, str] = {
     ("objective",): "name",
     ("model", "adapter"): "method",
+    ("model", "quantization"): "name",
     ("train", "optimizer"): "name",
     ("train", "schedule"): "name",
 }
-UNIONS: dict[Key, str] = {("objective",): "name", ("model", "adapter"): "method", ("train", "optimizer"): "name"}
-_DEFAULT_TAGS = {("objective",): "sft", ("model", "adapter"): "lora", ("train", "optimizer"): "adamw"}
+UNIONS: dict[Key, str] = {
+    ("objective",): "name",
+    ("model", "adapter"): "method",
+    ("model", "quantization"): "name",
+    ("train", "optimizer"): "name",
+}
+_DEFAULT_TAGS = {
+    ("objective",): "sft",
+    ("model", "adapter"): "lora",
+    ("model", "quantization"): "nf4",
+    ("train", "optimizer"): "adamw",
+}
 
 
 class RunConfig(Config):

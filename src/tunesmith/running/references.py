@@ -18,11 +18,12 @@ from tunesmith.data.mismatch import Mismatch
 from tunesmith.data.prepared import Prepared
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.export.opening import reference_settings
 from tunesmith.models.adapters import Adapted
-from tunesmith.models.config import ModelConfig
 from tunesmith.models.content import content_hash
 from tunesmith.models.load import load_base
 from tunesmith.models.locate import locate
+from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.native import build as kernels
 from tunesmith.models.prompt_config import begins_as_base
 from tunesmith.models.reference import AdapterOff, Computed, OtherModel, Reference, StartWeights
@@ -55,7 +56,8 @@ def find_referee(recipe: Recipe, model: nn.Module, base: Path, tokenizer: Tokeni
     folder = find_reference(recipe, tokenizer)
     if folder is not None:
         return Referee(other_model(folder, recipe, mesh), content_hash(folder), False, True)
-    new_adapter = isinstance(model, Adapted) and recipe.model.adapter_path is None
+    is_new = recipe.model.adapter_path is None and not isinstance(recipe.model.adapter, LoftqConfig)
+    new_adapter = isinstance(model, Adapted) and is_new  # below LoftQ's the base is another model
     if isinstance(model, Adapted) and (settings.source == "adapter_off" or (new_adapter and not settings.update_every)):
         below = stacked_hash(base, recipe.model.merged_adapters)
         is_start = new_adapter and begins_as_base(recipe.model.adapter)
@@ -72,8 +74,7 @@ def start_key(recipe: Recipe, base: Path) -> str:
 
 
 def other_model(folder: Path, recipe: Recipe, mesh: Mesh) -> OtherModel:
-    settings = ModelConfig(path=str(folder), dtype=recipe.model.dtype, attention=recipe.model.attention)
-    return OtherModel(load_base(folder, settings, mesh.device()).eval())
+    return OtherModel(load_base(folder, reference_settings(recipe.model, folder), mesh.device()).eval())
 
 
 def build_streams(
@@ -171,6 +172,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
         recipe.model.dtype,
         recipe.model.attention,
         recipe.model.base_products,
+        recipe.model.quantization.model_dump(),
         device.type,
         mesh.world,
         torch.__version__,

@@ -67,6 +67,7 @@ def trunk_key(recipe: Recipe, base: Path, dtype: torch.dtype, build: Builder, co
         str(dtype),
         recipe.model.attention,
         recipe.model.base_products,
+        recipe.model.quantization.model_dump(),
         device,
         torch.__version__,
         torch.get_num_threads(),

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from tunesmith.models.blockwise import codes_of_halves
 from tunesmith.models.native import build, moments
 from tunesmith.models.native.moments import CELLS, Rates, cells_of
 from tunesmith.train.optimizers import AdamW8bit
 from tunesmith.train.optimizers.adamw8bit import AdamW8bitRule, by_torch, empty_moments
-from tunesmith.train.optimizers.blockwise import codes_of_halves
 
 SETTINGS = AdamW8bit(weight_decay=0.1)
 compiled = pytest.mark.skipif(build.library() is None, reason=f"no kernels here: {build.state()}")

@@ -5,6 +5,7 @@ import zlib
 
 import torch
 
+from tunesmith.models.blockwise import BLOCK, code_values
 from tunesmith.train.optimizers import (
     SGD,
     Adafactor,
@@ -18,7 +19,6 @@ from tunesmith.train.optimizers import (
     ScheduleFree,
 )
 from tunesmith.train.optimizers.adamw8bit import in_8_bits
-from tunesmith.train.optimizers.blockwise import BLOCK, code_values
 
 
 def by_adamw(settings, name, weight, gradient, state, rates, step):

@@ -8,6 +8,7 @@ from tests.unit.train.optimizer_formulas import FORMULAS, by_schedule_free
 from torch import nn
 
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.models.blockwise import code_values, decode, encode, scales_of
 from tunesmith.train.in_backward import BackwardOptimizer
 from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.optimizers import (
@@ -23,7 +24,6 @@ from tunesmith.train.optimizers import (
     ScheduleFree,
 )
 from tunesmith.train.optimizers.adamw8bit import in_8_bits
-from tunesmith.train.optimizers.blockwise import code_values, decode, encode, scales_of
 
 RATES = (0.5, 1.0, 0.8, 0.3, 1.0, 0.6)  # shares of the peak, one for each step
 

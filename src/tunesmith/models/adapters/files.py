@@ -22,6 +22,7 @@ from tunesmith.models.adapters.registry import method_of
 from tunesmith.models.adapters.spectral import as_plain, begins_with_weights, plain_tensors
 from tunesmith.models.heads import head_modules
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
+from tunesmith.models.quantized.files import describe_base
 
 VOCABULARY_HEAD = ".lm_head.weight"
 OTHER_BASES = ("corda", "loftq", "lora_ga", "mica")  # beginnings of LoRA whose base is not the model as it is stored
@@ -37,6 +38,7 @@ def save_adapter(model: Adapted, folder: Path, base: str) -> None:
     """
     if isinstance(model, BottleneckModel):
         save_bottleneck(model, folder, base)
+        describe_base(model, folder)
         return
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
@@ -45,6 +47,7 @@ def save_adapter(model: Adapted, folder: Path, base: str) -> None:
         return
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    describe_base(model, folder)
     (name,) = model.peft_config
     if begins_with_weights(model.peft_config[name]):
         tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)

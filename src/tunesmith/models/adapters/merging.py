@@ -14,6 +14,7 @@ from tunesmith.errors import ModelError, Where
 from tunesmith.models.adapters.bottleneck import BottleneckModel
 from tunesmith.models.dora import ExactDora, gain_of
 from tunesmith.models.lora import FastLoraLinear
+from tunesmith.models.quantized.linear import QuantizedLinear, in_full
 
 
 def merge(model: PeftModel | BottleneckModel) -> PreTrainedModel:
@@ -25,14 +26,31 @@ def merge(model: PeftModel | BottleneckModel) -> PreTrainedModel:
         raise not_mergeable("BOTTLENECK")
     if not isinstance(model.base_model, BaseTuner):
         raise not_mergeable(str(next(iter(model.peft_config.values())).peft_type))
-    for module in model.modules():
+    for module in list(model.modules()):
         if isinstance(module, BaseTunerLayer):
             merge_one(module)
     merged = model.base_model.unload()  # pyright: ignore[reportCallIssue]
     assert isinstance(merged, PreTrainedModel)
     if hasattr(merged, "peft_config"):
         del merged.peft_config  # another adapter may come: PEFT would count this one too
-    return merged
+    return all_in_full(merged)
+
+
+def in_fp32(layer: BaseTunerLayer) -> torch.dtype | None:
+    """Put a quantised base in full, in fp32; returns the type that it is to have in the end."""
+    base = layer.get_base_layer()
+    if not isinstance(base, QuantizedLinear):
+        return None
+    layer.base_layer = in_full(base, torch.float32)  # pyright: ignore[reportAttributeAccessIssue]
+    return base.dtype
+
+
+def all_in_full(model: PreTrainedModel) -> PreTrainedModel:
+    """Quantised layers that no adapter changes become ordinary ones."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            model.set_submodule(name, in_full(module, module.dtype))
+    return model
 
 
 def scale(model: PeftModel, share: float) -> bool:
@@ -50,11 +68,14 @@ def scale(model: PeftModel, share: float) -> bool:
 
 
 def merge_one(layer: BaseTunerLayer) -> None:
-    """One layer's weights become what they are with the adapter."""
+    """One layer's weights become what they are with the adapter; a quantised one is put in full for it."""
+    dtype = in_fp32(layer)
     if isinstance(layer, FastLoraLinear) and is_ours(layer):
         merge_layer(layer)
     else:
         merge_in_fp32(layer)
+    if dtype is not None:
+        layer.get_base_layer().to(dtype)
 
 
 def not_mergeable(kind: str, folder: Path | None = None) -> ModelError:

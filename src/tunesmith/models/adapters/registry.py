@@ -16,6 +16,7 @@ from tunesmith.models.adapters.base import Files
 from tunesmith.models.adapters.bottleneck import attach_bottleneck
 from tunesmith.models.adapters.dora import attach_dora
 from tunesmith.models.adapters.ia3 import attach_ia3
+from tunesmith.models.adapters.loftq import attach_loftq
 from tunesmith.models.adapters.lora_fa import attach_lora_fa, freeze_a
 from tunesmith.models.adapters.low_rank import attach_lora
 from tunesmith.models.adapters.named import train_all, train_named
@@ -25,6 +26,7 @@ from tunesmith.models.adapters.spectral import attach_olora, attach_pissa
 from tunesmith.models.adapters.vera import attach_vera
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
+from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.orthogonal_config import OftConfig
 
 
@@ -48,6 +50,7 @@ METHODS: tuple[Method, ...] = (
     Method(settings.PissaConfig, attach_pissa, peft.LoraConfig),
     Method(settings.OloraConfig, attach_olora, peft.LoraConfig),
     Method(settings.LoraFaConfig, attach_lora_fa, peft.LoraConfig, freeze_a),
+    Method(LoftqConfig, attach_loftq, peft.LoraConfig),
     Method(settings.Ia3Config, attach_ia3, peft.IA3Config),
     Method(settings.VeraConfig, attach_vera, peft.VeraConfig),
     Method(OftConfig, attach_oft, peft.OFTConfig),

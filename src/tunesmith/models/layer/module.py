@@ -163,13 +163,17 @@ def shape_of(layer: nn.Module) -> Shape:
     known = vars(attention)
     width = known["head_dim"]
     return Shape(
-        heads=len(attention.get_parameter("q_proj.weight")) // width,
-        key_heads=len(attention.get_parameter("k_proj.weight")) // width,
+        heads=outputs_of(attention, "q_proj") // width,
+        key_heads=outputs_of(attention, "k_proj") // width,
         width=width,
         scale=known["scaling"],
         window=WINDOWS[type(layer).__name__](attention),
         rotary=bool(known.get("use_rope", True)),
     )
+
+
+def outputs_of(attention: nn.Module, name: str) -> int:
+    return attention.get_submodule(name).out_features  # pyright: ignore[reportReturnType]
 
 
 def projection(layer: nn.Module, names: Sequence[str]) -> Projection | None:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from tunesmith.models.eight_bit import Linear8, Weights8
 from tunesmith.models.lora import FastLoraLinear
 from tunesmith.models.native.low_rank import fold, fold_and_lower
+from tunesmith.models.quantized.linear import QuantizedLinear
+from tunesmith.models.quantized.packed import Packed
+from tunesmith.models.scratch import scratch
 from tunesmith.track.clock import Mark
 
 Result = TypeVar("Result")
@@ -37,10 +40,11 @@ class Part:
     """One linear layer of a projection."""
 
     width: int
-    weight: Tensor | None  # None where there are products in 8 bits instead
+    weight: Tensor | None  # None where there are products in 8 bits instead, or the weight is packed
     bias: Tensor | None
     low_rank: LowRank | None
     eight: Weights8 | None = None  # of all parts of the projection
+    packed: Packed | None = None  # expanded by each product
 
     def tensors(self) -> Iterator[Tensor]:
         if self.weight is not None:
@@ -75,6 +79,8 @@ def part_of(module: nn.Module) -> Part | None:
 def plain_part_of(module: nn.Module) -> Part | None:
     if isinstance(module, Linear8):
         return Part(module.out_features, None, module.bias, None, module.weights)
+    if isinstance(module, QuantizedLinear):
+        return Part(module.out_features, None, module.bias, None, packed=module.packed)
     if type(module) is nn.Linear:
         return Part(module.out_features, module.weight, module.bias, None)
     return None
@@ -108,7 +114,7 @@ class Projection:
         if (eight := self.parts[0].eight) is not None:
             eight.product(x, out)
         else:
-            torch.mm(x, self.weight().T, out=out)
+            torch.mm(x, self.weight(x).T, out=out)
         if any(part.bias is not None for part in self.parts):
             out += torch.cat([x.new_zeros(part.width) if part.bias is None else part.bias for part in self.parts])
         factors = self.factors(x.dtype)
@@ -118,8 +124,18 @@ class Projection:
         out.addmm_(low, factors.b.T)
         return low
 
-    def weight(self) -> Float[Tensor, "O I"]:
-        return side_by_side([part.weight for part in self.parts if part.weight is not None])
+    def weight(self, like: Tensor) -> Float[Tensor, "O I"]:
+        """Those of all parts for products with `like`; of packed ones until the next call."""
+        packed = next((part.packed for part in self.parts if part.packed is not None), None)
+        if packed is None:
+            return side_by_side([part.weight for part in self.parts if part.weight is not None])
+        whole = scratch("expanded", (self.width, packed.shape[1]), like)
+        for part, rows in zip(self.parts, whole.split([part.width for part in self.parts]), strict=True):
+            if part.packed is not None:
+                part.packed.expand(rows)
+            elif part.weight is not None:
+                rows.copy_(part.weight)
+        return whole
 
     @property
     def has_low_rank(self) -> bool:
@@ -186,7 +202,7 @@ class Slope:
             if (eight := self.projection.parts[0].eight) is not None:
                 eight.product_backward(self.grad, out)
             else:
-                torch.mm(self.grad, self.projection.weight(), out=out)
+                torch.mm(self.grad, self.projection.weight(self.grad), out=out)
             if self.a is None or self.of_low is None:
                 return out
             return out.addmm_(self.of_low, self.a)

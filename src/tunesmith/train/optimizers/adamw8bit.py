@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tunesmith.models.blockwise import BLOCK, code_values, codes_of_halves, decode, encode, scales_of
 from tunesmith.models.native import moments
 from tunesmith.models.native.moments import Codes, Rates
 from tunesmith.train.optimizers.base import (
@@ -23,7 +24,6 @@ from tunesmith.train.optimizers.base import (
     numbers,
     split,
 )
-from tunesmith.train.optimizers.blockwise import BLOCK, code_values, codes_of_halves, decode, encode, scales_of
 
 SMALLEST = 4096  # numbers; smaller states stay in fp32, as do those of embeddings, whose rows differ too much in size
 PIECE = 256  # blocks that are decoded at once, so that they stay in the processor's cache
