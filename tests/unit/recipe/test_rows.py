@@ -158,7 +158,7 @@ def test_k03_the_line_of_the_file_and_the_meaning_are_shown(tmp_path):
 def test_k03_an_unknown_method_offers_the_nearest(tmp_path):
     error = refused(tmp_path, "model:\n  adapter: lra\n")
     assert "words lora | rslora | dora" in error.diagnostic.message
-    assert "full | freeze" in error.diagnostic.message
+    assert "freeze | bitfit" in error.diagnostic.message
     assert error.diagnostic.fixes[0].set == {"model.adapter.method": "lora"}
 
 
