@@ -71,16 +71,16 @@ def methods(
 
 
 def table(rows: list[Row]) -> Table:
-    """Every method, those that no other one beats in bold."""
+    """What fits a terminal of every method, those that no other one beats in bold."""
     from rich.table import Table
 
-    from tunesmith.comparing.report import HEADINGS, cells
+    from tunesmith.comparing.report import SHORT, short
     from tunesmith.comparing.rows import front
 
     best = front(rows)
-    shown = Table(header_style="dim")
-    for heading in HEADINGS:
-        shown.add_column(heading)
+    shown = Table(box=None, header_style="dim", pad_edge=False)
+    for heading in SHORT:
+        shown.add_column(heading, justify="left" if heading == SHORT[0] else "right", no_wrap=heading != SHORT[1])
     for row in rows:
-        shown.add_row(*cells(row), style="bold" if row.name in best else None)
+        shown.add_row(*short(row), style="bold" if row.name in best else None)
     return shown

@@ -20,6 +20,14 @@ HEADINGS = (
     "general loss",
     "file",
 )
+SHORT = ("method", "trained", "rate", "peak GB", "tokens/s", "score", "forgotten", "file")
+
+
+def short(row: Row) -> tuple[str, ...]:
+    """One line of the table for a terminal, in the order of SHORT."""
+    whole = dict(zip(HEADINGS, cells(row), strict=True))
+    score, forgotten = given(row.score, "{:.1%}"), given(row.forgotten, "{:+.3f}")
+    return tuple({**whole, "score": score, "forgotten": forgotten}[heading] for heading in SHORT)
 
 
 def cells(row: Row) -> tuple[str, ...]:

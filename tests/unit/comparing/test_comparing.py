@@ -10,7 +10,7 @@ from tests.tiny import tiny_model_folder
 from tunesmith.cli.main import run
 from tunesmith.comparing.entries import Entry, listed, named
 from tunesmith.comparing.methods import size_of
-from tunesmith.comparing.report import cells, markdown
+from tunesmith.comparing.report import SHORT, cells, markdown, short
 from tunesmith.comparing.rows import BASE, Row, front
 from tunesmith.errors import UsageError
 
@@ -123,6 +123,8 @@ def test_the_front_is_what_no_other_method_beats():
 
 def test_the_table_says_why_a_method_was_not_trained(tmp_path):
     assert cells(Row("oft", problem="blocks do not divide"))[1] == "not trained: blocks do not divide"
+    assert short(Row("oft", problem="blocks do not divide"))[1] == "not trained: blocks do not divide"
+    assert dict(zip(SHORT, short(row("lean", 0.8, 0.1, 10**9)), strict=True))["forgotten"] == "+0.100"
     text = markdown([row("lean", 0.8, 0.1, 10**9)])
     assert "| **lean** |" in text
     assert "1.00" in text
