@@ -13,6 +13,7 @@ from tunesmith.models.adapters import METHODS
 LR = "train.optimizer.lr"
 BESIDE: dict[str, tuple[str, ...]] = {  # what a user calls a method and is an adapter with something beside it
     "lora+": ("model.adapter=lora", "train.optimizer.lr_ratio_b=16"),
+    "qlora": ("model.adapter=lora", "model.quantization=nf4"),
     "galore": ("model.adapter=full", "train.optimizer=galore"),
 }
 USUAL = (
@@ -29,8 +30,16 @@ USUAL = (
     "norms",
     "freeze",
     "full",
+    "galore",
+    "bottleneck",
+    "prompt",
+    "prefix",
+    "qlora",
 )
-SETTINGS = {"freeze": ("model.adapter.last=4",)}  # without which a method trains nothing
+SETTINGS = {  # without which a method trains nothing, or has nothing to begin with
+    "freeze": ("model.adapter.last=4",),
+    "loftq": ("model.quantization=nf4",),
+}
 
 
 @dataclass(frozen=True, slots=True)
