@@ -65,8 +65,8 @@ _PLUS = Word(
     "LoRA+ is LoRA whose factor B learns faster than A: train.optimizer.lr_ratio_b says how many times",
 )
 _ON_QUANTIZED = Word(
-    {"model.adapter.method": "lora"},
-    "QLoRA is LoRA on frozen weights of fewer bits: the method is lora, and how weights are stored is no part of it",
+    {"model.adapter.method": "lora", "model.quantization.name": "nf4"},
+    "QLoRA is LoRA on a base in 4 bits: the method is lora, and model.quantization says how the base is held",
 )
 # Values of settings that guides name and that are something else here, as they are written without regard to dashes.
 WORDS: dict[tuple[str, str], Word] = {

@@ -26,7 +26,14 @@ from tunesmith.models.adapters.base import Tuners
 from tunesmith.models.adapters.combining import Kept, Mix, combine, principal, product_triples
 from tunesmith.models.adapters.merging import merge_one, not_mergeable
 from tunesmith.models.adapters.spectral import begins_with_weights
-from tunesmith.models.adapters.updates import LowRankAdapter, method_told, read_low_rank, write_factors, write_low_rank
+from tunesmith.models.adapters.updates import (
+    LowRankAdapter,
+    method_told,
+    read_low_rank,
+    refuse_above,
+    write_factors,
+    write_low_rank,
+)
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.load import DTYPES, load_base
@@ -216,6 +223,7 @@ def rotations(numbers: torch.Tensor, *, series: bool) -> torch.Tensor:
 def from_weights(folder: Path, stage: Path, wish: Wish) -> tuple[dict[str, Factors], Kept, float]:
     """Plain LoRA from what an adapter does to the weights of its base; the difference in predictions is measured."""
     config = read_adapter_config(folder)
+    refuse_above(folder)
     if not isinstance(config, Tuners):
         raise not_mergeable(str(config.peft_type), folder)
     if config.modules_to_save:

@@ -33,6 +33,7 @@ def test_words_for_methods_that_are_settings_here_lead_to_them(word):
     recipe = load_recipe(None, [f"{key}={value}" for key, value in problem.fixes[0].set.items()], {}).recipe
     assert recipe.model.adapter.method == "lora"
     assert recipe.train.optimizer.lr_ratio_b == (1.0 if word == "qlora" else 16.0)
+    assert recipe.model.quantization.name == ("nf4" if word == "qlora" else "none")
 
 
 def test_catalogue_has_type_default_range_and_text_of_every_key():

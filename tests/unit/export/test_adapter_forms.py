@@ -26,6 +26,7 @@ from tunesmith.models.config import (
     VeraConfig,
 )
 from tunesmith.models.load import load_base
+from tunesmith.models.stack import Below, write_stack
 
 
 @pytest.fixture(scope="module")
@@ -193,4 +194,15 @@ def test_forms_that_are_not_there_are_refused(base, tmp_path):
         convert_adapter(str(tmp_path / "whole"), tmp_path / "new", Wish())
     with pytest.raises(UsageError, match="E367"):
         convert_adapter(str(tmp_path / "lora"), tmp_path / "new", Wish(rank=0))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("settings", [LoraConfig(rank=2), DoraConfig(rank=2)])
+def test_an_adapter_above_others_is_refused_because_its_note_would_be_lost(settings, base, tmp_path):
+    saved(base, tmp_path / "old", settings)
+    write_stack(tmp_path / "old", str(base), (Below(str(tmp_path / "below"), "0"),))
+    with pytest.raises(ModelError) as caught:
+        convert_adapter(str(tmp_path / "old"), tmp_path / "new", Wish(rank=2))
+    assert caught.value.diagnostic.code == "E362"
+    assert str(tmp_path / "below") in str(caught.value)
     assert not (tmp_path / "new").exists()

@@ -22,6 +22,7 @@ from tunesmith.models.adapters.spectral import begins_with_weights
 from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.kinds import kind_of
 from tunesmith.models.spectral import Factors
+from tunesmith.models.stack import STACK_FILE, read_stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class LowRankAdapter:
 def read_low_rank(folder: Path) -> LowRankAdapter:
     """Read plain LoRA (rsLoRA too). Raises ModelError E362 for anything that is more than updates s B A."""
     config = read_adapter_config(folder)
+    refuse_above(folder)
     if not isinstance(config, peft.LoraConfig) or config.use_dora or begins_with_weights(config):
         raise no_updates(folder, method_told(config))
     sides: dict[str, dict[str, Tensor]] = {}
@@ -90,6 +92,18 @@ def method_told(config: peft.PeftConfig) -> str:
     if begins_with_weights(config):
         return "LoRA that began with a part of the weights"
     return {"dora": "DoRA", "ia3": "(IA)³", "vera": "VeRA", "oft": "OFT"}.get(kind := kind_of(config.to_dict()), kind)
+
+
+def refuse_above(folder: Path) -> None:
+    """ModelError E362 for an adapter that stands above others: what is made of it would not say so."""
+    if stack := read_stack(folder):
+        raise ModelError(
+            "E362",
+            f"{folder} was trained above adapters that are merged into its base",
+            where=Where(str(folder / STACK_FILE)),
+            evidence=[below.folder for below in stack],
+            fixes=[Fix("merge all of them into a model", command=f"tunesmith merge {folder} OUT")],
+        )
 
 
 def no_updates(folder: Path, kind: str) -> ModelError:
