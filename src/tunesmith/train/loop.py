@@ -81,8 +81,6 @@ class Loop:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        if parts.scale is not None:
-            parts.optimizer.scale = parts.scale.value
         self.position = Position()
         self.schedule = settled(parts.settings)
         self.clipper = make_clipper(parts.settings)
@@ -139,6 +137,7 @@ class Loop:
         rate = factor(self.schedule, position.step, parts.total)
         parts.optimizer = parts.tuning.before(position.step, parts.optimizer)
         parts.optimizer.set_rate(rate)
+        parts.optimizer.scale = 1.0 if parts.scale is None else parts.scale.value
         result = compute_step(
             parts.model,
             microbatches,
@@ -174,7 +173,6 @@ class Loop:
         parts = self.parts
         if parts.scale is not None:
             before, overflowed = parts.scale.value, parts.scale.overflowed(result.loss, result.grad_norm)
-            parts.optimizer.scale = parts.scale.value
             if overflowed:
                 return Verdict("rescale", f"gradients in fp16 overflowed at a loss scale of {before:g}")
         verdict = parts.guard.judge(self.position.step + 1, result.loss, result.grad_norm, result.records)
@@ -354,7 +352,6 @@ class Loop:
         self.clipper.restore(state["clipper"])
         if self.parts.scale is not None:
             self.parts.scale.restore(state["scale"])
-            self.parts.optimizer.scale = self.parts.scale.value
         self.parts.total = state["total"]
         self.position = Position(**state["position"])
         self.stopped_early = is_over(self.position, self.parts.settings.early_stopping)

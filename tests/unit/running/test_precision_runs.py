@@ -25,6 +25,18 @@ WAYS = {
     "kahan": (*BF16, "train.optimizer.rounding=kahan"),
     "stochastic in 8 bits": (*BF16, "train.optimizer.rounding=stochastic", "train.optimizer.name=adamw8bit"),
     "fp16": ("model.adapter=full", "model.dtype=float16", "train.optimizer.lr=1e-3", "train.loss_scale.every=3"),
+    "fp16, layers in turns": (
+        "model.adapter={method: lisa, layers: 1, every: 1}",
+        "model.dtype=float16",
+        "train.optimizer.lr=1e-4",
+        "train.loss_scale.every=2",
+    ),
+    "stochastic, layers in turns": (
+        "model.adapter={method: lisa, layers: 1, every: 1}",
+        "model.dtype=bfloat16",
+        "train.optimizer.lr=1e-4",
+        "train.optimizer.rounding=stochastic",
+    ),
     "fp16 with an adapter": ("model.dtype=float16", "train.loss_scale.initial=1024"),
     "kahan, averaged": (*BF16, "train.optimizer.rounding=kahan", "train.optimizer.name=schedule_free"),
 }
@@ -64,7 +76,7 @@ def test_a_run_goes_on_to_the_bit(start, words):
     run = start("run", *words)
     ended = files_of(run, "weights", "optimizer")
     kinds = {value.dtype for name, value in ended.items() if name.startswith("weights")}
-    adapter = "model.adapter=full" not in words
+    adapter = not any(word.startswith("model.adapter=") for word in words)
     assert kinds == {torch.float32 if adapter else torch.float16 if "model.dtype=float16" in words else torch.bfloat16}
     shutil.rmtree(run.checkpoints / "step-4")
     start("run", *words)
@@ -113,15 +125,16 @@ def steps_of(run):
     return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_steps_that_overflow_in_fp16_are_left_out_and_counted(start):
-    """From a scale of 2^32 it falls until gradients fit; none of it is an instability, and growth comes back."""
-    words = ("model.adapter=full", "model.dtype=float16", "train.optimizer.lr=1e-3", "train.steps=24")
+@pytest.mark.parametrize("adapter", ["full", "{method: lisa, layers: 1, every: 1}"])
+def test_steps_that_overflow_in_fp16_are_left_out_and_counted(start, adapter):
+    """The scale falls from 2^32 at every step until gradients fit, also where layers take turns; none is unstable."""
+    words = (f"model.adapter={adapter}", "model.dtype=float16", "train.optimizer.lr=1e-3", "train.steps=24")
     words += ("train.stability.on_nonfinite=stop", f"train.loss_scale.initial={2**32}", "train.loss_scale.every=2")
     run = start("run", *words)
     steps = [row for row in steps_of(run) if "train/loss_scale" in row]
     overflows = int(steps[-1]["train/overflows"])
     assert overflows >= 5
-    assert steps[0]["train/loss_scale"] == 2.0**31
+    assert [row["train/loss_scale"] for row in steps[:5]] == [2.0 ** (31 - step) for step in range(5)]
     assert steps[-1]["train/skipped"] == 0
     assert any(later["train/loss_scale"] > one["train/loss_scale"] for one, later in pairwise(steps))
     assert not (run.path / "bad_batches").exists() or not list((run.path / "bad_batches").iterdir())
