@@ -13,6 +13,7 @@ Shapes = dict[str, tuple[int, ...]]
 Begin = Literal["vocabulary", "text", "random"]
 BEGINS = "How it begins: as tokens drawn from the vocabulary, as those of init_text, or random."
 TEXT = "Text that it begins as; a shorter one is repeated, a longer one is cut."
+TYPES = ("llama", "mistral")  # models for which PEFT has adaption prompts
 
 
 class Wide(Protocol):

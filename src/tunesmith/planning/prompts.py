@@ -6,9 +6,15 @@ from collections.abc import Iterator
 
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, Fix, Where
-from tunesmith.models.adapters.adaption import TYPES
 from tunesmith.models.inventory import Inventory
-from tunesmith.models.prompt_config import LearnedConfig, LlamaAdapterConfig, PrefixConfig, PromptConfig, VirtualConfig
+from tunesmith.models.prompt_config import (
+    TYPES,
+    LearnedConfig,
+    LlamaAdapterConfig,
+    PrefixConfig,
+    PromptConfig,
+    VirtualConfig,
+)
 
 KEY = "model.adapter.tokens"
 

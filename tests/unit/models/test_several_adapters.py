@@ -3,9 +3,10 @@
 import pytest
 import torch
 from tests.unit.models.architectures import build
-from tests.unit.models.test_adapter_laws import ARCHITECTURE, FOLDERS, disturbed, every, logprobs
+from tests.unit.models.test_adapter_laws import FOLDERS, disturbed, every, logprobs
 
 from tunesmith.errors import ModelError, UsageError
+from tunesmith.models.adapter_config import TargetedConfig
 from tunesmith.models.adapters import load_adapter, save_adapter, trainable
 from tunesmith.models.adapters.several import attach_several
 from tunesmith.models.config import (
@@ -15,6 +16,7 @@ from tunesmith.models.config import (
     LoraConfig,
     OftConfig,
     PissaConfig,
+    PromptConfig,
     VeraConfig,
 )
 from tunesmith.models.fused import fuse
@@ -23,7 +25,7 @@ from tunesmith.models.layer.module import put_fast_layers
 
 def base():
     """As a run has it, and frozen."""
-    return put_fast_layers(fuse(build(ARCHITECTURE))).requires_grad_(False)
+    return put_fast_layers(fuse(build("qwen2"))).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -40,7 +42,7 @@ def alone(folder):
     return logprobs(load_adapter(base(), folder).requires_grad_(False).eval())
 
 
-@every({name: one for name, one in FOLDERS.items() if one.word != "bottleneck"})
+@every({name: one for name, one in FOLDERS.items() if isinstance(one, TargetedConfig)})
 def test_each_predicts_what_it_predicts_alone(settings, tmp_path):
     folders = {f"./no. {seed}": saved(tmp_path / str(seed), settings, seed) for seed in (1, 2, 3)}
     several = attach_several(base(), folders)
@@ -95,6 +97,7 @@ PAIRS = {
     "kinds": (LoraConfig(rank=2), OftConfig(block=16)),
     "factors": (Ia3Config(), LoraConfig(rank=2)),
     "layers": (BottleneckConfig(), LoraConfig(rank=2)),
+    "prompts": (PromptConfig(tokens=3), PromptConfig(tokens=3)),
     "seeds": (VeraConfig(rank=8), VeraConfig(rank=8, seed=5)),
 }
 

@@ -13,9 +13,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.adapters.base import wrap
 from tunesmith.models.heads import has_head
-from tunesmith.models.prompt_config import LlamaAdapterConfig
-
-TYPES = ("llama", "mistral")  # those for which PEFT has them
+from tunesmith.models.prompt_config import TYPES, LlamaAdapterConfig
 
 
 class GatedAttention(AdaptedAttention):
