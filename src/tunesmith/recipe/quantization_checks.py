@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tunesmith.configuring.layers import Origin
 from tunesmith.models.loftq_config import LoftqConfig
+from tunesmith.models.prompt_config import LlamaAdapterConfig
 from tunesmith.models.quantization_config import Unquantized
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.settings import Recipe
@@ -25,6 +26,9 @@ def quantized_base(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Cl
     if adapter.kept == "model":
         message = f"weights in {held.told()} are frozen, and {adapter.title} trains and saves the model itself"
         yield Clash(message, (FIELD, METHOD), {METHOD: "lora"}, "E320", f"or {FIELD}=none")
+    if isinstance(adapter, LlamaAdapterConfig):
+        message = f"adaption prompts ask each layer for its parameters, and weights in {held.told()} are none"
+        yield Clash(message, (METHOD, FIELD), {METHOD: "lora"}, "E329", f"or {FIELD}=none")
     if model.base_products != "exact":
         message = f"products in {model.base_products} hold weights of their own: a base in {held.told()} saves nothing"
         yield Clash(message, (PRODUCTS, FIELD), {PRODUCTS: "exact"}, "E321")

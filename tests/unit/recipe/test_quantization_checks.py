@@ -42,6 +42,13 @@ def test_products_in_8_bits_go_with_exact_weights():
     assert caught.value.diagnostic.fixes[0].set == {"model.base_products": "exact"}
 
 
+def test_adaption_prompts_need_layers_with_parameters():
+    with pytest.raises(UsageError) as caught:
+        recipe_of("model.quantization=nf4", "model.adapter=llama_adapter")
+    assert caught.value.diagnostic.code == "E329"
+    assert caught.value.diagnostic.fixes[0].set == {"model.adapter.method": "lora"}
+
+
 def test_loftq_needs_a_quantised_base_to_begin_with():
     with pytest.raises(UsageError) as caught:
         recipe_of("model.adapter=loftq")

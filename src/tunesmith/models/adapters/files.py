@@ -44,6 +44,7 @@ def save_adapter(model: Adapted, folder: Path, base: str) -> None:
         config.base_model_name_or_path = base
     if model.active_peft_config.is_prompt_learning:
         save_prompt(model, folder)
+        describe_base(model, folder)
         return
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
