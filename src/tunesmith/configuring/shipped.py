@@ -16,6 +16,8 @@ BESIDE_PAIRS = {
     "ranking_reward": "reward",
     "process_reward": "reward",
     "regress": "classify",
+    "kl_to_reference": "sft",
+    "k3_to_reference": "sft",
 }
 
 

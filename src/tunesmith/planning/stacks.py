@@ -9,17 +9,10 @@ from tunesmith.errors import Diagnostic, Fix, ModelError, Where
 from tunesmith.models.adapter_folder import misfits
 from tunesmith.models.headers import read_header
 from tunesmith.models.inventory import ADAPTER_FILE, Inventory
-from tunesmith.models.kinds import kind_of_folder
+from tunesmith.models.kinds import NO_WEIGHTS, kind_of_folder
 from tunesmith.models.locate import locate
 from tunesmith.models.stack import FIELD, Stack, above_others, find_stack, locate_adapter, read_stack
 from tunesmith.recipe import Recipe
-
-NO_WEIGHTS = frozenset(  # kinds that change no weights
-    [
-        "adaption_prompt", "bottleneck", "cpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning",
-        "prompt_tuning", "xlora",
-    ]
-)  # fmt: skip
 
 
 def stack_problems(recipe: Recipe, inventory: Inventory) -> Iterator[Diagnostic]:

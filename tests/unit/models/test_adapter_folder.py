@@ -11,25 +11,27 @@ from tests.tiny import tiny_model_folder
 from tests.unit.models.test_adapter_laws import FOLDERS, attached, every
 
 from tunesmith.errors import ModelError
-from tunesmith.models.adapter_config import DoraConfig, Ia3Config, LoraConfig
+from tunesmith.models.adapter_config import DoraConfig, Ia3Config, LoraConfig, PlacedConfig
 from tunesmith.models.adapter_folder import adapter_folder, adapter_folders, describe_adapter
 from tunesmith.models.adapters import attach, save_adapter, trainable
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
+from tunesmith.models.prompt_config import PrefixConfig, PTuningConfig
 from tunesmith.track.run_dir import RunDir
 
 
 @every(FOLDERS)
 def test_every_kind_of_folder_is_described(settings, tmp_path):
-    model = attached(settings, "qwen2")
+    model = attached(settings)
     save_adapter(model, tmp_path, "base/model")
     facts = describe_adapter(tmp_path)
     plain = settings.word in ("pissa", "olora", "lora_fa")  # written as plain LoRA
     assert facts.method == (("rslora" if settings.rslora else "lora") if plain else settings.word)
     assert facts.base == "base/model"
-    assert facts.layers > 0
+    assert (facts.layers > 0) is isinstance(settings, PlacedConfig)
     assert facts.bytes == 4 * facts.parameters
-    if not plain and settings.word != "vera":  # whose folder holds the frozen matrices too
+    network = isinstance(settings, PTuningConfig) or (isinstance(settings, PrefixConfig) and settings.projection)
+    if not plain and not network and settings.word != "vera":  # whose folder holds the frozen matrices too
         assert facts.parameters == sum(parameter.numel() for parameter in trainable(model).values())
     assert facts.misfit is None
 

@@ -13,13 +13,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import Fix, ModelError, UsageError, Where, nearest
 from tunesmith.models.adapters.base import use_fast_linear
 from tunesmith.models.adapters.files import fill, load_adapter, read_adapter_config
-from tunesmith.models.kinds import kind_of_folder
-
-LEARNED = "learned prompts change what layers see, not weights"
-CHANGES = {  # kinds of adapters that change something else than weights
-    "bottleneck": "bottleneck adapters change layers, not weights",
-    **dict.fromkeys(("prompt", "p_tuning", "prefix", "llama_adapter"), LEARNED),
-}
+from tunesmith.models.kinds import NO_WEIGHTS, kind_of_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +53,8 @@ def attach_several(model: PreTrainedModel, folders: Mapping[str, Path]) -> Sever
     if not folders:
         return Several(model.requires_grad_(False), {})
     for name, folder in folders.items():
-        if (kind := kind_of_folder(folder)) in CHANGES:
-            raise no_company(name, CHANGES[kind])
+        if (kind := kind_of_folder(folder)) in NO_WEIGHTS:
+            raise no_company(name, f"{kind} changes what layers see or what comes out of them, not weights")
     configs = {name: read_adapter_config(folder) for name, folder in folders.items()}
     check_kinds({name: str(config.peft_type) for name, config in configs.items()})
     first, *others = folders
