@@ -28,6 +28,7 @@ from tunesmith.models.adapters.merging import merge_one, not_mergeable
 from tunesmith.models.adapters.spectral import begins_with_weights
 from tunesmith.models.adapters.updates import (
     LowRankAdapter,
+    is_plain,
     method_told,
     read_low_rank,
     refuse_above,
@@ -135,8 +136,7 @@ def convert_adapter(name: str, out: Path, wish: Wish) -> AdapterReport:
             return turn_oft(folder, config, stage, out, wish)
         if wish.to in ("oft", "oft_series"):
             raise undefined(folder, config, wish.to)
-        plain = isinstance(config, peft.LoraConfig) and not config.use_dora and not begins_with_weights(config)
-        if plain:
+        if is_plain(config):
             adapter = read_low_rank(folder)
             factors, kept = reduced(adapter, wish.rank)
             write_low_rank(stage, [adapter], factors, DTYPES[wish.dtype])
@@ -265,6 +265,8 @@ def find_base(config: peft.PeftConfig, folder: Path, model: str | None) -> Path:
 
 
 def rank_of(config: peft.PeftConfig) -> int:
+    if isinstance(config, peft.AdaLoraConfig):
+        return config.init_r
     return config.r if isinstance(config, peft.LoraConfig | peft.VeraConfig) else USUAL_RANK
 
 

@@ -37,6 +37,7 @@ class AdapterConfig(Config):
     rates: ClassVar[tuple[float, float]] = (2e-5, 2e-3)  # learning rates between which nothing is remarkable
     usual_rate: ClassVar[tuple[str, float]] = ("1e-4 to 5e-4", 2e-4)
     frozen_keys: ClassVar[tuple[str, ...]] = ()  # parts of the names of tensors in its files that are not trained
+    averages: ClassVar[int] = 0  # numbers kept beside each trained one from step to step, but for the optimiser's
     merges: ClassVar[bool] = True  # whether weights of the model can be changed to do what the adapter does
 
     @property

@@ -21,7 +21,7 @@ from tunesmith.track.run_dir import is_run
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?\Z")
 OTHER = re.compile(
-    r"(?P<module>.+)\.(?:ia3_l|vera_lambda_[bd]|oft_R(?:\.weight)?|lora_magnitude_vector(?:\.weight)?|"
+    r"(?P<module>.+)\.(?:ia3_l|vera_lambda_[bd]|oft_R(?:\.weight)?|lora_E|lora_magnitude_vector(?:\.weight)?|"
     r"bottleneck_(?:down|up)\.(?:weight|bias))\Z"
 )
 BEGINNINGS = ("pissa", "olora")  # of PEFT's LoRA whose folder is against a base that was changed

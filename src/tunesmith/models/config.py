@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunesmith.config import Config
+from tunesmith.models.adalora_config import AdaloraConfig
 from tunesmith.models.adapter_config import (
     METHOD,
     BitfitConfig,
@@ -34,6 +35,7 @@ Adapter = Annotated[
     | PissaConfig
     | OloraConfig
     | LoraFaConfig
+    | AdaloraConfig
     | LoftqConfig
     | Ia3Config
     | VeraConfig

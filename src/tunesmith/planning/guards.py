@@ -36,12 +36,13 @@ def draws_updates(recipe: Recipe) -> bool:
 def copies_bytes(recipe: Recipe, inventory: Inventory, trained: Trainable, width: int, scored: float) -> int:
     """Averages, starts, and weights before a step whose layers are watched, all in fp32.
 
-    For whole distributions of a reference its states of a step, and its weights.
+    Averages that a method keeps, and for whole distributions of a reference its states of a step, and its weights.
 
     `scored` are the scored tokens of a step, `width` the bytes of a number of the model.
     """
     train = recipe.train
     size = 4 * trained.total * ((train.ema is not None) + (train.watch_layers > 0))
+    size += 4 * trained.adapters * recipe.model.adapter.averages
     if train.l2_to_start:
         size += 4 * (trained.base if draws_updates(recipe) else trained.total)
     if recipe.compares_distributions:

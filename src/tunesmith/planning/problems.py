@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.configuring.catalogue import plain
 from tunesmith.errors import Diagnostic, Fix, Where
+from tunesmith.models.adalora_config import AdaloraConfig
 from tunesmith.models.inventory import Inventory, trainable
 from tunesmith.models.prompt_config import positions_before
 from tunesmith.planning.adapters import adapter_problems
@@ -26,6 +27,7 @@ from tunesmith.planning.precision import precision_problems
 from tunesmith.planning.quantized import quantization_problems
 from tunesmith.planning.trunk import TrunkPlan, existing, trunk_problems
 from tunesmith.recipe import Recipe
+from tunesmith.recipe.adalora_checks import without_room
 
 FEW_STEPS = 20
 ENOUGH_STEPS = 60
@@ -62,7 +64,7 @@ def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagn
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
     rules = (
         _trunk, _policy, _in_backward, _optimizer, _precision, _length, _few_steps, _rate, _overlong, _threads, _disk,
-        _stripped, _judged, _guards,
+        _stripped, _judged, _guards, _phases,
     )  # fmt: skip
     about = facts.recipe, facts.inventory
     first = (*facts.counted.doubts, *adapter_problems(*about), *quantization_problems(*about), *_memory(facts, peak_of))
@@ -293,6 +295,13 @@ def _disk(facts: Facts) -> Iterator[Diagnostic]:
 
 def _guards(facts: Facts) -> Iterator[Diagnostic]:
     yield from guard_problems(facts.recipe, facts.steps, facts.counted, facts.epochs)
+
+
+def _phases(facts: Facts) -> Iterator[Diagnostic]:
+    adapter = facts.recipe.model.adapter
+    problem = without_room(adapter, facts.steps) if isinstance(adapter, AdaloraConfig) else None
+    if problem is not None:
+        yield problem
 
 
 def _judged(facts: Facts) -> Iterator[Diagnostic]:

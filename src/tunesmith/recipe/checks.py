@@ -10,6 +10,7 @@ from tunesmith.configuring.catalogue import plain
 from tunesmith.configuring.layers import DEFAULT, RANK, Origin
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConfig, TargetedConfig
+from tunesmith.recipe.adalora_checks import cut_ranks
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.guard_checks import GUARD_RULES
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
@@ -121,6 +122,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
-    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, prompts, rates, averages, drawn, projected,
-    _reports, company, in_backward, automatic_warmup, quantized_base, *GUARD_RULES, *OBJECTIVE_RULES,
+    _step_size, _products, _length, _early_stopping, _evaluation, _adapter, prompts, rates, averages, drawn, cut_ranks,
+    projected, _reports, company, in_backward, automatic_warmup, quantized_base, *GUARD_RULES, *OBJECTIVE_RULES,
 )  # fmt: skip

@@ -82,7 +82,8 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     seed_everything(settings.seed + 1 + mesh.rank)
     objectives = recipe.objectives
     rule = settings.optimizer.for_heads(take_inventory(inputs.base, inputs.task.outputs).head_dim)
-    tuning, trained = build_tuning(recipe), trainable(model)
+    total = settings.steps or source.steps_for(settings.epochs)
+    tuning, trained = build_tuning(recipe, model, total), trainable(model)
     layers = new_layers(recipe, model)
     optimizer = tuning.start(trained, lambda chosen: make_optimizer(chosen, rule, layers, mesh, settings.seed))
     if settings.ema is not None:
@@ -101,7 +102,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         tracker=tracker,
         mesh=mesh,
         settings=settings,
-        total=settings.steps or source.steps_for(settings.epochs),
+        total=total,
         work=work_of(recipe, inputs, model, mesh),
         evaluate=None if held_out is None else lambda memory: evaluation_loss(model, held_out, objectives, memory),
         measure_general=general_loss(recipe, inputs, model, mesh),

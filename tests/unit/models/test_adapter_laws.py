@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tunesmith.data.packing import assemble
 from tunesmith.errors import ModelError
+from tunesmith.models.adalora_config import AdaloraConfig
 from tunesmith.models.adapter_config import (
     AdapterConfig,
     BitfitConfig,
@@ -54,6 +55,8 @@ EXAMPLES: dict[str, AdapterConfig] = {
     "pissa sketched": PissaConfig(rank=3, alpha=6, iterations=8, targets=("v_proj", "down_proj")),
     "olora": OloraConfig(rank=4, alpha=8, rslora=True),
     "lora_fa": LoraFaConfig(rank=4, alpha=8),
+    "adalora": AdaloraConfig(rank=4),
+    "adalora of the last layer": AdaloraConfig(rank=3, start=2, alpha=5, targets=("v_proj", "down_proj"), last=1),
     "ia3": Ia3Config(),
     "ia3 of the last layer": Ia3Config(last=1),
     "vera": VeraConfig(rank=8),

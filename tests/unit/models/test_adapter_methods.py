@@ -44,6 +44,7 @@ WRITTEN_BY_PEFT = {
     "rslora by patterns": peft.LoraConfig(
         r=3, use_rslora=True, rank_pattern={"q_proj": 5}, alpha_pattern={"v_proj": 2}, target_modules=ALL
     ),
+    "adalora": peft.AdaLoraConfig(init_r=5, total_step=10, target_modules=ALL),
     "ia3": peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "vera": peft.VeraConfig(r=8, target_modules=["q_proj", "up_proj"]),
     "vera by its key": peft.VeraConfig(r=8, target_modules=["q_proj"], save_projection=False),

@@ -37,6 +37,8 @@ METHODS = {
         "train.optimizer={name: adamw, in_backward: true, lr: 1e-3}",
         "train.clip_norm=0",
     ],
+    "adalora": ["model.adapter={method: adalora, rank: 2, start: 2, tinit: 1, tfinal: 2, every: 1}"],
+    "adalora until the end": ["model.adapter={method: adalora, rank: 3, tinit: 0, tfinal: 0, every: 2}"],
     "bottleneck beside": ["model.adapter={method: bottleneck, kind: parallel}"],
 }
 

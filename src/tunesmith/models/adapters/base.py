@@ -19,9 +19,10 @@ from tunesmith.errors import Fix, ModelError, Where, nearest
 from tunesmith.models.adapter_config import TargetedConfig
 from tunesmith.models.heads import head_modules
 from tunesmith.models.lora import FastLoraLinear
+from tunesmith.models.singular import use_singular_linear
 
 Files = (  # folders that are read
-    peft.LoraConfig
+    peft.LoraConfig  # AdaLoRA's is one of them
     | peft.IA3Config
     | peft.VeraConfig
     | peft.OFTConfig
@@ -75,12 +76,15 @@ def attach_config(model: PreTrainedModel, config: Tuners, places: Places, dtype:
 
 
 def wrap(model: PreTrainedModel, config: Files, dtype: str = "float32") -> PeftModel:
-    """PEFT's model around ours, with the fast linear in place of PEFT's own."""
+    """PEFT's model around ours, with our linear layers in place of PEFT's own."""
     use_fast_linear(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls names that transformers is about to rename
+        warnings.filterwarnings("ignore", "The following rank_pattern keys")  # AdaLoRA's are no patterns of modules
         wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=dtype == "float32")
     assert isinstance(wrapped, PeftModel)
+    if isinstance(config, peft.AdaLoraConfig):
+        use_singular_linear(wrapped, config)
     return wrapped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import peft
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.adapter_config import AdapterConfig
+from tunesmith.models.adapters.adalora import write_cut
 from tunesmith.models.adapters.adaption import put_adaption
 from tunesmith.models.adapters.base import ADAPTER_TENSORS, Files, Tuners, check_fits, read_tensors, wrap
 from tunesmith.models.adapters.bottleneck import BottleneckModel
@@ -50,6 +52,8 @@ def save_adapter(model: Adapted, folder: Path, base: str) -> None:
     (folder / "README.md").unlink(missing_ok=True)
     describe_base(model, folder)
     (name,) = model.peft_config
+    if isinstance(model.peft_config[name], peft.AdaLoraConfig):
+        write_cut(model, folder)
     if begins_with_weights(model.peft_config[name]):
         tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         tensors = {key: tensor.contiguous() for key, tensor in plain_tensors(model, tensors, name).items()}
@@ -96,7 +100,9 @@ def fill(
         kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(VOCABULARY_HEAD)}
         tensors = kept | {name: tensor for name, tensor in expected.items() if fresh & set(name.split("."))}
     check_fits(tensors, expected, folder / ADAPTER_TENSORS, base)
-    peft.set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Adapter .* LoRA tensor")  # layers of which AdaLoRA left nothing
+        peft.set_peft_model_state_dict(wrapped, tensors, adapter_name=name)
 
 
 def base_named_in(folder: Path) -> str | None:
@@ -152,7 +158,7 @@ def not_supported(kind: str, folder: Path) -> ModelError:
         "E094",
         f"adapters of {kind} are not supported",
         where=Where(file=str(folder)),
-        fixes=["use an adapter of LoRA, DoRA, (IA)³, VeRA, OFT, a learned prompt or prefix, or LLaMA-Adapter"],
+        fixes=["use an adapter of LoRA, DoRA, AdaLoRA, (IA)³, VeRA, OFT, a learned prompt or prefix, or LLaMA-Adapter"],
     )
 
 

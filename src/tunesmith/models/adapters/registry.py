@@ -11,6 +11,8 @@ from torch import nn
 
 from tunesmith.models import adapter_config as settings
 from tunesmith.models import prompt_config
+from tunesmith.models.adalora_config import AdaloraConfig
+from tunesmith.models.adapters.adalora import attach_adalora
 from tunesmith.models.adapters.adaption import attach_adaption
 from tunesmith.models.adapters.base import Files
 from tunesmith.models.adapters.bottleneck import attach_bottleneck
@@ -50,6 +52,7 @@ METHODS: tuple[Method, ...] = (
     Method(settings.PissaConfig, attach_pissa, peft.LoraConfig),
     Method(settings.OloraConfig, attach_olora, peft.LoraConfig),
     Method(settings.LoraFaConfig, attach_lora_fa, peft.LoraConfig, freeze_a),
+    Method(AdaloraConfig, attach_adalora, peft.AdaLoraConfig),
     Method(LoftqConfig, attach_loftq, peft.LoraConfig),
     Method(settings.Ia3Config, attach_ia3, peft.IA3Config),
     Method(settings.VeraConfig, attach_vera, peft.VeraConfig),

@@ -58,7 +58,7 @@ def read_low_rank(folder: Path) -> LowRankAdapter:
     """Read plain LoRA (rsLoRA too). Raises ModelError E362 for anything that is more than updates s B A."""
     config = read_adapter_config(folder)
     refuse_above(folder)
-    if not isinstance(config, peft.LoraConfig) or config.use_dora or begins_with_weights(config):
+    if not isinstance(config, peft.LoraConfig) or not is_plain(config):
         raise no_updates(folder, method_told(config))
     sides: dict[str, dict[str, Tensor]] = {}
     embeddings: set[str] = set()
@@ -81,6 +81,13 @@ def read_low_rank(folder: Path) -> LowRankAdapter:
     return LowRankAdapter(folder, config, updates, frozenset(embeddings))
 
 
+def is_plain(config: peft.PeftConfig) -> bool:
+    """Whether an adapter of these settings is LoRA without more."""
+    if not isinstance(config, peft.LoraConfig) or isinstance(config, peft.AdaLoraConfig):
+        return False
+    return not config.use_dora and not begins_with_weights(config)
+
+
 def scale_of(config: peft.LoraConfig, module: str, rank: int) -> float:
     """The s of a layer, as PEFT finds it by the patterns of its names."""
     patterns = config.alpha_pattern or {}
@@ -91,7 +98,8 @@ def scale_of(config: peft.LoraConfig, module: str, rank: int) -> float:
 def method_told(config: peft.PeftConfig) -> str:
     if begins_with_weights(config):
         return "LoRA that began with a part of the weights"
-    return {"dora": "DoRA", "ia3": "(IA)³", "vera": "VeRA", "oft": "OFT"}.get(kind := kind_of(config.to_dict()), kind)
+    kind = kind_of(config.to_dict())
+    return {"dora": "DoRA", "adalora": "AdaLoRA", "ia3": "(IA)³", "vera": "VeRA", "oft": "OFT"}.get(kind, kind)
 
 
 def refuse_above(folder: Path) -> None:
