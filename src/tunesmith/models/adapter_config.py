@@ -64,6 +64,7 @@ class PlacedConfig(AdapterConfig):
     """A method that adds to linear layers one by one; the shapes are those of torch, (outputs, inputs)."""
 
     keeps_inputs: ClassVar[bool] = True  # whether the backward pass reads again what goes into those layers
+    keeps_wide: ClassVar[bool] = False  # whether what it keeps is fp32 whatever the model's type is
 
     last: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Adapt the last n layers only, and leave those below as they are; 0: all layers."
@@ -142,7 +143,7 @@ class LowRankConfig(TargetedConfig):
         return self.rank * (outputs + inputs)
 
     def kept_for(self, name: str, outputs: int, inputs: int) -> float:
-        return self.rank
+        return self.rank + (3.5 * inputs if self.dropout else 0)  # what is left of the input, in fp32, and where
 
     def misfit(self, outputs: int, inputs: int) -> Misfit | None:
         limit = min(outputs, inputs)
@@ -244,6 +245,8 @@ class Ia3Config(TargetedConfig):
     paper: ClassVar[str] = "arXiv:2205.05638"
     rates: ClassVar[tuple[float, float]] = (1e-4, 5e-2)
     usual_rate: ClassVar[tuple[str, float]] = ("1e-3 to 1e-2", 3e-3)
+    keeps_inputs: ClassVar[bool] = False
+    keeps_wide: ClassVar[bool] = True
     method: Literal["ia3"] = Field(default="ia3", description=METHOD)
     targets: tuple[str, ...] = Field(
         default=("k_proj", "v_proj", "down_proj"),
@@ -260,7 +263,7 @@ class Ia3Config(TargetedConfig):
         return inputs if self.scales_inputs(name) else outputs
 
     def kept_for(self, name: str, outputs: int, inputs: int) -> float:
-        return 2 * self.count(name, outputs, inputs)
+        return self.count(name, outputs, inputs)
 
     def told(self) -> str:
         return f"{self.title}, factors on {self.places()}"
@@ -274,6 +277,8 @@ class VeraConfig(TargetedConfig):
     rates: ClassVar[tuple[float, float]] = (1e-4, 5e-2)
     usual_rate: ClassVar[tuple[str, float]] = ("1e-3 to 1e-2", 4e-3)
     frozen_keys: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
+    keeps_inputs: ClassVar[bool] = False
+    keeps_wide: ClassVar[bool] = True
     method: Literal["vera"] = Field(default="vera", description=METHOD)
     rank: Annotated[int, Field(ge=1, le=16384)] = Field(default=256, description="Rank r of the update.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout on the adapter's input.")
@@ -291,7 +296,7 @@ class VeraConfig(TargetedConfig):
         return self.rank + outputs
 
     def kept_for(self, name: str, outputs: int, inputs: int) -> float:
-        return 4 * (2 * self.rank + outputs + inputs)  # in fp32, as its factors are
+        return self.rank + outputs  # what either factor multiplies
 
     def frozen_beside(self, shapes: list[tuple[int, int]]) -> int:
         widest = [max(side) for side in zip(*shapes, strict=True)] or [0]

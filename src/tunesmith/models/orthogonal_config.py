@@ -15,6 +15,8 @@ class OftConfig(TargetedConfig):
 
     title: ClassVar[str] = "OFT"
     paper: ClassVar[str] = "arXiv:2306.07280"
+    keeps_inputs: ClassVar[bool] = False
+    keeps_wide: ClassVar[bool] = True
     method: Literal["oft"] = Field(default="oft", description=METHOD)
     block: Annotated[int, Field(ge=2, le=4096)] = Field(
         default=32, description="Size of a rotated block; it must divide the inputs of every target."
@@ -32,7 +34,7 @@ class OftConfig(TargetedConfig):
         return inputs // self.block * (self.block * (self.block - 1) // 2)
 
     def kept_for(self, name: str, outputs: int, inputs: int) -> float:
-        return 4 * inputs  # what goes in and what comes out of the rotation, in fp32
+        return inputs  # what is rotated
 
     def misfit(self, outputs: int, inputs: int) -> Misfit | None:
         if inputs % self.block == 0:

@@ -31,7 +31,8 @@ PAIRS = 2**18  # pairs of row and key whose attention is alive at once; a block 
 BLOCK = 96  # rows of such a block
 
 # Measured on whole processes, not derived (a nightly test compares plan and peak); the CUDA column is an estimate.
-BASELINE = {"cpu": 820e6, "cuda": 600e6}  # without a model: libraries and kernels per shape; the CUDA context
+BASELINE = {"cpu": 450e6, "cuda": 600e6}  # without a model: libraries; the CUDA context
+SHAPES = {"cpu": 370e6, "cuda": 0}  # kernels for the numbers of rows that occur: so much from 1,024 tokens on
 MAPPED = {"cpu": 130e6, "cuda": 0}  # of it: pages of the file whose matrices were laid side by side; not when packed
 SLACK = {"cpu": 1.15, "cuda": 1.05}  # what the allocator takes per byte that is kept
 PASSING = {"cpu": 4.0, "cuda": 2.0}  # results that one layer's passes drop again, in units of what a layer keeps
@@ -138,13 +139,19 @@ def estimate(
         optimizer=states + beside,
         activations=activations,
         head=head_bytes(inventory, trained, width, load.tokens),
-        other=round(BASELINE[load.device] - (0 if load.quantization == EXACT else MAPPED[load.device])),
+        other=process_bytes(load),
     )
 
 
 def rounding_of(load: Load) -> Rounding:
     """Weights in fp16 have masters whatever is asked for."""
     return "masters" if load.dtype == "float16" else load.optimizer.rounding
+
+
+def process_bytes(load: Load) -> int:
+    """What the process takes without the model."""
+    held = 0 if load.quantization == EXACT else MAPPED[load.device]
+    return round(BASELINE[load.device] + SHAPES[load.device] * min(1.0, load.tokens / 1024) - held)
 
 
 def widened_bytes(trained: Trainable, load: Load, activations: int) -> int:
@@ -241,6 +248,9 @@ def values_passing(inventory: Inventory) -> int:
 
 def plain_kept(inventory: Inventory, adapter: AdapterConfig, load: Load, width: int) -> float:
     """Bytes per token that modules of transformers keep around ragged attention and the fast LoRA linear."""
+    if inventory.model_type in FUSED and isinstance(adapter, PlacedConfig):
+        read = 3 * inventory.hidden + inventory.intermediate  # what goes into linear layers, once where several read it
+        return frozen_kept(inventory, adapter, load, width) + width * read
     kept = 4.0 * NORMS.get(inventory.model_type, 2) * inventory.hidden  # the input of a norm, in fp32
     if inventory.model_type in NORMED_QUERIES:
         kept += 4 * (inventory.query + inventory.key)
@@ -266,7 +276,7 @@ def frozen_kept(inventory: Inventory, adapter: PlacedConfig, load: Load, width: 
     if inventory.model_type in NORMED_QUERIES:
         kept += (width if fused else 4) * (inventory.query + inventory.key)
     kept += 2 * width * (inventory.query + inventory.key) + middle_kept(inventory, width)
-    kept += width * kept_beside(inventory, adapter)
+    kept += (4 if adapter.keeps_wide else width) * kept_beside(inventory, adapter)
     if load.dense:
         kept += (4 + width) * inventory.heads * load.tokens
     return kept
