@@ -21,7 +21,7 @@ from tunesmith.track.run_dir import is_run
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.weight)?\Z")
 OTHER = re.compile(
-    r"(?P<module>.+)\.(?:ia3_l|vera_lambda_[bd]|oft_R(?:\.weight)?|lora_E|lora_magnitude_vector(?:\.weight)?|"
+    r"(?P<module>.+)\.(?:ia3_l|vera_lambda_[bd]|oft_R(?:\.weight)?|boft_[Rs]|lora_E|lora_magnitude_vector(?:\.weight)?|"
     r"bottleneck_(?:down|up)\.(?:weight|bias))\Z"
 )
 BEGINNINGS = ("pissa", "olora")  # of PEFT's LoRA whose folder is against a base that was changed
@@ -33,7 +33,7 @@ class AdapterFacts:
 
     folder: str
     method: str
-    rank: tuple[int, ...]  # every rank that occurs, the most common first; of OFT the size of a block
+    rank: tuple[int, ...]  # every rank that occurs, the most common first; of OFT and BOFT the size of a block
     alpha: float | None
     targets: tuple[str, ...]
     layers: int
@@ -125,7 +125,7 @@ def _ranks(method: str, settings: Mapping[str, Any], tensors: Mapping[str, Tenso
     )
     if found:
         return tuple(rank for rank, _ in found.most_common())
-    given = settings.get("oft_block_size") if method == "oft" else settings.get("r")
+    given = settings.get(f"{method}_block_size" if method in ("oft", "boft") else "r")
     return (given,) if isinstance(given, int) and given else ()
 
 

@@ -24,7 +24,7 @@ from tunesmith.models.adapter_config import (
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.loftq_config import LoftqConfig
-from tunesmith.models.orthogonal_config import OftConfig
+from tunesmith.models.orthogonal_config import BoftConfig, OftConfig
 from tunesmith.models.prompt_config import LlamaAdapterConfig, PrefixConfig, PromptConfig, PTuningConfig
 from tunesmith.models.quantization_config import Quantization, Unquantized
 
@@ -40,6 +40,7 @@ Adapter = Annotated[
     | Ia3Config
     | VeraConfig
     | OftConfig
+    | BoftConfig
     | BottleneckConfig
     | PromptConfig
     | PTuningConfig

@@ -37,7 +37,7 @@ from tunesmith.models.inventory import take_inventory
 from tunesmith.models.inventory import trainable as planned
 from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.loftq_config import LoftqConfig
-from tunesmith.models.orthogonal_config import OftConfig
+from tunesmith.models.orthogonal_config import BoftConfig, OftConfig
 from tunesmith.models.prompt_config import (
     LlamaAdapterConfig,
     PrefixConfig,
@@ -62,6 +62,8 @@ EXAMPLES: dict[str, AdapterConfig] = {
     "vera": VeraConfig(rank=8),
     "oft": OftConfig(block=16),
     "oft by a series": OftConfig(block=8, neumann=True, targets=("q_proj", "v_proj"), last=2),
+    "boft": BoftConfig(block=4, factors=3),
+    "boft of one factor": BoftConfig(block=8, factors=1, targets=("q_proj", "v_proj"), last=2),
     "bottleneck": BottleneckConfig(),
     "bottleneck behind both": BottleneckConfig(kind="houlsby", activation="relu", reduction=8),
     "bottleneck beside": BottleneckConfig(kind="parallel", activation="silu", scale=4.0, last=2),

@@ -39,6 +39,7 @@ METHODS = {
     ],
     "adalora": ["model.adapter={method: adalora, rank: 2, start: 2, tinit: 1, tfinal: 2, every: 1}"],
     "adalora until the end": ["model.adapter={method: adalora, rank: 3, tinit: 0, tfinal: 0, every: 2}"],
+    "boft": ["model.adapter={method: boft, block: 4, factors: 2}"],
     "bottleneck beside": ["model.adapter={method: bottleneck, kind: parallel}"],
 }
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where, nearest
 from tunesmith.models.adapter_config import TargetedConfig
+from tunesmith.models.butterfly import put_butterflies
 from tunesmith.models.heads import head_modules
 from tunesmith.models.lora import FastLoraLinear
 from tunesmith.models.singular import use_singular_linear
@@ -26,12 +27,15 @@ Files = (  # folders that are read
     | peft.IA3Config
     | peft.VeraConfig
     | peft.OFTConfig
+    | peft.BOFTConfig
     | peft.PromptTuningConfig
     | peft.PromptEncoderConfig
     | peft.PrefixTuningConfig
     | peft.AdaptionPromptConfig
 )
-Tuners = peft.LoraConfig | peft.IA3Config | peft.VeraConfig | peft.OFTConfig  # those that change linear layers
+Tuners = (
+    peft.LoraConfig | peft.IA3Config | peft.VeraConfig | peft.OFTConfig | peft.BOFTConfig
+)  # those that change linear layers
 ADAPTER_TENSORS = "adapter_model.safetensors"
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 
@@ -78,8 +82,11 @@ def attach_config(model: PreTrainedModel, config: Tuners, places: Places, dtype:
 def wrap(model: PreTrainedModel, config: Files, dtype: str = "float32") -> PeftModel:
     """PEFT's model around ours, with our linear layers in place of PEFT's own."""
     use_fast_linear(config)
+    if isinstance(config, peft.BOFTConfig):
+        put_butterflies(model, config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls names that transformers is about to rename
+        warnings.filterwarnings("ignore", "You are trying to modify a model with PEFT")  # BOFT's layers are there
         warnings.filterwarnings("ignore", "The following rank_pattern keys")  # AdaLoRA's are no patterns of modules
         wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=dtype == "float32")
     assert isinstance(wrapped, PeftModel)

@@ -158,7 +158,7 @@ def not_supported(kind: str, folder: Path) -> ModelError:
         "E094",
         f"adapters of {kind} are not supported",
         where=Where(file=str(folder)),
-        fixes=["use an adapter of LoRA, DoRA, AdaLoRA, (IA)³, VeRA, OFT, a learned prompt or prefix, or LLaMA-Adapter"],
+        fixes=["use an adapter of LoRA, DoRA, AdaLoRA, (IA)³, VeRA, OFT, BOFT, a prompt or prefix, or LLaMA-Adapter"],
     )
 
 

@@ -15,6 +15,7 @@ from tunesmith.models.adalora_config import AdaloraConfig
 from tunesmith.models.adapters.adalora import attach_adalora
 from tunesmith.models.adapters.adaption import attach_adaption
 from tunesmith.models.adapters.base import Files
+from tunesmith.models.adapters.boft import attach_boft
 from tunesmith.models.adapters.bottleneck import attach_bottleneck
 from tunesmith.models.adapters.dora import attach_dora
 from tunesmith.models.adapters.ia3 import attach_ia3
@@ -29,7 +30,7 @@ from tunesmith.models.adapters.vera import attach_vera
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.loftq_config import LoftqConfig
-from tunesmith.models.orthogonal_config import OftConfig
+from tunesmith.models.orthogonal_config import BoftConfig, OftConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ METHODS: tuple[Method, ...] = (
     Method(settings.Ia3Config, attach_ia3, peft.IA3Config),
     Method(settings.VeraConfig, attach_vera, peft.VeraConfig),
     Method(OftConfig, attach_oft, peft.OFTConfig),
+    Method(BoftConfig, attach_boft, peft.BOFTConfig),
     Method(BottleneckConfig, attach_bottleneck, BottleneckConfig),
     Method(prompt_config.PromptConfig, attach_prompt, peft.PromptTuningConfig),
     Method(prompt_config.PTuningConfig, attach_p_tuning, peft.PromptEncoderConfig),

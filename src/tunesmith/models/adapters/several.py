@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import peft
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import Fix, ModelError, UsageError, Where, nearest
 from tunesmith.models.adapters.base import use_fast_linear
 from tunesmith.models.adapters.files import fill, load_adapter, read_adapter_config
+from tunesmith.models.butterfly import put_butterflies
 from tunesmith.models.kinds import NO_WEIGHTS, kind_of_folder
 
 
@@ -65,6 +67,8 @@ def attach_several(model: PreTrainedModel, folders: Mapping[str, Path]) -> Sever
         config, places[name] = configs[name], f"adapter_{number}"
         config.base_model_name_or_path, base = None, config.base_model_name_or_path
         use_fast_linear(config)
+        if isinstance(config, peft.BOFTConfig):
+            put_butterflies(wrapped.get_base_model(), config)
         try:
             wrapped.add_adapter(places[name], config)
         except ValueError as error:  # what PEFT's kinds say of companions: other seeds, biases

@@ -99,7 +99,9 @@ def method_told(config: peft.PeftConfig) -> str:
     if begins_with_weights(config):
         return "LoRA that began with a part of the weights"
     kind = kind_of(config.to_dict())
-    return {"dora": "DoRA", "adalora": "AdaLoRA", "ia3": "(IA)³", "vera": "VeRA", "oft": "OFT"}.get(kind, kind)
+    return {"dora": "DoRA", "adalora": "AdaLoRA", "ia3": "(IA)³", "vera": "VeRA", "oft": "OFT", "boft": "BOFT"}.get(
+        kind, kind
+    )
 
 
 def refuse_above(folder: Path) -> None:
