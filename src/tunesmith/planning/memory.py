@@ -215,7 +215,7 @@ def is_written_out(adapter: AdapterConfig) -> bool:
 
 def kept_beside(inventory: Inventory, adapter: PlacedConfig) -> float:
     """Numbers per token and layer that the adapter keeps, the mean over the layers with one."""
-    if type(adapter) in PLAIN and isinstance(adapter, LowRankConfig):
+    if type(adapter) in PLAIN and isinstance(adapter, LowRankConfig) and not adapter.drops:
         return 7 * adapter.rank
     found = targets_of(inventory, adapter)
     layers = adapter.last or inventory.layers
