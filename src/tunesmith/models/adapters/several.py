@@ -62,10 +62,12 @@ def attach_several(model: PreTrainedModel, folders: Mapping[str, Path]) -> Sever
     first, *others = folders
     wrapped = load_adapter(model, folders[first])
     assert isinstance(wrapped, PeftModel), "what is not PEFT's was refused above"
+    wrapped.peft_config["default"].inference_mode = True  # none is trained here: some kinds let only one be
     places = {first: "default"}
     for number, name in enumerate(others):
         config, places[name] = configs[name], f"adapter_{number}"
         config.base_model_name_or_path, base = None, config.base_model_name_or_path
+        config.inference_mode = True
         use_fast_linear(config)
         if isinstance(config, peft.BOFTConfig):
             put_butterflies(wrapped.get_base_model(), config)
