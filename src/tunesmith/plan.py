@@ -19,7 +19,7 @@ from tunesmith.data.savings import saved_share
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, DoesNotFit
 from tunesmith.models.cache import Progress
-from tunesmith.models.inventory import Inventory, Trainable, take_inventory
+from tunesmith.models.inventory import Inventory, Trainable
 from tunesmith.models.policy import Checkpointing, everywhere
 from tunesmith.models.processor import computing_type
 from tunesmith.models.products import check_machine
@@ -35,7 +35,7 @@ from tunesmith.planning.calibration import (
 )
 from tunesmith.planning.counting import Counted, count_data
 from tunesmith.planning.guards import copies_bytes, told_guards
-from tunesmith.planning.inputs import find_inputs, trainable_of
+from tunesmith.planning.inputs import find_inputs, inventory_of, trainable_of
 from tunesmith.planning.machine import Machine, this_machine
 from tunesmith.planning.memory import (
     USABLE,
@@ -218,8 +218,8 @@ def make_plan(
     check_machine(recipe.model.base_products, machine.device)
     folder = find_inputs(recipe, progress)
     task = resolve_task(recipe)
-    inventory = take_inventory(folder, task.outputs)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, recipe.model.new_tokens)
+    inventory = inventory_of(recipe, folder, task.outputs)
     find_reference(recipe, tokenizer)
     counted = counted or count_data(recipe.data, tokenizer, task)
     trained = trainable_of(recipe, inventory)

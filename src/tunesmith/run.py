@@ -200,9 +200,8 @@ def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) 
     if mesh.is_first:
         if recipe.model.base_products != "exact":
             exact_again(loop.parts.model, load_base(inputs.base, recipe.model, mesh.device(), inputs.task.outputs))
-        folder = save_weights(
-            loop.parts.model, run.path, inputs.base, inputs.task, find_stack(recipe.model.merged_adapters)
-        )
+        stack, new = find_stack(recipe.model.merged_adapters), recipe.model.added
+        folder = save_weights(loop.parts.model, run.path, inputs.base, inputs.task, stack, new)
         if inputs.task.reads == "values" and meaning_of(inputs.task).is_reward:
             examples = [inputs.train[index] for index in range(0, len(inputs.train), -(-len(inputs.train) // CENTRING))]
             centre(loop.parts.model, examples, folder, "the training data")

@@ -117,7 +117,7 @@ def load(recipe: str, overrides: list[str] | None) -> tuple[Recipe, Tokenizer, T
 
     loaded = load_recipe(recipe, overrides or ()).recipe
     with fetching() as progress:
-        tokenizer = load_tokenizer(find_inputs(loaded, progress))
+        tokenizer = load_tokenizer(find_inputs(loaded, progress), loaded.model.new_tokens)
     return loaded, tokenizer, resolve_task(loaded)
 
 

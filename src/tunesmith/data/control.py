@@ -23,17 +23,18 @@ _MARKER_SHAPE = re.compile(r"<\|.+\|>|<｜.+｜>|</?s>|<(bos|eos|pad|unk)>|\[/?I
 class ControlTokens:
     """The added tokens that are special, named in the tokenizer's settings or shaped like turn markers.
 
-    Plain tags such as <think> are not among them: answers may hold them as text and train them.
+    Plain tags such as <think> are not among them: answers may hold them as text and train them. Nor are `new` tokens,
+    which a recipe named because texts hold them.
     """
 
-    def __init__(self, source: str, named: Iterable[str]) -> None:
+    def __init__(self, source: str, named: Iterable[str], new: Iterable[str] = ()) -> None:
         self._source = source
         self._added = {token["content"]: token for token in json.loads(source).get("added_tokens", [])}
-        names = set(named)
+        names, own = set(named), set(new)
         self.ids = {
             text: int(token["id"])
             for text, token in self._added.items()
-            if text and (token.get("special") or text in names or _MARKER_SHAPE.fullmatch(text))
+            if text and (token.get("special") or text in names or _MARKER_SHAPE.fullmatch(text)) and text not in own
         }
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

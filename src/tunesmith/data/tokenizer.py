@@ -16,6 +16,7 @@ from tunesmith.data.control import BREAK, ControlTokens
 from tunesmith.data.template import Ask, Failure, Template, text_of
 from tunesmith.errors import DataError, ModelError, Where
 from tunesmith.types import Message
+from tunesmith.vocabulary import extend, read_new_tokens
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -42,17 +43,19 @@ class Tokenizer:
 
     `eos_ids` are all ids that end a generation, `declared_eos_ids` those of the generation config alone, `start_ids`
     what stands before every text without a template (the BOS of Llama or Gemma, nothing for Qwen), `end_ids` what it
-    puts after one by itself (the separator of BERT, nothing for most models that generate).
+    puts after one by itself (the separator of BERT, nothing for most models that generate). `new` tokens are added to
+    those of the folder; they are no control tokens, so that a text which holds one means it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, new: Sequence[str] = ()) -> None:
         self.folder = folder
-        source = _read_text(folder / "tokenizer.json")
+        source = extend(_read_text(folder / "tokenizer.json"), new)
+        self.new_tokens = (*read_new_tokens(folder).tokens, *new)
         self._digest = hashlib.sha256(source.encode()).digest()
         self._backend = _backend(source, folder)
         settings = _read_json(folder / "tokenizer_config.json")
         self.named = _named_tokens(settings, _read_json(folder / "special_tokens_map.json"))
-        self.control = ControlTokens(source, self.named.values())
+        self.control = ControlTokens(source, self.named.values(), self.new_tokens)
         self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.unk_id = self._id_of("unk_token")
         self.bos_id = self._id_of("bos_token")
@@ -151,7 +154,8 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Hash of all that shapes ids: the tokenizer, its named tokens, its stop ids and its templates."""
         texts = {name: template.text for name, template in sorted(self._templates.items())}
-        parts = json.dumps([self.named, self.eos_ids, self.start_ids, texts], sort_keys=True)
+        new = [self.new_tokens] if self.new_tokens else []
+        parts = json.dumps([self.named, self.eos_ids, self.start_ids, texts, *new], sort_keys=True)
         return hashlib.sha256(self._digest + parts.encode()).hexdigest()
 
     @property
@@ -180,9 +184,9 @@ class Tokenizer:
         return tuple(full[full.index(bare[-1]) + 1 :]) if bare and bare[-1] in full else ()
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises ModelError (E066)."""
-    return Tokenizer(Path(folder))
+def load_tokenizer(folder: Path, new: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer of a model folder, with `new` tokens. Raises ModelError (E066, E335 for one that is not new)."""
+    return Tokenizer(Path(folder), new)
 
 
 def to_json(message: Message) -> dict[str, Any]:

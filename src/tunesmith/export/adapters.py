@@ -39,6 +39,7 @@ from tunesmith.models.config import ModelConfig
 from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.load import DTYPES, load_base
 from tunesmith.models.locate import locate
+from tunesmith.models.new_rows import has_rows
 from tunesmith.models.spectral import Factors
 
 Form = Literal["lora", "rslora", "oft", "oft_series"]
@@ -228,6 +229,10 @@ def from_weights(folder: Path, stage: Path, wish: Wish) -> tuple[dict[str, Facto
         raise not_mergeable(str(config.peft_type), folder)
     if config.modules_to_save:
         message = f"{folder} trains whole modules beside the adapter ({', '.join(config.modules_to_save)})"
+        fixes = [Fix("merge it into a model", command=f"tunesmith merge {folder} OUT")]
+        raise ModelError("E362", message, where=Where(str(folder)), fixes=fixes)
+    if has_rows(config):
+        message = f"{folder} trains rows of new tokens beside the adapter"
         fixes = [Fix("merge it into a model", command=f"tunesmith merge {folder} OUT")]
         raise ModelError("E362", message, where=Where(str(folder)), fixes=fixes)
     base = find_base(config, folder, wish.model)

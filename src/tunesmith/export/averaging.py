@@ -140,7 +140,8 @@ def check_alike(one: ModelSource, other: ModelSource) -> None:
     odd += [name for name in ours.keys() ^ theirs.keys() if not name.endswith("lm_head.weight")]
     if odd or one.outputs != other.outputs:
         raise no_mean(one, other, "tensors differ", [*sorted(odd)[:10]])
-    if load_tokenizer(one.base).vocabulary() != load_tokenizer(other.base).vocabulary():
+    ours, theirs = (load_tokenizer(each.base, each.settings.new_tokens).vocabulary() for each in (one, other))
+    if ours != theirs:
         raise no_mean(one, other, "their vocabularies differ", [])
 
 

@@ -81,7 +81,7 @@ class Merging:
     def of(cls, found: ModelSource, out: Path) -> Merging:
         written = resolve_dtype(found.settings.dtype, read_config(found.base)[0])
         proof = VALUES if found.outputs else NEXT_TOKENS
-        rows = check_rows(found, load_tokenizer(found.base))
+        rows = check_rows(found, load_tokenizer(found.base, found.settings.new_tokens))
         return cls(found, out, proof, rows, computing_dtype(found.base, written), written)
 
     @property
@@ -197,7 +197,7 @@ def save_merged(merged: PreTrainedModel, dtype: torch.dtype, stage: Path, found:
     untie(merged)
     merged.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
     merged.save_pretrained(str(stage))
-    copy_tokenizer(found.base, stage)
+    copy_tokenizer(found.base, stage, found.settings.added)
 
 
 def not_finite(evidence: list[str]) -> ModelError:

@@ -29,6 +29,7 @@ from tunesmith.models.stack import Below, Stack, check_stack, read_stack
 from tunesmith.track.index import find_run
 from tunesmith.track.run_dir import RunDir, is_run
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
+from tunesmith.vocabulary import read_new_tokens
 
 Which = Literal["auto", "final", "best", "newest"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -96,7 +97,7 @@ def open_source(source: ModelSource, dtype: Dtype = "auto", wants: Wants = "text
     check_gives(source, wants)
     model = load_source(source, dtype)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Opened(model.to(device), load_tokenizer(source.base), source)
+    return Opened(model.to(device), load_tokenizer(source.base, source.settings.new_tokens), source)
 
 
 def check_gives(source: ModelSource, wants: Wants) -> None:
@@ -144,7 +145,9 @@ def load_start(run: RunDir, settings: ModelConfig) -> nn.Module:
     named, start = settings.reference.path, settings.adapter_path
     folder = base_folder(run, settings) if named is None else locate(named)
     below = model_settings(run).merged_adapters if named is None else ()
-    plain = reference_settings(settings, folder).model_copy(update={"merged_adapters": below})
+    tokens = settings.new_tokens if named is None else ()
+    own = {"merged_adapters": below, "new_tokens": tokens, "new_tokens_begin": settings.new_tokens_begin}
+    plain = reference_settings(settings, folder).model_copy(update=own)
     if named is None and start is None and isinstance(settings.adapter, LoftqConfig):
         return load_model(folder, settings).requires_grad_(False).eval()
     continued = None if named is not None or start is None else locate(start)
@@ -186,9 +189,17 @@ def find_model(name: str, which: Which = "auto") -> ModelSource:
             )
         below = check_stack(read_stack(folder), folder)
         packed = base_of_folder(folder).model_dump()
-        settings = ModelConfig.model_validate({"path": base, "quantization": packed, "merged_adapters": below})
+        found = {"path": base, "quantization": packed, "merged_adapters": below}
+        settings = ModelConfig.model_validate({**found, **tokens_of(folder, locate(base))})
         return ModelSource(locate(base), settings, adapter=folder)
     return ModelSource(folder, ModelConfig(path=str(folder)))
+
+
+def tokens_of(folder: Path, base: Path) -> dict[str, Any]:
+    """Settings for the tokens that an adapter was trained with and its base lacks."""
+    new, known = read_new_tokens(folder), read_new_tokens(base).tokens
+    tokens = [token for token in new.tokens if token not in known]
+    return {"new_tokens": tokens, "new_tokens_begin": new.begin}
 
 
 def find_weights(run: RunDir, which: Which) -> ModelSource:
@@ -199,7 +210,7 @@ def find_weights(run: RunDir, which: Which) -> ModelSource:
             check_stack(recorded_stack(run), run.path)
             return ModelSource(base_folder(run, settings), settings, adapter=run.path / "adapter", run=run)
         if (run.path / "model" / "config.json").is_file():
-            whole = settings.model_copy(update={"merged_adapters": ()})  # they are in it
+            whole = settings.model_copy(update={"merged_adapters": (), "new_tokens": ()})  # they are in it
             return ModelSource(run.path / "model", whole, run=run)
     check_stack(recorded_stack(run), run.path)
     store = CheckpointStore(run.checkpoints)

@@ -44,7 +44,7 @@ class Shelf:
         several = self.several(source)
         if several is None:
             return open_source(source)
-        return Opened(several.activate(name), load_tokenizer(source.base), source)
+        return Opened(several.activate(name), load_tokenizer(source.base, source.settings.new_tokens), source)
 
     def several(self, source: ModelSource) -> Several | None:
         """The base that the adapter of a source shares with others of the shelf; None when it shares none."""
@@ -62,7 +62,8 @@ def base_key(source: ModelSource) -> tuple[str, ...] | None:
     if source.adapter is None or source.checkpoint is not None:
         return None
     settings = source.settings
-    return (str(source.base.resolve()), settings.dtype, settings.attention, *settings.merged_adapters)
+    kind = (str(source.base.resolve()), settings.dtype, settings.attention)
+    return (*kind, *settings.merged_adapters, "with", *settings.new_tokens)
 
 
 def load_together(sources: dict[str, ModelSource]) -> Several | None:

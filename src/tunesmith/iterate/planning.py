@@ -21,7 +21,7 @@ def plan_any(recipe: Recipe, *, ranks: int = 1, file: str = "RECIPE", progress: 
     if recipe.online is None:
         return make_plan(recipe, ranks=ranks, file=file, progress=progress)
     check_choice(recipe.online.label)
-    tokenizer = load_tokenizer(find_inputs(recipe, progress))
+    tokenizer = load_tokenizer(find_inputs(recipe, progress), recipe.model.new_tokens)
     plan = make_plan(recipe, counted=count_round(recipe, tokenizer), ranks=ranks, file=file)
     return replace(plan, recipe=recipe)
 

@@ -27,6 +27,7 @@ from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.orthogonal_config import BoftConfig, OftConfig
 from tunesmith.models.prompt_config import LlamaAdapterConfig, PrefixConfig, PromptConfig, PTuningConfig
 from tunesmith.models.quantization_config import Quantization, Unquantized
+from tunesmith.vocabulary import NewTokens
 
 Adapter = Annotated[
     LoraConfig
@@ -100,6 +101,20 @@ class ModelConfig(Config):
         description="Adapter folders or runs that are merged into the model as it is loaded, in this order; "
         "what is trained goes above them.",
     )
+    new_tokens: tuple[str, ...] = Field(
+        default=(),
+        description="Tokens to add to the tokenizer, such as <|call|>; their rows alone are trained, beside LoRA, "
+        "rsLoRA or DoRA. Where records hold their text it is the token.",
+    )
+    new_tokens_begin: Literal["pieces", "mean"] = Field(
+        default="pieces",
+        description="What rows of new tokens begin as: pieces: the mean of the tokens that each was spelt with; "
+        "mean: the mean of all.",
+    )
     reference: ReferenceConfig = Field(
         default=ReferenceConfig(), description="What preference losses compare with; other objectives have none."
     )
+
+    @property
+    def added(self) -> NewTokens:
+        return NewTokens(self.new_tokens, self.new_tokens_begin)

@@ -116,11 +116,13 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 def active_module(module: nn.Module) -> nn.Module:
     """The module, or the copy that PEFT trains in its place (modules_to_save) while the adapter is at work."""
-    from peft.utils.other import ModulesToSaveWrapper
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(module, ModulesToSaveWrapper):
         active = [name for name in module.active_adapters if name in module.modules_to_save]
         return module.original_module if module.disable_adapters or not active else module.modules_to_save[active[0]]
+    if isinstance(module, TrainableTokensWrapper) and module.disable_adapters:
+        return module.original_module
     return module
 
 

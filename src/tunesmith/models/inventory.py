@@ -91,7 +91,8 @@ class Trainable:
     """What one tuning method trains: parameters of adapters, of the base model, and in which layers backward runs.
 
     `shapes` are those of every trained tensor by name; a method that does not tell them has none. `resting` are those
-    of the parameters that are not trained in the same step as the others, and they have no part in `shapes`.
+    of the parameters that are not trained in the same step as the others, and they have no part in `shapes`. `rows`
+    is how many new tokens have rows of the embedding, and of the head, that are trained alone.
     """
 
     adapters: int
@@ -100,6 +101,7 @@ class Trainable:
     head: bool
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     resting: int = 0
+    rows: int = 0
 
     @property
     def total(self) -> int:

@@ -8,6 +8,7 @@ from tunesmith.models.adapter_config import AdapterConfig
 from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 
 PLAIN = ("lora", "rslora", "lora_fa", "loftq", "pissa", "olora")  # methods whose folders hold plain LoRA
+BESIDE_ROWS = ("lora", "rslora", "dora")  # methods beside which rows of new tokens are trained
 NAMES = {"prompt_tuning": "prompt", "prefix_tuning": "prefix", "adaption_prompt": "llama_adapter"}  # PEFT's and ours
 # Kinds of adapters that change no weights: they cannot be merged, nor stand beside others.
 NO_WEIGHTS = frozenset(["bottleneck", *NAMES.values(), "p_tuning", "cpt", "multitask_prompt_tuning", "xlora"])

@@ -35,6 +35,7 @@ from tunesmith.models.heads import (
 )
 from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.locate import locate
+from tunesmith.models.new_rows import add_rows
 from tunesmith.models.processor import computing_type
 from tunesmith.models.quantized.files import packing_for, packing_to_begin
 from tunesmith.models.quantized.loading import read_quantized
@@ -71,8 +72,8 @@ def load_base(
     """Safetensors only; remote code off; missing, unknown or mis-shaped tensors are errors, never random weights.
 
     Only a head that the checkpoint lacks is new; the vocabulary projection is not kept beside it. Adapters that are
-    merged are added in fp32, and each is rounded to the model's type once. A quantised base is packed as
-    `model.quantization` says, or as a `packing` for an adapter does.
+    merged are added in fp32, and each is rounded to the model's type once. New tokens get their rows
+    before that. A quantised base is packed as `model.quantization` says, or as a `packing` for an adapter does.
     """
     clean, _ = read_config(folder)
     read_headers(folder)
@@ -97,6 +98,7 @@ def load_base(
         add_generation_config(model, folder)
     if packing is not None:
         check_quantized(model)
+    add_rows(model, folder, settings.added)
     model = put_fast_layers(fuse(model)).requires_grad_(False)
     for name in settings.merged_adapters:
         model = merge(load_adapter(model, locate_adapter(name))).requires_grad_(False)

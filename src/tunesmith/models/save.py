@@ -19,6 +19,7 @@ from tunesmith.models.padding import PadToken, free_pad
 from tunesmith.models.safety import read_json_object
 from tunesmith.models.stack import Stack, write_stack
 from tunesmith.types import Task
+from tunesmith.vocabulary import FILE, NewTokens, write_extended
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,13 +32,18 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "vocab.txt",
+    FILE,
 )
+PLAIN = NewTokens()
 
 
-def save_weights(model: nn.Module, run: Path, base: Path, task: Task | None = None, stack: Stack = ()) -> Path:
+def save_weights(
+    model: nn.Module, run: Path, base: Path, task: Task | None = None, stack: Stack = (), new: NewTokens = PLAIN
+) -> Path:
     """Write `run/adapter` or `run/model`, whole or not at all; an older one is replaced.
 
-    `stack` are the adapters merged into the base, which the folder of an adapter must tell of.
+    `stack` are the adapters merged into the base, which the folder of an adapter must tell of; with `new` tokens it has
+    the tokenizer too.
 
     `task` says what the values of a reward model or classifier mean. Its adapter folder has the tokenizer too, because
     the padding token is another one.
@@ -49,6 +55,8 @@ def save_weights(model: nn.Module, run: Path, base: Path, task: Task | None = No
         if isinstance(model, Adapted):
             save_adapter(model, stage, str(base))
             write_stack(stage, str(base), stack)
+            if new.tokens:
+                copy_tokenizer(base, stage, new)
         elif not has_head(plain):
             plain.save_pretrained(str(stage))
             copy_tokenizer(base, stage)
@@ -85,11 +93,12 @@ def name_padding(folder: Path, pad: PadToken) -> None:
             path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """The tokenizer, chat template and generation config, byte for byte."""
+def copy_tokenizer(source: Path, folder: Path, new: NewTokens = PLAIN) -> None:
+    """The tokenizer, chat template and generation config, byte for byte but for tokens that are new."""
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
+    write_extended(folder, new)
 
 
 def swap(stage: Path, final: Path) -> None:

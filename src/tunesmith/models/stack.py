@@ -14,6 +14,7 @@ from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.content import content_hash
 from tunesmith.models.locate import locate
 from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
+from tunesmith.vocabulary import read_new_tokens
 
 STACK_FILE = "merged_adapters.json"
 FIELD = "model.merged_adapters"
@@ -29,12 +30,19 @@ class Below:
 
 
 def find_stack(names: Sequence[str]) -> Stack:
-    """The adapters of `model.merged_adapters`. Raises ModelError E364 for what is no adapter."""
+    """The adapters of `model.merged_adapters`. Raises ModelError E364 for what is no adapter, E339 for new tokens."""
     return tuple(Below(str(folder.absolute()), content_hash(folder)) for folder in map(locate_adapter, names))
 
 
 def locate_adapter(name: str) -> Path:
     folder = locate(name)
+    if read_new_tokens(folder).tokens:
+        raise ModelError(
+            "E339",
+            f"{name} has tokens of its own, which cannot be merged below others",
+            where=Where(str(folder), field=FIELD),
+            fixes=[Fix("make it a model first, and name that as model.path", command=f"tunesmith merge {name} OUT")],
+        )
     if (folder / ADAPTER_CONFIG).is_file():
         return folder
     raise ModelError(

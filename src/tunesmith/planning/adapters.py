@@ -15,6 +15,7 @@ from tunesmith.models.locate import locate
 from tunesmith.models.prompt_config import LearnedConfig
 from tunesmith.planning.prompts import prompt_problems
 from tunesmith.planning.stacks import stack_problems
+from tunesmith.planning.tokens import token_problems
 from tunesmith.recipe import Recipe
 
 METHOD = "model.adapter.method"
@@ -24,6 +25,7 @@ def adapter_problems(recipe: Recipe, inventory: Inventory) -> Iterator[Diagnosti
     """Errors that would stop the run when the adapter is attached, each with the nearest setting that works."""
     adapter, path = recipe.model.adapter, recipe.model.adapter_path
     yield from stack_problems(recipe, inventory)
+    yield from token_problems(recipe, inventory)
     if path is not None:
         yield from _another_kind(recipe, locate(path))
     elif isinstance(adapter, TargetedConfig):

@@ -6,14 +6,21 @@ from pathlib import Path
 
 from tunesmith.data.sources import check_present
 from tunesmith.models.cache import Progress
-from tunesmith.models.inventory import Inventory, Trainable, trainable
+from tunesmith.models.inventory import Inventory, Trainable, take_inventory, trainable
 from tunesmith.models.locate import locate
+from tunesmith.planning.tokens import with_new_tokens, with_trained_rows
 from tunesmith.recipe import Recipe
 
 
 def trainable_of(recipe: Recipe, inventory: Inventory) -> Trainable:
     path = recipe.model.adapter_path
-    return trainable(inventory, recipe.model.adapter, None if path is None else locate(path))
+    found = trainable(inventory, recipe.model.adapter, None if path is None else locate(path))
+    return with_trained_rows(found, recipe, inventory)
+
+
+def inventory_of(recipe: Recipe, folder: Path, outputs: int = 0) -> Inventory:
+    """The model as it is trained, with the rows that new tokens need. Raises ModelError E335 as well."""
+    return with_new_tokens(take_inventory(folder, outputs), recipe, folder)
 
 
 def find_inputs(recipe: Recipe, progress: Progress | None = None) -> Path:

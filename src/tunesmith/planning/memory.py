@@ -13,6 +13,7 @@ from tunesmith.models.adapter_config import (
     PlacedConfig,
     RsloraConfig,
 )
+from tunesmith.models.head import CHUNK
 from tunesmith.models.inventory import Inventory, Trainable, targets_of
 from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.policy import Checkpointing
@@ -306,4 +307,6 @@ def head_bytes(inventory: Inventory, trained: Trainable, width: int, tokens: int
     """Logits and mean word of scored rows, and the gradient of a trained head in the computing type."""
     rows = min(tokens, HEAD)
     chunk = rows * (width * min(inventory.projected, HEAD) + (8 + width) * inventory.hidden)
+    if trained.rows:  # logits of some rows at a time, with those of new tokens in place, and their slopes
+        chunk = CHUNK * (4 * width + 12) * inventory.projected + 2 * width * rows * inventory.hidden
     return chunk + (width * inventory.head if trained.head else 0)

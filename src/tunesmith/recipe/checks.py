@@ -19,6 +19,7 @@ from tunesmith.recipe.prompt_checks import prompts
 from tunesmith.recipe.quantization_checks import quantized_base
 from tunesmith.recipe.settings import Recipe
 from tunesmith.recipe.step_checks import automatic_warmup, company, in_backward
+from tunesmith.recipe.token_checks import new_tokens
 
 
 def contradictions(recipe: Recipe, origins: Mapping[str, Origin], path: str) -> list[Diagnostic]:
@@ -123,5 +124,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
     _step_size, _products, _length, _early_stopping, _evaluation, _adapter, prompts, rates, averages, drawn, cut_ranks,
-    projected, _reports, company, in_backward, automatic_warmup, quantized_base, *GUARD_RULES, *OBJECTIVE_RULES,
+    projected, _reports, company, in_backward, automatic_warmup, quantized_base, new_tokens, *GUARD_RULES,
+    *OBJECTIVE_RULES,
 )  # fmt: skip

@@ -41,7 +41,7 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
     def gather() -> Inputs:
         display.phase("fetching the model")
         base = locate(recipe.model.path, recipe.model.revision)
-        tokenizer = load_tokenizer(base)
+        tokenizer = load_tokenizer(base, recipe.model.new_tokens)
         display.phase("preparing the data")
         task = resolve_task(recipe)
         train = prepare(recipe.data.trained, recipe.data, tokenizer, told, task)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tunesmith.models.inventory import take_inventory
 from tunesmith.models.marks import watched
 from tunesmith.planning.floor import matmul_seconds
-from tunesmith.planning.inputs import trainable_of
+from tunesmith.planning.inputs import inventory_of, trainable_of
 from tunesmith.recipe import Recipe
 from tunesmith.running.build import Context
 from tunesmith.running.inputs import Inputs
@@ -77,7 +76,7 @@ def profiled(recipe: Recipe, inputs: Inputs, loop: Loop, around: Context) -> Ite
         return
     around.display.phase("measuring matrix products")
     model, tell = loop.parts.model, loop.parts.on_step
-    inventory = take_inventory(inputs.base, inputs.task.outputs)
+    inventory = inventory_of(recipe, inputs.base, inputs.task.outputs)
     floors = matmul_seconds(model, inventory, trainable_of(recipe, inventory).lowest_layer)
     wait = torch.cuda.synchronize if around.mesh.device().type == "cuda" else None
     timed = Timed(loop, floors, Clock(wait))

@@ -173,6 +173,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
         recipe.model.attention,
         recipe.model.base_products,
         recipe.model.quantization.model_dump(),
+        [*recipe.model.new_tokens, recipe.model.new_tokens_begin] if recipe.model.new_tokens else [],
         device.type,
         mesh.world,
         torch.__version__,

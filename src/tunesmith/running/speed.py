@@ -9,9 +9,8 @@ from torch import nn
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.forward import base_model
-from tunesmith.models.inventory import take_inventory
 from tunesmith.planning.calibration import flops_per_token, forward_flops
-from tunesmith.planning.inputs import trainable_of
+from tunesmith.planning.inputs import inventory_of, trainable_of
 from tunesmith.planning.machine import this_machine
 from tunesmith.planning.peak import measured_peak
 from tunesmith.planning.trunk import frozen_layers, trunk_flops
@@ -22,7 +21,7 @@ from tunesmith.train.work import Rates, Work
 
 def work_of(recipe: Recipe, inputs: Inputs, model: nn.Module, mesh: Mesh) -> Work:
     """The plan's formulas without what is computed again, and the measured peak in the type of the frozen weights."""
-    inventory = take_inventory(inputs.base, inputs.task.outputs)
+    inventory = inventory_of(recipe, inputs.base, inputs.task.outputs)
     machine = this_machine(torch.get_num_threads())
     dtype = str(base_model(model).dtype).removeprefix("torch.")
     cached = 0 if recipe.train.cache_trunk == "off" else frozen_layers(recipe, inventory)

@@ -20,6 +20,7 @@ from tunesmith.models.adapter_config import TargetedConfig
 from tunesmith.models.butterfly import put_butterflies
 from tunesmith.models.heads import head_modules
 from tunesmith.models.lora import FastLoraLinear
+from tunesmith.models.new_rows import trained_rows, use_fast_rows
 from tunesmith.models.singular import use_singular_linear
 
 Files = (  # folders that are read
@@ -49,6 +50,7 @@ class Places:
     saved: list[str] | None
     task: str
     own_saved: tuple[str, ...]  # those that are there; PEFT adds the usual names of heads
+    rows: dict[str, list[int]] | None = None  # of tokens that are new
 
     @classmethod
     def of(cls, model: PreTrainedModel, settings: TargetedConfig) -> Places:
@@ -56,7 +58,8 @@ class Places:
         targets, layers = chosen_modules(model, settings)
         head = [name.rsplit(".", 1)[-1] for name in head_modules(model)]
         saved = (*settings.modules_to_save, *head)
-        return cls(targets, layers, list(saved) or None, "SEQ_CLS" if head else "CAUSAL_LM", saved if head else ())
+        task, own = ("SEQ_CLS", saved) if head else ("CAUSAL_LM", ())
+        return cls(targets, layers, list(saved) or None, task, own, None if head else trained_rows(model))
 
 
 def chosen_modules(model: nn.Module, settings: TargetedConfig) -> tuple[list[str] | str, list[int] | None]:
@@ -92,6 +95,7 @@ def wrap(model: PreTrainedModel, config: Files, dtype: str = "float32") -> PeftM
     assert isinstance(wrapped, PeftModel)
     if isinstance(config, peft.AdaLoraConfig):
         use_singular_linear(wrapped, config)
+    use_fast_rows(wrapped)
     return wrapped
 
 

@@ -24,6 +24,7 @@ from tunesmith.models.adapters.registry import method_of
 from tunesmith.models.adapters.spectral import as_plain, begins_with_weights, plain_tensors
 from tunesmith.models.heads import head_modules
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
+from tunesmith.models.new_rows import check_rows
 from tunesmith.models.quantized.files import describe_base
 
 VOCABULARY_HEAD = ".lm_head.weight"
@@ -76,6 +77,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig |
     config = read_adapter_config(folder)
     if isinstance(config, PromptFiles):
         return load_prompt(model, folder, config)
+    check_rows(model, config, folder)
     fresh = add_head(config, model)
     base, config.base_model_name_or_path = config.base_model_name_or_path, None
     is_gated = isinstance(config, peft.AdaptionPromptConfig)

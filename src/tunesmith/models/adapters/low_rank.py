@@ -35,6 +35,7 @@ def attach_low_rank(
         use_dora=dora,
         init_lora_weights=begins,  # pyright: ignore[reportArgumentType]
         modules_to_save=places.saved,
+        trainable_token_indices=places.rows,  # pyright: ignore[reportArgumentType]
         task_type=places.task,  # pyright: ignore[reportArgumentType]
     )
     return attach_config(model, config, places, settings.dtype)

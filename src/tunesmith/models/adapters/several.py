@@ -16,6 +16,7 @@ from tunesmith.models.adapters.base import use_fast_linear
 from tunesmith.models.adapters.files import fill, load_adapter, read_adapter_config
 from tunesmith.models.butterfly import put_butterflies
 from tunesmith.models.kinds import NO_WEIGHTS, kind_of_folder
+from tunesmith.models.new_rows import has_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ def attach_several(model: PreTrainedModel, folders: Mapping[str, Path]) -> Sever
             raise no_company(name, f"{kind} changes what layers see or what comes out of them, not weights")
     configs = {name: read_adapter_config(folder) for name, folder in folders.items()}
     check_kinds({name: str(config.peft_type) for name, config in configs.items()})
+    for name, config in configs.items():
+        if has_rows(config):
+            raise no_company(name, "it has tokens of its own")
     first, *others = folders
     wrapped = load_adapter(model, folders[first])
     assert isinstance(wrapped, PeftModel), "what is not PEFT's was refused above"
