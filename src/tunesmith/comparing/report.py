@@ -36,7 +36,7 @@ def cells(row: Row) -> tuple[str, ...]:
         return (row.name, f"not trained: {row.problem}", *[""] * (len(HEADINGS) - 2))
     return (
         row.name,
-        f"{100 * row.share:.2g} %" if row.trained else "",
+        percent(row.share) if row.trained else "",
         given(row.rate, "{:g}"),
         given(row.peak_bytes, "{:.2f}", 1e9),
         given(row.planned_over_peak, "{:.2f} x"),
@@ -51,6 +51,10 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def given(value: float | None, form: str, unit: float = 1.0) -> str:
     return "" if value is None else form.format(value / unit)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def size(count: int) -> str:
