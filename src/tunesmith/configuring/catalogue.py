@@ -61,7 +61,7 @@ def general_key(key: tuple[str | int, ...], known: Mapping[str, Setting]) -> str
 
 def _joined(one: Setting, other: Setting) -> Setting:
     """Both in one: where another variant has a default, a range or a meaning of its own, it is named with it."""
-    allowed = one.allowed if other.allowed in one.allowed else f"{one.allowed} | {other.allowed}"
+    allowed = " | ".join(dict.fromkeys((*one.allowed.split(" | "), *other.allowed.split(" | "))))
     default = one.default
     if other.default != one.default.partition("; ")[0]:
         default += f"; {other.variant} {other.default}"

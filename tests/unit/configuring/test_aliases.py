@@ -40,7 +40,7 @@ def test_catalogue_has_type_default_range_and_text_of_every_key():
     known = catalogue(stored_schema())
     assert {"model.adapter.rank", "data.train.N.weight", "train.schedule.warmup", "run.report_to"} <= known.keys()
     rank = known["model.adapter.rank"]
-    assert (rank.type, rank.default) == ("integer", "16; vera 256")
+    assert (rank.type, rank.default) == ("integer", "16; adalora 8; vera 256")
     assert rank.allowed == "from 1 to 4096 | from 1 to 16,384"
     plain = rank.of("lora")
     assert plain is not None
@@ -54,3 +54,8 @@ def test_general_key():
     known = catalogue(stored_schema())
     assert general_key(("data", "train", 3, "path"), known) == "data.train.N.path"
     assert general_key(("data", "train", 3, "columns", "prompt"), known) == "data.train.N.columns.NAME"
+
+
+def test_the_words_of_a_union_are_all_told_even_where_one_is_part_of_another():
+    told = catalogue(stored_schema())["model.adapter.method"].allowed.split(" | ")
+    assert {"oft", "boft", "loftq", "lora", "rslora", "olora"} <= set(told)
