@@ -206,3 +206,10 @@ def test_an_adapter_above_others_is_refused_because_its_note_would_be_lost(setti
     assert caught.value.diagnostic.code == "E362"
     assert str(tmp_path / "below") in str(caught.value)
     assert not (tmp_path / "new").exists()
+
+
+def test_loftq_of_several_rounds_is_refused_because_its_base_would_be_lost(base, tmp_path):
+    saved(base, tmp_path / "old", LoraConfig(rank=2))
+    (tmp_path / "old" / "loftq.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="E362"):
+        convert_adapter(str(tmp_path / "old"), tmp_path / "new", Wish(rank=1))

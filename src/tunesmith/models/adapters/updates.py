@@ -21,6 +21,7 @@ from tunesmith.models.adapters.files import read_adapter_config, read_adapter_te
 from tunesmith.models.adapters.spectral import begins_with_weights
 from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.kinds import kind_of
+from tunesmith.models.quantized.files import TAKEN
 from tunesmith.models.spectral import Factors
 from tunesmith.models.stack import STACK_FILE, read_stack
 
@@ -105,7 +106,7 @@ def method_told(config: peft.PeftConfig) -> str:
 
 
 def refuse_above(folder: Path) -> None:
-    """ModelError E362 for an adapter that stands above others: what is made of it would not say so."""
+    """ModelError E362 for an adapter above others or a base of its own: what is made of it would not say so."""
     if stack := read_stack(folder):
         raise ModelError(
             "E362",
@@ -113,6 +114,13 @@ def refuse_above(folder: Path) -> None:
             where=Where(str(folder / STACK_FILE)),
             evidence=[below.folder for below in stack],
             fixes=[Fix("merge all of them into a model", command=f"tunesmith merge {folder} OUT")],
+        )
+    if (folder / TAKEN).is_file():
+        raise ModelError(
+            "E362",
+            f"{folder} holds LoftQ of several rounds, whose base was quantised for it alone",
+            where=Where(str(folder / TAKEN)),
+            fixes=[Fix("merge it into a model", command=f"tunesmith merge {folder} OUT")],
         )
 
 
