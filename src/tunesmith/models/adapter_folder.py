@@ -138,12 +138,15 @@ def place_of(name: str) -> str:
 def misfits(adapter: Mapping[str, TensorInfo], model: Mapping[str, TensorInfo]) -> Iterator[str]:
     """Why tensors of an adapter have no place in a model, one reason a layer."""
     sides: dict[str, dict[str, tuple[int, ...]]] = {}
+    widths: dict[str, int] = {}
     for name, info in adapter.items():
         factor = FACTOR.match(name)
         if factor is not None:
             sides.setdefault(factor["module"], {})[factor["side"]] = info.shape
         elif (other := OTHER.match(name)) is not None:
             sides.setdefault(other["module"], {})
+            if (width := side_of(name, info.shape)) is not None:
+                widths[other["module"]] = width
     places = {place_of(name): info for name, info in model.items()}
     for module, factors in sides.items():
         plain = module.removeprefix(PREFIX)
@@ -156,3 +159,16 @@ def misfits(adapter: Mapping[str, TensorInfo], model: Mapping[str, TensorInfo]) 
             have = factors["B"][0], factors["A"][1]
             if {math.prod(have), *have} != wanted:
                 yield f"{plain} is {weight.shape[0]} x {weight.shape[1]}, the adapter's {have[0]} x {have[1]}"
+        elif weight is not None and module in widths and widths[module] not in weight.shape:
+            yield f"{plain} is {weight.shape[0]} x {weight.shape[1]}, and the adapter is {widths[module]} wide"
+
+
+def side_of(name: str, shape: tuple[int, ...]) -> int | None:
+    """Of a tensor that belongs to one side of a linear layer: how many outputs or inputs that layer has."""
+    if re.search(r"\.(?:ia3_l|vera_lambda_b|boft_s|lora_magnitude_vector(?:\.weight)?)\Z", name):
+        return math.prod(shape)
+    if name.endswith(".boft_R"):
+        return shape[1] * shape[2]
+    if re.search(r"\.oft_R(?:\.weight)?\Z", name):
+        return shape[0] * round((1 + math.sqrt(1 + 8 * shape[1])) / 2)  # blocks, of so many numbers above a diagonal
+    return shape[0] if name.endswith(".bottleneck_up.weight") else None

@@ -105,7 +105,7 @@ class Product8(torch.autograd.Function):
         ctx.layer = layer
         out = x.new_empty(len(x), layer.joined)
         layer.weights.product(x, out)
-        return out[:, layer.rows].contiguous()
+        return out if layer.joined == layer.out_features else out[:, layer.rows].contiguous()  # never a view: PEFT adds
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -26,7 +26,6 @@ def prompt_problems(adapter: LearnedConfig, inventory: Inventory) -> Iterator[Di
         yield from _cut(adapter, inventory)
     if isinstance(adapter, LlamaAdapterConfig):
         yield from _unknown(inventory)
-        yield from _layers(adapter, inventory.layers)
 
 
 def _no_room(adapter: VirtualConfig, limit: int) -> Iterator[Diagnostic]:
@@ -66,11 +65,3 @@ def _unknown(inventory: Inventory) -> Iterator[Diagnostic]:
     words = " ".join(f"{key}={value}" for key, value in changes.items())
     fix = Fix(words, changes, effect="learned keys and values for every architecture")
     yield Diagnostic("E333", f"adaption prompts are {reason}", where=Where(field="model.adapter.method"), fixes=(fix,))
-
-
-def _layers(adapter: LlamaAdapterConfig, layers: int) -> Iterator[Diagnostic]:
-    """E334: more layers than there are."""
-    if adapter.last > layers:
-        key = "model.adapter.last"
-        message = f"the last {adapter.last} layers are to be adapted, and the model has {layers}"
-        yield Diagnostic("E334", message, where=Where(field=key), fixes=(Fix(f"{key}={layers}", {key: layers}),))

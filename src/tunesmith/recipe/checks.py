@@ -10,6 +10,7 @@ from tunesmith.configuring.catalogue import plain
 from tunesmith.configuring.layers import DEFAULT, RANK, Origin
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConfig, TargetedConfig
+from tunesmith.models.prompt_config import LlamaAdapterConfig
 from tunesmith.recipe.adalora_checks import cut_ranks
 from tunesmith.recipe.clash import Clash
 from tunesmith.recipe.guard_checks import GUARD_RULES
@@ -62,6 +63,9 @@ def _products(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
     elif recipe.model.base_products != "exact" and recipe.model.adapter.reads_weights:
         message = f"{recipe.model.adapter.title} reads the frozen weights themselves, not their products in 8 bits"
         yield Clash(message, fields, {"model.base_products": "exact"}, "E315")
+    elif recipe.model.base_products != "exact" and isinstance(recipe.model.adapter, LlamaAdapterConfig):
+        message = "adaption prompts ask each layer for its weights, and products in 8 bits take their place"
+        yield Clash(message, fields, {"model.base_products": "exact"}, "E329")
 
 
 def _length(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:

@@ -64,8 +64,13 @@ def distributions(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Cla
         message = "kl_to_reference needs the reference in every step, and another model is gone by then"
         key = "model.reference.path"
         yield Clash(message, (key, "model.reference.source"), {key: None, "model.reference.source": "start"}, "E387")
-    if isinstance(adapter, TargetedConfig) and "lm_head" in adapter.targets and recipe.model.adapter_path is not None:
-        message = "the head has an adapter, whose start kl_to_reference cannot hold beside the trained one"
+    if not isinstance(adapter, TargetedConfig) or "lm_head" not in adapter.targets or settings.source == "adapter_off":
+        return
+    message = "the head has an adapter, whose start kl_to_reference cannot hold beside the trained one"
+    if settings.update_every:
+        key = "model.reference.update_every"
+        yield Clash(message, (key, "model.adapter.targets"), {key: 0}, "E387")
+    elif recipe.model.adapter_path is not None:
         key = "model.reference.source"
         yield Clash(message, (key, "model.adapter.targets"), {key: "adapter_off"}, "E387")
 

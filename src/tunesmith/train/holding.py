@@ -43,6 +43,9 @@ class Held:
     def take(self, value: Tensor) -> None:
         self.kept.copy_(value)
 
+    def begin(self, step: int) -> None:
+        """Told how many steps came before, where a parameter begins to be trained in the middle of a run."""
+
     def state(self) -> dict[str, Tensor]:
         """What a resume needs besides `kept`."""
         return {}
@@ -99,7 +102,7 @@ class Short(Held):
 class Stochastic(Short):
     """Rounded up or down by chance, so that the mean is the value in fp32 (arXiv:2010.06192 section 5).
 
-    The chance follows from the seed, the parameter's name and how often it was rounded.
+    The chance follows from the seed, the parameter's name and the number of the update.
     """
 
     def __init__(self, parameter: nn.Parameter, name: str, seed: int) -> None:
@@ -113,11 +116,14 @@ class Stochastic(Short):
         generator.manual_seed(zlib.crc32(f"{self.seed} {self.name} {self.rounds.item()}".encode()))
         self.parameter.copy_(rounded_by_chance(self.master.detach(), generator))
 
+    def begin(self, step: int) -> None:
+        self.rounds.fill_(step)
+
     def state(self) -> dict[str, Tensor]:
         return {"rounds": self.rounds}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.rounds.copy_(state.pop("rounds", torch.zeros((), dtype=torch.int64)))
+        self.rounds.copy_(state.pop("rounds", self.rounds))
         super().restore(state)
 
 

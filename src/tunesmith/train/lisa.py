@@ -23,6 +23,7 @@ class Lisa(Tuning):
         self.seed = seed
         self.parameters: dict[str, nn.Parameter] = {}
         self.depth = 0
+        self.number = 0  # of the present draw
         self.drawn: frozenset[int] = frozenset()
 
     def start(self, parameters: dict[str, nn.Parameter], make: Make) -> Optimizer:
@@ -37,17 +38,19 @@ class Lisa(Tuning):
 
     def before(self, step: int, optimizer: Optimizer) -> Optimizer:
         number = step // self.settings.every
-        if self.draw(number) == self.drawn:
+        if number == self.number:
             return optimizer
         optimizer.release()
-        kept = optimizer.state()
+        kept = optimizer.state() if number == self.number + 1 else {}  # else all comes from a checkpoint
         renewed = self.renewed(number)
+        for held in renewed.held.values():
+            held.begin(step)
         renewed.restore({name: value for name, value in kept.items() if name.rpartition(".")[0] in renewed.parameters})
         return renewed
 
     def renewed(self, number: int) -> Optimizer:
         """An optimiser of the parameters that are trained from now on; the others want no gradient."""
-        self.drawn = self.draw(number)
+        self.number, self.drawn = number, self.draw(number)
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(self.is_trained(name))
         return self.make({name: each for name, each in self.parameters.items() if each.requires_grad})

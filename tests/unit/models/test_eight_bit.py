@@ -43,6 +43,18 @@ def in_steps(x: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("means")
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_layer_gives_may_be_added_to_in_place(count):
+    layers = [nn.Linear(32, 32, bias=False).requires_grad_(False) for _ in range(count)]
+    x = draw(5, 32).requires_grad_()
+    for layer in join(layers, "int8"):
+        out = layer(x)
+        out += x
+        found = torch.autograd.grad(out.sum(), x)[0]
+        torch.testing.assert_close(found, 1 + torch.autograd.grad(layer(x).sum(), x)[0])
+
+
+@pytest.mark.usefixtures("means")
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 def test_both_products_are_those_of_rounded_rows_and_rounded_weights(rows, inputs, outputs, dtype):

@@ -33,6 +33,10 @@ def test_frozen_weights_are_not_trained(method):
         recipe_of("model.quantization=nf4", f"model.adapter.method={method}", "train.optimizer.lr=2e-5", *more)
     assert caught.value.diagnostic.code == "E320"
     assert caught.value.diagnostic.fixes[0].set == {"model.adapter.method": "lora"}
+    with pytest.raises(UsageError) as caught:
+        recipe_of("model.base_products=int8", "model.adapter=llama_adapter")
+    assert caught.value.diagnostic.code == "E329"
+    assert caught.value.diagnostic.fixes[0].set == {"model.base_products": "exact"}
 
 
 def test_products_in_8_bits_go_with_exact_weights():

@@ -47,6 +47,16 @@ def test_other_steps_are_fine(overrides):
             {"model.reference.path": None, "model.reference.source": "start"},
         ),
         (
+            ["also=[kl_to_reference]", "model.adapter.targets=[lm_head]", "model.reference.update_every=5"],
+            "E387",
+            {"model.reference.update_every": 0},
+        ),
+        (
+            ["also=[kl_to_reference]", "model.adapter.targets=[lm_head]", "model.adapter_path=folder"],
+            "E387",
+            {"model.reference.source": "adapter_off"},
+        ),
+        (
             ["train.watch_layers=5", "train.optimizer.in_backward=true", "train.clip_norm=0"],
             "E388",
             {"train.watch_layers": 0},

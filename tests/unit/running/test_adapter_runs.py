@@ -32,6 +32,11 @@ METHODS = {
         "model.dtype=bfloat16",
         "train.optimizer.lr=1e-3",
     ],
+    "lisa rounded by chance": [
+        "model.adapter={method: lisa, layers: 2, every: 1}",
+        "model.dtype=bfloat16",
+        "train.optimizer={name: adamw, rounding: stochastic, lr: 1e-3}",
+    ],
     "lisa in backward": [
         "model.adapter={method: lisa, layers: 1, every: 2}",
         "train.optimizer={name: adamw, in_backward: true, lr: 1e-3}",
@@ -142,6 +147,14 @@ def test_lisa_moves_the_drawn_layers_and_what_is_in_none(start, tmp_path, seed):
         stays = next(count for count in range(step) if count == step - 1 or draws[step - 2 - count] != drawn) + 1
         assert at_work == stays
         before = after
+
+
+def test_layers_that_come_back_are_rounded_by_another_chance(start):
+    words = ["model.dtype=bfloat16", "train.optimizer.rounding=stochastic", "train.checkpoint.keep=9"]
+    run = start("run", *LISA, *words)
+    for step in range(1, 7):
+        states = load_file(run.checkpoints / f"step-{step}" / "optimizer.safetensors")
+        assert {value.item() for name, value in states.items() if name.endswith(".rounds")} == {step}
 
 
 def test_lisa_draws_every_layer_as_often(tmp_path):
