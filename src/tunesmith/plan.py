@@ -215,7 +215,7 @@ def make_plan(
     machine = machine or this_machine(recipe.train.threads)
     if machine.device == "cpu":
         machine = replace(machine, memory_free=machine.memory_free // ranks)
-    check_machine(recipe.model.base_products, machine.device)
+    check_machine(recipe.model.base_products, machine.device, recipe.train.fp8)
     folder = find_inputs(recipe, progress)
     task = resolve_task(recipe)
     inventory = inventory_of(recipe, folder, task.outputs)
@@ -294,7 +294,7 @@ def plan_memory(
     at_once = optimizer.in_backward and steps.most == 1
     rows, longest = steps.largest + rows_added(adapter), steps.longest + positions_before(adapter)
     held = recipe.model.quantization
-    load = Load(rows, longest, dtype, machine.device, is_dense, at_once, optimizer, held)
+    load = Load(rows, longest, dtype, machine.device, is_dense, at_once, optimizer, held, recipe.train.fp8)
     trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
     kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
     copies = copies_bytes(recipe, inventory, trained, WIDTH.get(dtype, 2), steps.tokens * counted.scored_share)

@@ -15,6 +15,7 @@ from tunesmith.evaluate.scoring import centre
 from tunesmith.evaluate.values import evaluate_values
 from tunesmith.models.base_products import exact_again
 from tunesmith.models.content import content_hash
+from tunesmith.models.fp8_layers import exact_products
 from tunesmith.models.load import load_base
 from tunesmith.models.meaning import meaning_of
 from tunesmith.models.reference import Computed
@@ -187,7 +188,7 @@ def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
 def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) -> None:
     """Write the final weights: the best ones when early stopping was asked for, else the last ones.
 
-    Products in 8 bits end here: what is saved, centred and measured has the exact frozen weights.
+    Products in 8 bits end here: what is saved, centred and measured has the exact weights.
     """
     best = loop.parts.store.best() if loop.parts.settings.early_stopping is not None else None
     if best is not None and best.step != loop.position.step:
@@ -197,6 +198,7 @@ def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) 
         loop.parts.tracker.event("best_weights", {"step": best.step})
     else:
         loop.parts.optimizer.settle()
+    exact_products(loop.parts.model)
     if mesh.is_first:
         if recipe.model.base_products != "exact":
             exact_again(loop.parts.model, load_base(inputs.base, recipe.model, mesh.device(), inputs.task.outputs))

@@ -32,6 +32,7 @@ EMBEDDING = re.compile(r"(?:^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.we
 HEAD = re.compile(r"(?:^|\.)(lm_head|embed_out|output)\.weight\Z")
 ADAPTER_FILE = "adapter_model.safetensors"
 NETWORK_FILE = "prompt_encoder.safetensors"
+WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # model types of models/layer
 
 
 @dataclass(frozen=True, slots=True)

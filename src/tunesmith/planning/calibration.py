@@ -101,4 +101,6 @@ def computed(recipe: Recipe, dtype: str) -> str:
     """What products are formed in, for speeds to be told apart."""
     products, held = recipe.model.base_products, recipe.model.quantization
     words = [dtype, *([] if products == "exact" else [products]), *([] if held.name == "none" else [held.name])]
+    if (fp8 := recipe.train.fp8) is not None:
+        words.append(f"trained in fp8 {fp8.told()}, from {fp8.smallest}")
     return " and ".join(words)

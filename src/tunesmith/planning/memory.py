@@ -13,12 +13,14 @@ from tunesmith.models.adapter_config import (
     PlacedConfig,
     RsloraConfig,
 )
+from tunesmith.models.fp8_config import Fp8Config
 from tunesmith.models.head import CHUNK
-from tunesmith.models.inventory import Inventory, Trainable, targets_of
+from tunesmith.models.inventory import WRITTEN_OUT, Inventory, Trainable, targets_of
 from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.policy import Checkpointing
 from tunesmith.models.prompt_config import LearnedConfig
 from tunesmith.models.quantization_config import QuantizationConfig, Unquantized
+from tunesmith.planning.fp8 import passing_bytes
 from tunesmith.planning.quantized import weight_bytes
 from tunesmith.train.holding import Rounding
 from tunesmith.train.optimizers import AdamW, OptimizerConfig
@@ -41,7 +43,6 @@ PASSING = {"cpu": 4.0, "cuda": 2.0}  # results that one layer's passes drop agai
 # Norms of a layer that keep an fp32 copy of the hidden state, where it is not two; models that norm queries and keys.
 NORMS = {"gemma2": 4, "gemma3": 4, "gemma3_text": 4}
 NORMED_QUERIES = frozenset(["qwen3", "gemma3", "gemma3_text", "olmo2"])
-WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # layers of models/layer
 NORMED_AFTERWARDS = frozenset(["olmo2"])
 FUSED = WRITTEN_OUT - NORMED_AFTERWARDS  # norms and gated layers of models/fused
 PLAIN = (LoraConfig, RsloraConfig, LoraFaConfig, LoftqConfig)  # W + s B A as the written-out layers compute it
@@ -87,6 +88,7 @@ class Load:
     in_backward: bool = False  # every gradient is used up as soon as it is complete
     optimizer: OptimizerConfig = ADAMW
     quantization: QuantizationConfig = EXACT
+    fp8: Fp8Config | None = None  # products with trained weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
         passing=passing,
         wide=wide,
         again=kept - dropped,
-        once=once,
+        once=once + passing_bytes(load.fp8, inventory, trained, load.tokens),
         layers=max(0, inventory.layers - trained.lowest_layer),
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from tunesmith.models.inventory import Inventory
+from tunesmith.models.inventory import WRITTEN_OUT, Inventory
 from tunesmith.models.policy import Checkpointing, Policy, everywhere
-from tunesmith.planning.memory import NORMED_AFTERWARDS, WRITTEN_OUT, Sizes
+from tunesmith.planning.memory import NORMED_AFTERWARDS, Sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import TargetedConfig
 from tunesmith.models.inventory import Inventory, Trainable
+from tunesmith.planning.fp8 import told_fp8
 from tunesmith.planning.memory import MASTERS, WIDTH, state_bytes
 from tunesmith.recipe import Recipe
 
@@ -39,7 +40,8 @@ def told_precision(recipe: Recipe, inventory: Inventory, trained: Trainable, dty
         words = "fp32 weights" if dtype == "float32" else f"{name} weights, fp32 adapters"
     products = f"{RANGE.get(dtype, RANGE['bfloat16'])}, {BITS.get(dtype, 8)} bits in products"
     size = bytes_per_parameter(recipe, inventory, trained, dtype)
-    return f"{words}: {products}; {size:.3g} bytes per trained parameter"
+    eight = "" if recipe.train.fp8 is None else f"; {told_fp8(recipe.train.fp8, inventory, trained)}"
+    return f"{words}: {products}; {size:.3g} bytes per trained parameter{eight}"
 
 
 def bytes_per_parameter(recipe: Recipe, inventory: Inventory, trained: Trainable, dtype: str) -> float:

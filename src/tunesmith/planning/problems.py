@@ -16,6 +16,7 @@ from tunesmith.models.inventory import Inventory, trainable
 from tunesmith.models.prompt_config import positions_before
 from tunesmith.planning.adapters import adapter_problems
 from tunesmith.planning.counting import Counted
+from tunesmith.planning.fp8 import fp8_problems
 from tunesmith.planning.guards import guard_problems
 from tunesmith.planning.inputs import trainable_of
 from tunesmith.planning.judged import label_problems, rating_problems
@@ -187,6 +188,7 @@ def _optimizer(facts: Facts) -> Iterator[Diagnostic]:
 def _precision(facts: Facts) -> Iterator[Diagnostic]:
     trained = trainable_of(facts.recipe, facts.inventory)
     yield from precision_problems(facts.recipe, facts.inventory, trained, facts.dtype)
+    yield from fp8_problems(facts.recipe, facts.inventory, trained, facts.dtype, facts.machine.device)
 
 
 def _trunk(facts: Facts) -> Iterator[Diagnostic]:

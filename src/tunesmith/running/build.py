@@ -26,6 +26,7 @@ from tunesmith.models.adapters import trainable
 from tunesmith.models.base_products import use_products
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.forward import base_model
+from tunesmith.models.fp8_layers import use_fp8
 from tunesmith.models.heads import head_modules
 from tunesmith.models.inventory import take_inventory
 from tunesmith.models.load import PROVEN, load_model
@@ -127,6 +128,7 @@ def build_model(recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: dict[str, Any]
     planned = Checkpointing.of_json((plan or {}).get("checkpointing", {}))
     checkpoint_layers(model, planned if wanted == "auto" else everywhere(wanted))
     use_products(model, recipe.model.base_products)
+    use_fp8(model, recipe.train.fp8)
     return model
 
 

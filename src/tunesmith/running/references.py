@@ -172,6 +172,7 @@ def cache_key(recipe: Recipe, referee: Referee, build: Builder, shaping: str, me
         recipe.model.dtype,
         recipe.model.attention,
         recipe.model.base_products,
+        None if recipe.train.fp8 is None else recipe.train.fp8.model_dump(),
         recipe.model.quantization.model_dump(),
         [*recipe.model.new_tokens, recipe.model.new_tokens_begin] if recipe.model.new_tokens else [],
         device.type,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 from pydantic import Field
 
 from tunesmith.config import Config
+from tunesmith.models.fp8_config import Fp8Config
 from tunesmith.train.optimizers import OPTIMIZERS, AdamW, OptimizerConfig
 
 if TYPE_CHECKING:  # a type checker cannot read the registry
@@ -183,6 +184,11 @@ class TrainConfig(Config):
     stability: StabilityConfig = Field(default=StabilityConfig(), description="What happens at NaN and at spikes.")
     loss_scale: LossScaleConfig = Field(
         default=LossScaleConfig(), description="Keeps gradients within the range of fp16; no other type has one."
+    )
+    fp8: Fp8Config | None = Field(
+        default=None,
+        description="Form the products with trained weights in 8 bits, on GPUs of compute capability 8.9 or more, "
+        "beside weights and masters as they are; empty: in the type of the model.",
     )
     watch_layers: Annotated[int, Field(ge=0)] = Field(
         default=0,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tunesmith.models.eight_bit import Linear8, Weights8
+from tunesmith.models.fp8 import Fp8Linear, Products8
 from tunesmith.models.lora import FastLoraLinear
 from tunesmith.models.native.low_rank import fold, fold_and_lower
 from tunesmith.models.quantized.linear import QuantizedLinear
@@ -45,6 +46,7 @@ class Part:
     low_rank: LowRank | None
     eight: Weights8 | None = None  # of all parts of the projection
     packed: Packed | None = None  # expanded by each product
+    fp8: Products8 | None = None  # of all parts of the projection, with weights as they are just then
 
     def tensors(self) -> Iterator[Tensor]:
         if self.weight is not None:
@@ -81,6 +83,8 @@ def plain_part_of(module: nn.Module) -> Part | None:
         return Part(module.out_features, None, module.bias, None, module.weights)
     if isinstance(module, QuantizedLinear):
         return Part(module.out_features, None, module.bias, None, packed=module.packed)
+    if isinstance(module, Fp8Linear):
+        return Part(module.out_features, module.weight, module.bias, None, fp8=module.products)
     if type(module) is nn.Linear:
         return Part(module.out_features, module.weight, module.bias, None)
     return None
@@ -113,6 +117,8 @@ class Projection:
         """out = x W^T + bias + s (x A^T) B^T; returns x A^T, which the gradient needs."""
         if (eight := self.parts[0].eight) is not None:
             eight.product(x, out)
+        elif (fp8 := self.parts[0].fp8) is not None:
+            fp8.product(x, self.weight(x), out)
         else:
             torch.mm(x, self.weight(x).T, out=out)
         if any(part.bias is not None for part in self.parts):
@@ -201,6 +207,8 @@ class Slope:
         with self.projection.mark:
             if (eight := self.projection.parts[0].eight) is not None:
                 eight.product_backward(self.grad, out)
+            elif (fp8 := self.projection.parts[0].fp8) is not None:
+                fp8.of_rows(self.grad, self.projection.weight(self.grad), out)
             else:
                 torch.mm(self.grad, self.projection.weight(self.grad), out=out)
             if self.a is None or self.of_low is None:
@@ -224,12 +232,14 @@ class Slope:
 
     def of_weights(self, x: Float[Tensor, "T I"]) -> Gradients:
         gradients: Gradients = {}
-        row = 0
+        row, fp8 = 0, self.projection.parts[0].fp8
+        wanted = any(part.weight is not None and part.weight.requires_grad for part in self.projection.parts)
+        joined = None if fp8 is None or not wanted else fp8.of_weight(self.grad, x)
         for part in self.projection.parts:
-            own = self.grad[:, row : row + part.width]
-            row += part.width
+            rows = slice(row, row + part.width)
+            own, row = self.grad[:, rows], rows.stop
             if part.weight is not None and part.weight.requires_grad:
-                gradients[part.weight] = own.T @ x
+                gradients[part.weight] = own.T @ x if joined is None else joined[rows]
             if part.bias is not None and part.bias.requires_grad:
                 gradients[part.bias] = own.sum(0, dtype=torch.float32).to(part.bias.dtype)
         return gradients
