@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import subprocess
 import sys
@@ -73,16 +74,28 @@ def compare(budget: Budget, entries: Sequence[Entry], display: Progress) -> list
 
 
 def kept(budget: Budget, entry: Entry, work: Callable[[], Row]) -> Row:
-    """The row of an earlier call with the same settings, or a new one."""
+    """The row of an earlier call with the same settings and data, or a new one; what went wrong is tried again."""
     path = budget.folder / f"{entry.slug}.json"
     asked = [budget.recipe, *budget.settings, *entry.settings, *budget.general, budget.general_limit, budget.rate_scale]
+    asked += [told_of(budget)]
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["asked"] == asked:
             return Row.of_json(found["row"])
     row = work()
-    path.write_text(json.dumps({"asked": asked, "row": row.to_json()}, indent=1) + "\n", encoding="utf-8")
+    if row.problem is None:
+        path.write_text(json.dumps({"asked": asked, "row": row.to_json()}, indent=1) + "\n", encoding="utf-8")
     return row
+
+
+def told_of(budget: Budget) -> str:
+    """A hash of all that the recipe says, and of size and age of the files that it reads."""
+    recipe = load_recipe(budget.recipe, budget.settings).recipe
+    named = [source.path for sources in recipe.data.sets().values() for source in sources]
+    named += [*(source.path for source in recipe.evaluate.data), *budget.general]
+    files = [path for name in named if not name.startswith(PREFIX) for path in find_files(name)]
+    ages = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join([recipe.model_dump_json(), *ages]).encode()).hexdigest()
 
 
 def against(row: Row, base: Row) -> Row:

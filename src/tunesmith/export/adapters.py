@@ -37,9 +37,11 @@ from tunesmith.models.adapters.updates import (
 )
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.inventory import ADAPTER_FILE
+from tunesmith.models.kinds import kind_of
 from tunesmith.models.load import DTYPES, load_base
 from tunesmith.models.locate import locate
 from tunesmith.models.new_rows import has_rows
+from tunesmith.models.quantized.files import base_of_folder, keep_base
 from tunesmith.models.spectral import Factors
 
 Form = Literal["lora", "rslora", "oft", "oft_series"]
@@ -205,6 +207,7 @@ def turn_oft(folder: Path, config: peft.OFTConfig, stage: Path, out: Path, wish:
     turned = {name: tensor.to(DTYPES[wish.dtype]).contiguous() for name, tensor in tensors.items()}
     save_file(turned, stage / ADAPTER_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(stage))
+    keep_base([folder], stage)
     return reported(out, wish.to, len(tensors), kept)
 
 
@@ -226,7 +229,7 @@ def from_weights(folder: Path, stage: Path, wish: Wish) -> tuple[dict[str, Facto
     config = read_adapter_config(folder)
     refuse_above(folder)
     if not isinstance(config, Tuners):
-        raise not_mergeable(str(config.peft_type), folder)
+        raise not_mergeable(kind_of(config.to_dict()), folder)
     if config.modules_to_save:
         message = f"{folder} trains whole modules beside the adapter ({', '.join(config.modules_to_save)})"
         fixes = [Fix("merge it into a model", command=f"tunesmith merge {folder} OUT")]
@@ -236,7 +239,8 @@ def from_weights(folder: Path, stage: Path, wish: Wish) -> tuple[dict[str, Facto
         fixes = [Fix("merge it into a model", command=f"tunesmith merge {folder} OUT")]
         raise ModelError("E362", message, where=Where(str(folder)), fixes=fixes)
     base = find_base(config, folder, wish.model)
-    settings = ModelConfig(path=str(base), dtype="float32")
+    held = base_of_folder(folder).model_dump()
+    settings = ModelConfig.model_validate({"path": str(base), "dtype": "float32", "quantization": held})
     model = load_adapter(load_base(base, settings), folder).eval()
     assert isinstance(model, PeftModel), "the folder is one of PEFT's"
     rows = check_rows(ModelSource(base, settings, adapter=folder), load_tokenizer(base))
@@ -252,6 +256,7 @@ def from_weights(folder: Path, stage: Path, wish: Wish) -> tuple[dict[str, Facto
         modules = sorted(module.removeprefix(PREFIX) for module in factors)
         plain = lora_config(modules, factors, str(config.task_type or "CAUSAL_LM"), named)
         write_factors(stage, plain, factors, DTYPES[wish.dtype])
+        keep_base([folder], stage)
     del model
     again = load_adapter(load_base(base, settings), stage).eval()
     return factors, kept, NEXT_TOKENS.differ(wanted, NEXT_TOKENS.predict(again, rows))

@@ -21,6 +21,7 @@ from tunesmith.export.opening import ModelSource, Which, base_folder, find_model
 from tunesmith.export.staging import staged
 from tunesmith.models.adapters.merging import scale
 from tunesmith.models.headers import read_headers
+from tunesmith.models.quantized.files import TAKEN
 from tunesmith.train.checkpoint import CheckpointStore
 
 
@@ -52,6 +53,9 @@ def start_of(found: ModelSource, name: str) -> ModelSource:
     """The weights that a run began with, or those below an adapter."""
     if found.outputs:
         message = f"{name} gives values: the model that it began as has no head to go back to"
+        raise UsageError("E366", message, where=Where(name), fixes=[Fix("merge it whole, without --share")])
+    if found.adapter is not None and (found.adapter / TAKEN).is_file():
+        message = f"{name} began with LoftQ of several rounds: the base below it is no model to go back to"
         raise UsageError("E366", message, where=Where(name), fixes=[Fix("merge it whole, without --share")])
     if found.adapter is not None or found.checkpoint is not None:
         return ModelSource(found.base, found.settings)

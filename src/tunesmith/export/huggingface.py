@@ -24,6 +24,7 @@ from tunesmith.export.proof import NEXT_TOKENS, VALUES, Proof
 from tunesmith.export.staging import staged
 from tunesmith.models.adapter_folder import adapter_folder
 from tunesmith.models.adapters import Adapted, merge
+from tunesmith.models.adapters.merging import all_in_full
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import base_model
 from tunesmith.models.headers import read_headers
@@ -177,7 +178,7 @@ def not_alike(proof: Proof, difference: float, limit: float, count: int, out: Pa
 def merge_finite(model: nn.Module) -> PreTrainedModel:
     """The model with its adapter merged in place; ModelError E095 when a weight is not finite."""
     try:
-        merged = merge(model) if isinstance(model, Adapted) else base_model(model)
+        merged = merge(model) if isinstance(model, Adapted) else all_in_full(base_model(model))
     except ValueError as error:  # what PEFT raises for its own kinds of adapter
         raise not_finite([str(error)]) from error
     broken = [name for name, tensor in merged.state_dict().items() if not torch.isfinite(tensor).all()]

@@ -13,6 +13,7 @@ from tunesmith.errors import ModelError, UsageError, Where, nearest
 from tunesmith.export.opening import ModelSource, Opened, Which, check_gives, find_model, open_source
 from tunesmith.models.adapters.several import Several, attach_several
 from tunesmith.models.load import load_base
+from tunesmith.models.quantized.files import TAKEN
 
 
 @dataclass(slots=True)
@@ -58,11 +59,11 @@ class Shelf:
 
 
 def base_key(source: ModelSource) -> tuple[str, ...] | None:
-    """What two adapters must have in common to stand on one base; None for what is no adapter folder."""
-    if source.adapter is None or source.checkpoint is not None:
+    """What two adapters must have in common to stand on one base; None for what needs a base of its own."""
+    if source.adapter is None or source.checkpoint is not None or (source.adapter / TAKEN).is_file():
         return None
     settings = source.settings
-    kind = (str(source.base.resolve()), settings.dtype, settings.attention)
+    kind = (str(source.base.resolve()), settings.dtype, settings.attention, settings.quantization.model_dump_json())
     return (*kind, *settings.merged_adapters, "with", *settings.new_tokens)
 
 

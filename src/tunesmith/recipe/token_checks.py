@@ -31,7 +31,7 @@ def new_tokens(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]
         message = f"{recipe.objective.title} trains a head of values, and new tokens are for models that write them"
         yield Clash(message, (FIRST, "objective.name"), {FIELD: []}, "E338")
     if recipe.compares_distributions:
-        message = "kl_to_reference compares whole distributions, of heads that nothing in them is trained of"
+        message = "kl_to_reference needs a head that stays as it is, and rows for new tokens are trained in it"
         yield Clash(message, (FIRST, "objective.name"), {FIELD: []}, "E338")
     if recipe.train.cache_trunk != "off":
         key, message = "train.cache_trunk", "rows of the embedding are trained, so no layer above it is frozen for good"

@@ -26,6 +26,8 @@ from tunesmith.models.config import (
     VeraConfig,
 )
 from tunesmith.models.load import load_base
+from tunesmith.models.quantization_config import Nf4, Unquantized
+from tunesmith.models.quantized.files import base_of_folder
 from tunesmith.models.stack import Below, write_stack
 
 
@@ -213,3 +215,22 @@ def test_loftq_of_several_rounds_is_refused_because_its_base_would_be_lost(base,
     (tmp_path / "old" / "loftq.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="E362"):
         convert_adapter(str(tmp_path / "old"), tmp_path / "new", Wish(rank=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rank"), [(LoraConfig(rank=4), None), (DoraConfig(rank=4), 64)], ids=["lora", "dora"]
+)
+def test_what_is_made_of_an_adapter_stands_on_a_base_held_as_its_own(base, tmp_path, settings, rank):
+    packed = ModelConfig(path=str(base), quantization=Nf4())
+    model = disturbed(settings, base=load_base(base, packed))
+    save_adapter(model, tmp_path / "old", str(base))
+    convert_adapter(str(tmp_path / "old"), tmp_path / "new", Wish(rank=rank))
+    again = load_adapter(load_base(base, packed), tmp_path / "new")
+    torch.testing.assert_close(logprobs(again), logprobs(model), atol=1e-4, rtol=1e-4)
+    assert base_of_folder(tmp_path / "new") == packed.quantization
+    save_adapter(disturbed(LoraConfig(rank=4), base=plain(base)), tmp_path / "exact", str(base))
+    convert_adapter(str(tmp_path / "exact"), tmp_path / "other", Wish(rank=2))
+    add_adapters([str(tmp_path / "new"), str(tmp_path / "new")], tmp_path / "both", Mix())
+    add_adapters([str(tmp_path / "new"), str(tmp_path / "other")], tmp_path / "mixed", Mix())
+    held = [base_of_folder(tmp_path / name) for name in ("other", "both", "mixed")]
+    assert held == [Unquantized(), packed.quantization, Unquantized()]

@@ -22,7 +22,9 @@ from tunesmith.models.adapters import load_adapter, merge, save_adapter, trainab
 from tunesmith.models.adapters.merging import scale
 from tunesmith.models.config import DoraConfig, FullConfig, LoraConfig, ModelConfig, OftConfig
 from tunesmith.models.content import content_hash
-from tunesmith.models.load import load_base
+from tunesmith.models.load import load_base, load_model
+from tunesmith.models.loftq_config import LoftqConfig
+from tunesmith.models.quantization_config import Nf4
 from tunesmith.models.save import save_weights
 from tunesmith.models.stack import Below, write_stack
 from tunesmith.train.checkpoint import CheckpointStore
@@ -230,3 +232,20 @@ def test_the_commands(base, tmp_path, capsys):
     assert "merged" in capsys.readouterr().out
     assert call("adapters", "merge", *names) == 2
     assert "adapters merge A B MODEL OUT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_share_above_a_base_in_few_bits(base, tmp_path, rounds):
+    adapter = LoftqConfig(rank=4, rounds=rounds, alpha=8)
+    settings = ModelConfig(path=str(base), quantization=Nf4(), adapter=adapter)
+    save_adapter(load_model(base, settings), tmp_path / "adapter", str(base))
+    if rounds > 1:  # whose base is quantised less what the adapter begins with
+        with pytest.raises(UsageError, match="E366"):
+            merge_share(tmp_path / "adapter", tmp_path / "half", 0.5)
+        return
+    assert merge_share(tmp_path / "adapter", tmp_path / "half", 0.5).difference < 1e-5
+    merge_run(tmp_path / "adapter", tmp_path / "whole")
+    name = "model.layers.0.mlp.up_proj.weight"
+    packed = load_base(base, settings).get_submodule(name.removesuffix(".weight")).weight
+    middle = (packed + tensors(tmp_path / "whole")[name]) / 2
+    torch.testing.assert_close(tensors(tmp_path / "half")[name], middle, atol=1e-6, rtol=1e-5)

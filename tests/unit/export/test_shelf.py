@@ -98,3 +98,14 @@ def test_a_duel_loads_the_base_once(names, tmp_path, loads, capsys):
     assert call("eval", names[0], "--against", names[1], *words) == 0
     assert json.loads(capsys.readouterr().out)["against"] == names[1]
     assert len(loads) == 1
+
+
+def test_bases_that_are_held_otherwise_are_not_shared(names, base, tmp_path, loads):  # noqa: F811
+    packed = saved(base, tmp_path / "packed")
+    keep = {"name": "nf4", "double_quantization": True}
+    (packed / "quantized_base.json").write_text(json.dumps(keep))
+    listed = [names[0], str(packed)]
+    shelf = Shelf.of(listed)
+    for name in listed:
+        assert torch.equal(predictions(shelf.open(name).model, ROWS), predictions(open_model(name).model, ROWS))
+    assert loads == []

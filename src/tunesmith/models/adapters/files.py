@@ -139,7 +139,7 @@ def add_head(config: Files, model: PreTrainedModel) -> set[str]:
 def read_adapter_config(folder: Path) -> Files:
     """The settings of a folder of PEFT's. Raises ModelError E314 for bottleneck adapters, E093 and E094 for others."""
     if kind_of_folder(folder) == "bottleneck":
-        raise not_mergeable("BOTTLENECK", folder)
+        raise not_mergeable("bottleneck", folder)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError, Where
 from tunesmith.models.adapters.bottleneck import BottleneckModel
 from tunesmith.models.dora import ExactDora, gain_of
+from tunesmith.models.kinds import kind_of
 from tunesmith.models.lora import FastLoraLinear
 from tunesmith.models.quantized.linear import QuantizedLinear, in_full
 
@@ -23,9 +24,9 @@ def merge(model: PeftModel | BottleneckModel) -> PreTrainedModel:
     Raises ModelError E095 when a merged weight is not finite, E314 for an adapter that is no change of weights.
     """
     if isinstance(model, BottleneckModel):
-        raise not_mergeable("BOTTLENECK")
+        raise not_mergeable("bottleneck")
     if not isinstance(model.base_model, BaseTuner):
-        raise not_mergeable(str(next(iter(model.peft_config.values())).peft_type))
+        raise not_mergeable(kind_of(next(iter(model.peft_config.values())).to_dict()))
     for module in list(model.modules()):
         if isinstance(module, BaseTunerLayer):
             merge_one(module)
@@ -81,7 +82,7 @@ def merge_one(layer: BaseTunerLayer) -> None:
 def not_mergeable(kind: str, folder: Path | None = None) -> ModelError:
     return ModelError(
         "E314",
-        f"an adapter of the type {kind} changes no weights: it cannot be merged",
+        f"an adapter of {kind} changes no weights: it cannot be merged",
         where=None if folder is None else Where(str(folder)),
         fixes=["use the adapter as it is: every command takes the run"],
     )

@@ -21,7 +21,7 @@ from tunesmith.models.adapters.files import read_adapter_config, read_adapter_te
 from tunesmith.models.adapters.spectral import begins_with_weights
 from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.kinds import kind_of
-from tunesmith.models.quantized.files import TAKEN
+from tunesmith.models.quantized.files import TAKEN, keep_base
 from tunesmith.models.spectral import Factors
 from tunesmith.models.stack import STACK_FILE, read_stack
 
@@ -159,6 +159,7 @@ def write_low_rank(
         config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
     embeddings = frozenset[str]().union(*(one.embeddings for one in like))
     write_factors(folder, config, factors, dtype, embeddings)
+    keep_base([one.folder for one in like], folder)
 
 
 def write_factors(

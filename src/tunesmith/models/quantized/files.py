@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -42,8 +43,7 @@ def describe_base(model: nn.Module, folder: Path) -> None:
     layers = quantized_layers(model)
     if not layers:
         return
-    settings = next(iter(layers.values())).packed.settings
-    (folder / SETTINGS).write_text(json.dumps(settings.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    write_settings(next(iter(layers.values())).packed.settings, folder)
     taken: dict[str, Tensor] = {}
     for name, layer in layers.items():
         if layer.taken is not None:
@@ -61,6 +61,17 @@ def base_of_folder(folder: Path) -> QuantizationConfig:
         return KINDS.validate_python(read_json_object(path))
     except ValidationError as error:
         raise ModelError("E093", "the settings of the quantised base cannot be read", where=Where(str(path))) from error
+
+
+def keep_base(folders: Sequence[Path], out: Path) -> None:
+    """What is made of adapters on bases that are held alike is for a base held so."""
+    held = [base_of_folder(folder) for folder in folders]
+    if not isinstance(held[0], Unquantized) and all(each == held[0] for each in held):
+        write_settings(held[0], out)
+
+
+def write_settings(settings: QuantizationConfig, folder: Path) -> None:
+    (folder / SETTINGS).write_text(json.dumps(settings.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
 
 
 def packing_for(settings: ModelConfig, adapter: Path | None = None) -> Packing | None:
