@@ -17,6 +17,8 @@ from torch import nn
 from tunesmith.comparing.entries import LR, Entry
 from tunesmith.comparing.rows import BASE, Row
 from tunesmith.data.config import SourceConfig
+from tunesmith.data.hub import PREFIX
+from tunesmith.data.sources import find_files
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import Fix, TunesmithError, UsageError, Where
 from tunesmith.evaluate.config import EvaluateConfig

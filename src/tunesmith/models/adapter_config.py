@@ -338,8 +338,9 @@ class FreezeConfig(NamedConfig):
     names: tuple[str, ...] = Field(default=(), description="Also train parameters whose name contains one of these.")
 
     def told(self) -> str:
-        parts = [f"first {self.first}", f"last {self.last}", *self.names]
-        return "train only " + ", ".join(part for part in parts if not part.endswith(" 0"))
+        counts = {"first": self.first, "last": self.last}
+        parts = [f"the {which} {count} layers" for which, count in counts.items() if count]
+        return "train only " + ", ".join([*parts, *self.names])
 
     def trains(self, name: str, layer: int | None, depth: int) -> bool:
         by_depth = layer is not None and (layer < self.first or layer >= depth - self.last)

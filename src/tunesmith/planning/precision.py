@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tunesmith.errors import Diagnostic, Fix, Where
-from tunesmith.models.adapter_config import TargetedConfig
+from tunesmith.models.adapter_config import PlacedConfig
 from tunesmith.models.inventory import Inventory, Trainable
 from tunesmith.planning.fp8 import told_fp8
 from tunesmith.planning.memory import MASTERS, WIDTH, state_bytes
@@ -26,7 +26,8 @@ ARRIVE = {
 def trains_below_fp32(recipe: Recipe, trained: Trainable, dtype: str) -> bool:
     """Whether what is trained is of a type below fp32, with `dtype` that of the model."""
     adapter = recipe.model.adapter
-    in_fp32 = isinstance(adapter, TargetedConfig) and adapter.wide and not trained.base
+    wide = adapter.wide if isinstance(adapter, PlacedConfig) else adapter.kept == "adapter"  # prompts are in fp32
+    in_fp32 = wide and not trained.base
     return WIDTH.get(dtype, 2) < 4 and not in_fp32
 
 

@@ -9,7 +9,7 @@ from tests.tiny import tiny_model_folder
 
 from tunesmith.cli.main import run
 from tunesmith.comparing.entries import Entry, listed, named
-from tunesmith.comparing.methods import size_of
+from tunesmith.comparing.methods import Budget, kept, size_of
 from tunesmith.comparing.report import SHORT, cells, markdown, short
 from tunesmith.comparing.rows import BASE, Row, front
 from tunesmith.errors import UsageError
@@ -68,6 +68,29 @@ def test_methods_are_trained_measured_and_kept(tmp_path, capsys):
     assert call(given) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == told
     assert metrics.stat().st_mtime_ns == before
+    rows = sorted(path.stem for path in (tmp_path / "comparison").glob("*.json"))
+    assert rows == ["base-model", "comparison", "lora-4", "norms"]
+
+
+def test_a_row_is_kept_while_recipe_and_data_are_what_they_were(tmp_path):
+    data, file = write_records(tmp_path / "d.jsonl", "sequence", 4), tmp_path / "own.yaml"
+    file.write_text(f"version: 1\ndata: {{train: [{data}]}}\n")
+    budget, entry, calls = Budget(str(file), (), tmp_path), Entry("LoRA", ()), []
+
+    def work(problem: str | None = None) -> Row:
+        calls.append(problem)
+        return Row("LoRA", problem=problem)
+
+    kept(budget, entry, lambda: work("no memory"))
+    kept(budget, entry, work)
+    kept(budget, entry, work)
+    assert calls == ["no memory", None]  # what failed is tried again
+    file.write_text(file.read_text() + "train: {steps: 3}\n")
+    kept(budget, entry, work)
+    write_records(data, "sequence", 5)
+    kept(budget, entry, work)
+    kept(budget, entry, work)
+    assert len(calls) == 4
 
 
 def test_a_task_without_data_is_refused(tmp_path, capsys):

@@ -108,7 +108,12 @@ def test_the_plan_tells_range_and_bytes(tmp_path, words, told, size):
 
 @pytest.mark.parametrize(
     ("words", "code"),
-    [(["model.dtype=float32", "model.adapter=full"], "W370"), (["model.dtype=bfloat16"], "W370")],
+    [
+        (["model.dtype=float32", "model.adapter=full"], "W370"),
+        (["model.dtype=bfloat16"], "W370"),
+        (["model.dtype=bfloat16", "model.adapter=prompt"], "W370"),
+        (["model.dtype=bfloat16", "model.adapter=bottleneck"], "W370"),
+    ],
 )
 def test_a_rounding_that_does_nothing_is_told(tmp_path, words, code):
     inventory = take_inventory(tiny_model_folder(tmp_path / "model"))
