@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import machine
@@ -44,7 +44,8 @@ class Process:
     base: str = "bf16"
     checkpointing: bool = False
     liger: bool = False
-    option: dict | None = None
+    option: dict = field(default_factory=dict)  # of `model`
+    fp8: dict | None = None  # `train.fp8`
 
     def rows(self, lengths: list[int], tokens: int) -> list[dict]:
         return [
@@ -62,6 +63,15 @@ class Process:
         ]
 
 
+FULL = {"adapter": {"method": "full"}}
+OWN = (
+    Process("tunesmith", "default"),
+    Process("tunesmith", "fp8", "fp8", option={"base_products": "fp8"}),
+    Process("tunesmith", "nf4", "nf4", option={"quantization": {"name": "nf4"}}),
+    Process("tunesmith", "full", option=FULL),
+    Process("tunesmith", "full, fp8 by row", option=FULL, fp8={"scaling": "rowwise"}),
+    Process("tunesmith", "full, fp8 by tensor", option=FULL, fp8={"scaling": "tensorwise"}),
+)
 PEERS = (
     Process("trl", "best"),
     Process("unsloth", "best"),
@@ -156,29 +166,13 @@ def run_model(model: str, shape: Shape, tokens: int, deadline: float, choices: a
 
 def processes(choices: argparse.Namespace) -> Iterator[Process]:
     wanted = choices.sides or ("tunesmith", "trl", "unsloth")
-    if "tunesmith" in wanted:
-        yield Process("tunesmith", "default", option={})
-        for base in ("fp8", "nf4"):
-            yield Process("tunesmith", base, base, option=option_for(base, choices))
-    yield from (process for process in PEERS if process.side in wanted)
-
-
-def option_for(base: str, choices: argparse.Namespace) -> dict[str, str] | None:
-    """The setting of `model` that keeps the frozen weights in this type; None when there is no such setting."""
-    sys.path[:0] = [path for path in python_path("tunesmith", choices).split(os.pathsep) if path not in sys.path]
-    from tunesmith.models.config import ModelConfig
-
-    for name, field in ModelConfig.model_json_schema()["properties"].items():
-        for value in field.get("enum", ()):
-            if str(value).lower().startswith(base):
-                return {name: value}
-    return None
+    yield from (process for process in (*OWN, *PEERS) if process.side in wanted)
 
 
 def cannot(process: Process, deadline: float, choices: argparse.Namespace) -> str | None:
     """Why the process is not begun."""
-    if process.side == "tunesmith" and process.option is None:
-        return "not built yet"
+    if "fp8" in process.name and choices.device == "cpu":
+        return "products in fp8 are for GPUs"
     if process.side != "tunesmith" and not (choices.peers and carried(process.side, choices)[0].is_dir()):
         return "not installed: see --peers"
     if process.liger and not any((folder / "liger_kernel").is_dir() for folder in carried(process.side, choices)):
@@ -191,7 +185,10 @@ def read_rows(process: Process, given: dict, folder: str, choices: argparse.Name
     out = Path(folder) / "rows.jsonl"
     out.unlink(missing_ok=True)
     failed = run_side(
-        process.side, f"{process.side}_gpu.py", {**given, "out": str(out), "option": process.option}, choices
+        process.side,
+        f"{process.side}_gpu.py",
+        {**given, "out": str(out), "option": process.option, "fp8": process.fp8},
+        choices,
     )
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     if failed and len(rows) < len(given["rows"]):
@@ -253,7 +250,10 @@ def finish(row: dict, shape: Shape, peak_tflops: float | None, choices: argparse
     ends = row.pop("ends")
     seconds = [end - start for start, end in itertools.pairwise(ends)]
     step = statistics.median(seconds[choices.warmup :])
-    flops = shape.flops_per_token(row["length"], WORK["rank"], choices.scored)
+    if row["row"].startswith("full"):
+        flops = shape.full_flops_per_token(row["length"], choices.scored)
+    else:
+        flops = shape.flops_per_token(row["length"], WORK["rank"], choices.scored)
     row["step_seconds"] = seconds
     row["tokens_per_second"] = row["tokens_per_step"] / step
     row["gflop_per_token"] = flops / 1e9

@@ -61,6 +61,11 @@ class Shape:
         attention = 7 * length * self.query_width * self.num_hidden_layers
         return 4 * self.body + 4 * scored * self.head + 6 * self.adapter(rank) + attention
 
+    def full_flops_per_token(self, length: int, scored: float) -> float:
+        """Full tuning: 6 N_b + 6 s N_h + 7 T q L."""
+        attention = 7 * length * self.query_width * self.num_hidden_layers
+        return 6 * self.body + 6 * scored * self.head + attention
+
     def activation_bytes(self) -> float:
         """Per token, in bf16, without recomputation."""
         widths = 3 * self.hidden_size + 2 * (self.query_width + self.key_width + self.intermediate_size)

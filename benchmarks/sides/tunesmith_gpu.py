@@ -10,13 +10,18 @@ from gpu_side import OutOfTime, documents, equal_adapters, first_scored, run_row
 from tunesmith.data.packing import batch_of
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.adapters import trainable
-from tunesmith.models.config import LoraConfig, ModelConfig
+from tunesmith.models.base_products import use_products
+from tunesmith.models.config import ModelConfig
+from tunesmith.models.fp8_config import Fp8Config
+from tunesmith.models.fp8_layers import use_fp8
 from tunesmith.models.load import load_model
 from tunesmith.objectives import SFT
-from tunesmith.train.config import OptimizerConfig
 from tunesmith.train.optimizer import Optimizer, clip
+from tunesmith.train.optimizers import AdamW
 from tunesmith.train.step import compute_step
 from tunesmith.types import Batch, Example
+
+FULL_RATE = 2e-5  # of tuning every weight, which is too much at the rate of adapters
 
 
 def microbatches(given: dict, row: dict, tokens, at_once: int) -> list[Batch]:
@@ -31,14 +36,16 @@ def microbatches(given: dict, row: dict, tokens, at_once: int) -> list[Batch]:
 def train(model: torch.nn.Module, given: dict, row: dict, at_once: int) -> dict:
     """Steps as the training loop takes them; the clock stops when the device has finished each."""
     count = equal_adapters(model, given["seed"])
-    optimizer, mesh = Optimizer(trainable(model), OptimizerConfig(lr=given["lr"])), Mesh()
+    rate = given["lr"] if count else FULL_RATE
+    optimizer, mesh = Optimizer(trainable(model), AdamW(lr=rate)), Mesh()
     ends, losses = [time.perf_counter()], []
     for tokens in documents(given, row):
         if time.time() > given["deadline"]:
             raise OutOfTime
         result = compute_step(model, microbatches(given, row, tokens, at_once), (SFT(),), optimizer, mesh)
         clip(optimizer.gradients(), result.grad_norm, 1.0)
-        optimizer.step(1.0)
+        optimizer.set_rate(1.0)
+        optimizer.step()
         synchronize(given["device"])
         ends.append(time.perf_counter())
         losses.append(result.loss)
@@ -46,9 +53,12 @@ def train(model: torch.nn.Module, given: dict, row: dict, at_once: int) -> dict:
 
 
 def main(given: dict) -> None:
-    adapter = LoraConfig(rank=given["rank"], alpha=given["alpha"])
-    settings = ModelConfig(path=given["model"], **{"dtype": given["dtype"], "adapter": adapter, **given["option"]})
+    adapter = {"method": "lora", "rank": given["rank"], "alpha": given["alpha"]}
+    wanted = {"path": given["model"], "dtype": given["dtype"], "adapter": adapter, **given["option"]}
+    settings = ModelConfig.model_validate(wanted)
     model = load_model(Path(given["model"]), settings, given["device"]).train()
+    use_products(model, settings.base_products)
+    use_fp8(model, None if given["fp8"] is None else Fp8Config(**given["fp8"]))
     run_rows(given, lambda row, at_once: train(model, given, row, at_once))
 
 

@@ -31,6 +31,8 @@ def test_parameters_and_flops_are_those_of_the_models(work):
         shape = work.SHAPES[name]
         assert shape.flops_per_token(2048, 16, 1.0) / 1e9 == pytest.approx(gflop, rel=3e-3)
         assert shape.parameters / 1e9 == pytest.approx(billions, rel=1e-3)
+        more = 2 * (shape.body + shape.head) - 6 * shape.adapter(16)  # the gradient of every weight, and no adapter
+        assert shape.full_flops_per_token(2048, 1.0) - shape.flops_per_token(2048, 16, 1.0) == pytest.approx(more)
 
 
 def test_tokens_per_step_fit_the_memory(work):
@@ -59,10 +61,13 @@ def test_the_whole_program_runs_on_a_cpu(tmp_path):
         assert row["losses"][-1] != row["losses"][0]
         assert row["tokens_per_second"] > 0
         assert rows[model, "trl", "default", length]["skipped"].startswith("not installed")
-        assert rows[model, "tunesmith", "nf4", length].get("skipped", "") in ("", "not built yet")
+        for name in ("nf4", "full"):
+            assert rows[model, "tunesmith", name, length]["losses"][0] == pytest.approx(row["losses"][0], abs=0.05)
+        for name in ("fp8", "full, fp8 by row", "full, fp8 by tensor"):
+            assert rows[model, "tunesmith", name, length]["skipped"] == "products in fp8 are for GPUs"
 
 
 @pytest.mark.nightly
 def test_rows_beyond_the_budget_are_listed_as_skipped(tmp_path):
     rows = run(tmp_path / "a.json", "--budget-seconds", "1", "--sides", "tunesmith")
-    assert {row["skipped"] for row in rows} <= {"out of time", "not built yet"}
+    assert {row["skipped"] for row in rows} <= {"out of time", "products in fp8 are for GPUs"}
