@@ -152,6 +152,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
     run.write_config(to_yaml(with_absolute_paths(recipe)))
     if plan is not None:
         run.write_plan(plan)
+    begun = recipe.model.path if recipe.model.fresh is None else recipe.model.named
     run.write_run(
         {
             "argv": sys.argv,
@@ -159,7 +160,11 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "method": recipe.model.adapter.method,
             "task": asdict(inputs.task),
             "objective": " + ".join(objective.title for objective in recipe.objectives),
-            "model": {"path": recipe.model.path, "folder": str(inputs.base), "hash": content_hash(inputs.base)},
+            "model": {
+                "path": begun,
+                "folder": str(inputs.base),
+                "hash": content_hash(inputs.base),
+            },
             "merged_adapters": [asdict(below) for below in find_stack(recipe.model.merged_adapters)],
             "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
             "ranks": mesh.world,

@@ -15,7 +15,10 @@ from tunesmith.configuring.shipped import shipped
 from tunesmith.objectives import Objective
 from tunesmith.recipe import load_recipe
 
-TINY = {"galore": ["train.optimizer.rank=8", "train.optimizer.every=2"]}  # for matrices of a tiny model
+TINY = {  # for matrices of a tiny model, and to make one
+    "galore": ["train.optimizer.rank=8", "train.optimizer.every=2"],
+    "from-scratch": [f"model.fresh.{size}" for size in ("layers=2", "hidden=64", "heads=4", "kv_heads=2")],
+}
 RECIPES = sorted(name for name, path in shipped().items() if load_recipe(str(path), [], {}).recipe.online is None)
 
 
@@ -31,11 +34,12 @@ def call(folder: Path, *words: str, code: int = 0, **variables: str) -> dict:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_trains_is_killed_resumes_evaluates_merges_and_reloads(tmp_path, recipe):
-    objective = load_recipe(str(shipped()[recipe]), [], {}).recipe.objective
-    model = tiny_model_folder(tmp_path / "model")
+    loaded = load_recipe(str(shipped()[recipe]), [], {}).recipe
+    objective, model = loaded.objective, tiny_model_folder(tmp_path / "model")
+    source = "model.path" if loaded.model.fresh is None else "model.fresh.tokenizer"
     train = write_records(tmp_path / "train.jsonl", objective.kind, 24)
     test = write_records(tmp_path / "test.jsonl", objective.kind, 6, seed=1)
-    settings = [f"model.path={model}", f"data.train={train}", f"data.eval={test}", "train.steps=3", "train.epochs=1"]
+    settings = [f"{source}={model}", f"data.train={train}", f"data.eval={test}", "train.steps=3", "train.epochs=1"]
     settings += ["train.sequences_per_step=4", "train.checkpoint.every=1", "run.name=r", "evaluate.max_new_tokens=8"]
     settings += TINY.get(recipe, [])
     plan = call(tmp_path, "plan", recipe, *settings, "--json")

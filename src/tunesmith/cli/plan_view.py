@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.planning.fresh import told_fresh
 from tunesmith.planning.guards import told_guards
 from tunesmith.planning.problems import gigabytes
 
@@ -42,7 +43,8 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def _title(plan: Plan) -> Text:
-    title = Text(plan.inventory.folder.name, style="bold cyan")
+    fresh = plan.recipe.model.fresh
+    title = Text(plan.inventory.folder.name if fresh is None else f"new {fresh.kind.word}", style="bold cyan")
     threads = f", {plan.machine.threads} threads" if plan.machine.device == "cpu" else ""
     words = {"bfloat16": "bf16", "float32": "fp32"}
     title.append(f"  {plan.recipe.model.adapter.told()}", style="default")
@@ -74,6 +76,8 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
         ("", _bar(plan)),
         ("", _legend(plan)),
     ]
+    if plan.recipe.model.fresh is not None:
+        rows[:0] = [(name, Text(text)) for name, text in told_fresh(plan.recipe)]
     if plan.recipe.model.merged_adapters:
         rows.insert(1, ("merged", Text(f"{', '.join(plan.recipe.model.merged_adapters)}: part of the frozen weights")))
     if plan.checkpointing.layers:

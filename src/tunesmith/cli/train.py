@@ -189,6 +189,6 @@ def open_run(loaded: Loaded, old: Path | None, mesh: Mesh) -> RunDir:
     settings, recipe = loaded.recipe.run, loaded.recipe
     if old is not None:
         return RunDir.open(old)
-    slug = f"{recipe.objective.title}-{recipe.model.adapter.method}-{Path(recipe.model.path).name}"
+    slug = f"{recipe.objective.title}-{recipe.model.adapter.method}-{recipe.model.named}"
     made = RunDir.create(Path(settings.folder), settings.name, slug=slug).path if mesh.is_first else None
     return RunDir(Path(mesh.share(None if made is None else str(made))))

@@ -55,9 +55,16 @@ class Budget:
 def compare(budget: Budget, entries: Sequence[Entry], display: Progress) -> list[Row]:
     """The base model, then every method; a method that was trained and measured before is not trained again.
 
-    UsageError E402 when the recipe names nothing to measure the task by.
+    UsageError E402 when the recipe names nothing to measure the task by, E397 when it describes a new model.
     """
     recipe = load_recipe(budget.recipe, budget.settings).recipe
+    if recipe.model.fresh is not None:
+        raise UsageError(
+            "E397",
+            "methods are compared by what they make of a model, and a new model is nothing yet",
+            where=Where(field="model.fresh"),
+            fixes=[Fix("load a model: model.fresh=", {"model.fresh": None})],
+        )
     if not recipe.evaluate.data:
         raise UsageError(
             "E402",

@@ -15,6 +15,7 @@ from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import BadInput, CheckpointError, Fix, ModelError, UsageError, Where
 from tunesmith.models.adapters import Adapted, base_named_in, load_adapter, trainable
 from tunesmith.models.config import ModelConfig
+from tunesmith.models.fresh import locate_start
 from tunesmith.models.headers import read_header
 from tunesmith.models.heads import outputs_in, stored_outputs, writes_no_text
 from tunesmith.models.inventory import ADAPTER_FILE
@@ -243,12 +244,12 @@ def recorded_stack(run: RunDir) -> Stack:
 
 
 def base_folder(run: RunDir, settings: ModelConfig) -> Path:
-    """The folder that the run was trained from; looked for by its name again when it has moved."""
+    """The folder that the run was trained from; looked for by its name, or drawn, again when it has moved."""
     about: Any = run.read_run().get("model")
     folder = Path(about["folder"]) if isinstance(about, dict) and about.get("folder") else None
     if folder is not None and (folder / "config.json").is_file():
         return folder
-    return locate(settings.path, settings.revision)
+    return locate_start(settings, 0)  # the recipe of a run says the seed
 
 
 def load_source(source: ModelSource, dtype: Dtype = "auto") -> nn.Module:

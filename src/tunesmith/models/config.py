@@ -1,5 +1,6 @@
 """The `model` part of a recipe."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -23,6 +24,7 @@ from tunesmith.models.adapter_config import (
 )
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.changing_config import LisaConfig
+from tunesmith.models.fresh_config import FreshConfig
 from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.orthogonal_config import BoftConfig, OftConfig
 from tunesmith.models.prompt_config import LlamaAdapterConfig, PrefixConfig, PromptConfig, PTuningConfig
@@ -76,6 +78,9 @@ class ReferenceConfig(Config):
 class ModelConfig(Config):
     path: str = Field(default="starter", description="starter, a local folder, a .gguf file, or a hub id (owner/name).")
     revision: str | None = Field(default=None, description="Hub commit or tag.")
+    fresh: FreshConfig | None = Field(
+        default=None, description="A new model with random weights, described instead of loaded; empty: none."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Type of the weights and the computation; auto: as stored (bf16 for fp16), or fp32 on a CPU "
@@ -114,6 +119,11 @@ class ModelConfig(Config):
     reference: ReferenceConfig = Field(
         default=ReferenceConfig(), description="What preference losses compare with; other objectives have none."
     )
+
+    @property
+    def named(self) -> str:
+        """A word for where it comes from."""
+        return Path(self.path).name if self.fresh is None else f"fresh-{self.fresh.kind.word}"
 
     @property
     def added(self) -> NewTokens:

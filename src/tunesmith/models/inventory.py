@@ -114,15 +114,17 @@ class Trainable:
         return self.total - self.resting
 
 
-def take_inventory(folder: Path, outputs: int = 0) -> Inventory:
+def take_inventory(folder: Path, outputs: int = 0, tensors: dict[str, TensorInfo] | None = None) -> Inventory:
     """Read config and headers; with `outputs` of the model that gives so many values.
+
+    `tensors` are those of a folder that has no weights yet.
 
     Raises ModelError E084 when config.json lacks a size, E240 or E241 when the model cannot give the values.
     """
     config, stripped = read_config(folder)
     text = config.get("text_config")
     sizes = {**config, **text} if isinstance(text, dict) else config
-    tensors = read_headers(folder)
+    tensors = read_headers(folder) if tensors is None else tensors
     value_head: dict[str, TensorInfo] = {}
     if outputs:
         from tunesmith.models.heads import describe_classifier

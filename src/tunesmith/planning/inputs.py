@@ -20,13 +20,22 @@ def trainable_of(recipe: Recipe, inventory: Inventory) -> Trainable:
 
 def inventory_of(recipe: Recipe, folder: Path, outputs: int = 0) -> Inventory:
     """The model as it is trained, with the rows that new tokens need. Raises ModelError E335 as well."""
+    if recipe.model.fresh is not None:
+        from tunesmith.models.blueprint import described
+
+        return take_inventory(folder, outputs, described(folder))
     return with_new_tokens(take_inventory(folder, outputs), recipe, folder)
 
 
 def find_inputs(recipe: Recipe, progress: Progress | None = None) -> Path:
     """The model's folder, fetched when it is not here; `progress` hears the phase and its share from 0 to 1.
 
-    Raises DataError E041 for data that is not there, then what `locate` raises.
+    That of a new model holds no weights yet. Raises DataError E041 for data that is not there, then what `locate` and
+    `blueprint` raise.
     """
     check_present([source for sources in recipe.data.sets().values() for source in sources] + [*recipe.evaluate.data])
+    if recipe.model.fresh is not None:
+        from tunesmith.models.blueprint import blueprint
+
+        return blueprint(recipe.model.fresh, progress)
     return locate(recipe.model.path, recipe.model.revision, progress)

@@ -17,6 +17,7 @@ from tunesmith.models.prompt_config import positions_before
 from tunesmith.planning.adapters import adapter_problems
 from tunesmith.planning.counting import Counted
 from tunesmith.planning.fp8 import fp8_problems
+from tunesmith.planning.fresh import fresh_problems
 from tunesmith.planning.guards import guard_problems
 from tunesmith.planning.inputs import trainable_of
 from tunesmith.planning.judged import label_problems, rating_problems
@@ -65,7 +66,7 @@ def find_problems(facts: Facts, peak_of: Callable[[Recipe], int]) -> tuple[Diagn
     """Errors first; `peak_of` tells the peak memory of a changed recipe."""
     rules = (
         _trunk, _policy, _in_backward, _optimizer, _precision, _length, _few_steps, _rate, _overlong, _threads, _disk,
-        _stripped, _judged, _guards, _phases,
+        _stripped, _judged, _guards, _phases, _fresh,
     )  # fmt: skip
     about = facts.recipe, facts.inventory
     first = (*facts.counted.doubts, *adapter_problems(*about), *quantization_problems(*about), *_memory(facts, peak_of))
@@ -105,7 +106,9 @@ def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
         yield {"train.optimizer.name": "adamw8bit"}
     if recipe.model.adapter.kept == "model" and recipe.model.dtype != "float32":
         yield from _without_masters(recipe)
-    if recipe.model.adapter.kept == "model":
+    if recipe.model.fresh is not None:
+        pass
+    elif recipe.model.adapter.kept == "model":
         is_adamw = train.optimizer.name == "adamw"
         yield {"model.adapter": "lora", **({"train.optimizer.lr": 2e-4} if is_adamw else {"train.optimizer": "adamw"})}
     elif recipe.model.quantization.name == "none" and recipe.model.base_products == "exact":
@@ -229,11 +232,12 @@ def _few_steps(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _rate(facts: Facts) -> Iterator[Diagnostic]:
-    optimizer, adapter = facts.recipe.train.optimizer, facts.recipe.model.adapter
+    optimizer, model = facts.recipe.train.optimizer, facts.recipe.model
     rate, scale = optimizer.lr, optimizer.rate_scale
     if scale is None:
         return
-    (low, high), (usual, proposed) = adapter.rates, adapter.usual_rate
+    about, tuned = model.fresh or model.adapter, "a new model" if model.fresh else model.adapter.word
+    (low, high), (usual, proposed) = about.rates, about.usual_rate
     low, proposed = low * scale, proposed * scale
     if low <= rate <= high * scale:
         return
@@ -243,7 +247,7 @@ def _rate(facts: Facts) -> Iterator[Diagnostic]:
         f"a learning rate of {rate:g} is {word}",
         "warning",
         Where(field="train.optimizer.lr"),
-        (f"usual for {adapter.word}: {usual}" + (f", times {scale:g} for {optimizer.name}" if scale != 1 else ""),),
+        (f"usual for {tuned}: {usual}" + (f", times {scale:g} for {optimizer.name}" if scale != 1 else ""),),
         (Fix(f"train.optimizer.lr={proposed:g}", {"train.optimizer.lr": proposed}),),
     )
 
@@ -304,6 +308,10 @@ def _phases(facts: Facts) -> Iterator[Diagnostic]:
     problem = without_room(adapter, facts.steps) if isinstance(adapter, AdaloraConfig) else None
     if problem is not None:
         yield problem
+
+
+def _fresh(facts: Facts) -> Iterator[Diagnostic]:
+    yield from fresh_problems(facts.recipe, facts.inventory, facts.counted)
 
 
 def _judged(facts: Facts) -> Iterator[Diagnostic]:

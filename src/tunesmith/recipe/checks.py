@@ -13,6 +13,7 @@ from tunesmith.models.adapter_config import FreezeConfig, FullConfig, RsloraConf
 from tunesmith.models.prompt_config import LlamaAdapterConfig
 from tunesmith.recipe.adalora_checks import cut_ranks
 from tunesmith.recipe.clash import Clash
+from tunesmith.recipe.fresh_checks import fresh_model
 from tunesmith.recipe.guard_checks import GUARD_RULES
 from tunesmith.recipe.objective_checks import OBJECTIVE_RULES
 from tunesmith.recipe.optimizer_checks import averages, drawn, projected, rates
@@ -128,6 +129,6 @@ def _reports(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
 Rule = Callable[[Recipe, Mapping[str, Origin]], Iterator[Clash]]
 RULES: tuple[Rule, ...] = (
     _step_size, _products, _length, _early_stopping, _evaluation, _adapter, prompts, rates, averages, drawn, cut_ranks,
-    projected, _reports, company, in_backward, automatic_warmup, quantized_base, new_tokens, *GUARD_RULES,
-    *OBJECTIVE_RULES,
+    projected, _reports, company, in_backward, automatic_warmup, fresh_model, quantized_base, new_tokens,
+    *GUARD_RULES, *OBJECTIVE_RULES,
 )  # fmt: skip

@@ -28,7 +28,8 @@ def rates(recipe: Recipe, origins: Mapping[str, Origin]) -> Iterator[Clash]:
         message = f"B is to learn {optimizer.lr_ratio_b:g} times as fast as A, but {adapter.method} has no such factors"
         yield Clash(message, (ratio, method), {ratio: 1.0}, "E300", f"or {method}=lora")
     scale = optimizer.rate_scale
-    if isinstance(adapter, FullConfig) and scale is not None and optimizer.lr >= HIGHEST_FULL_RATE * scale:
+    tunes = isinstance(adapter, FullConfig) and recipe.model.fresh is None
+    if tunes and scale is not None and optimizer.lr >= HIGHEST_FULL_RATE * scale:
         message = f"a learning rate of {optimizer.lr:g} is one for LoRA; full fine-tuning usually diverges with it"
         yield Clash(message, ("train.optimizer.lr", method), {"train.optimizer.lr": 2e-5 * scale}, "W011")
 

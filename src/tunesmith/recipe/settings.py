@@ -201,7 +201,10 @@ def _tagged(value: Any, tag: str, default: str | None) -> Any:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with files and folders named so that they are found from any working directory."""
+    """The recipe with files and folders named so that they are found from any working directory.
+
+    A new model has its seed, so that the `model` part alone says which it is.
+    """
 
     def sources(listed: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         return tuple(source.model_copy(update={"path": absolute(source.path)}) for source in listed)
@@ -215,6 +218,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     places: dict[str, Any] = {"path": existing(recipe.model.path)}
     if recipe.model.adapter_path is not None:
         places["adapter_path"] = existing(recipe.model.adapter_path)
+    fresh = recipe.model.fresh
+    if fresh is not None:
+        seed = recipe.train.seed if fresh.seed is None else fresh.seed
+        places["fresh"] = fresh.model_copy(update={"tokenizer": existing(fresh.tokenizer), "seed": seed})
     places["merged_adapters"] = tuple(map(existing, recipe.model.merged_adapters))
     if recipe.model.reference.path is not None:
         reference = {"path": existing(recipe.model.reference.path)}

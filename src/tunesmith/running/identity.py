@@ -19,6 +19,7 @@ HASHED = (  # by content
     "data.general.train",
     "data.general.eval",
     "model.path",
+    "model.fresh.tokenizer",
     "model.adapter_path",
     "model.merged_adapters",
     "model.reference.path",

@@ -13,7 +13,7 @@ from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.evaluate.harness import kind_held
-from tunesmith.models.locate import locate
+from tunesmith.models.fresh import locate_start
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
 from tunesmith.track.progress import Progress
@@ -40,7 +40,7 @@ def gather_inputs(recipe: Recipe, mesh: Mesh, display: Progress) -> Inputs:
 
     def gather() -> Inputs:
         display.phase("fetching the model")
-        base = locate(recipe.model.path, recipe.model.revision)
+        base = locate_start(recipe.model, recipe.train.seed)
         tokenizer = load_tokenizer(base, recipe.model.new_tokens)
         display.phase("preparing the data")
         task = resolve_task(recipe)

@@ -99,6 +99,12 @@ def test_a_task_without_data_is_refused(tmp_path, capsys):
     assert "error[E402]" in capsys.readouterr().err
 
 
+def test_a_new_model_is_refused(tmp_path, capsys):
+    given = [word for word in words(tmp_path, "--methods", "full") if not word.startswith("model.path")]
+    assert call([*given, "model.fresh.layers=2", "model.adapter=full"]) == 2
+    assert "error[E397]" in capsys.readouterr().err
+
+
 def test_names_become_settings_and_unknown_ones_are_refused_with_the_nearest():
     assert [entry.settings[0] for entry in named(("dora", "lora+"))] == ["model.adapter=dora", "model.adapter=lora"]
     with pytest.raises(UsageError) as caught:
