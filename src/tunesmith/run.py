@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,15 +101,15 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     elif mesh.is_first:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
-    loop = build_loop(recipe, inputs, around)
-    tell_layers(recipe, loop.parts.model, around)
-    resume(loop, recipe, inputs, around)
-    tracker.status("running", total=loop.parts.total, phase="train")
-    loop.parts.on_step = tell_steps(around)
-    with profiled(recipe, inputs, loop, around):
-        position = loop.run(signals)
-    tracker.status("saving", phase="save")
-    finish(loop, run, recipe, inputs, mesh)
+    with closing(build_loop(recipe, inputs, around)) as loop:
+        tell_layers(recipe, loop.parts.model, around)
+        resume(loop, recipe, inputs, around)
+        tracker.status("running", total=loop.parts.total, phase="train")
+        loop.parts.on_step = tell_steps(around)
+        with profiled(recipe, inputs, loop, around):
+            position = loop.run(signals)
+        tracker.status("saving", phase="save")
+        finish(loop, run, recipe, inputs, mesh)
     result = summarise(run, position, mesh)
     tracker.event(FINISH, result.to_json())
     if recipe.evaluate.data and mesh.is_first:

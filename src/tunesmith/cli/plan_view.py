@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tunesmith.planning.fresh import told_fresh
 from tunesmith.planning.guards import told_guards
+from tunesmith.planning.paging import told_paging
 from tunesmith.planning.problems import gigabytes
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def _rows(plan: Plan) -> list[tuple[str, Text]]:
         rows.insert(1, ("merged", Text(f"{', '.join(plan.recipe.model.merged_adapters)}: part of the frozen weights")))
     if plan.checkpointing.layers:
         rows.append(("recompute", Text(_recompute(plan))))
+    if plan.memory.paged:
+        rows.append(("paging", Text(told_paging(plan.recipe, plan.memory.paged, plan.machine.device))))
     if plan.trunk is not None:
         rows.append(("trunk", Text(_trunk(plan, plan.trunk))))
     rows.append(("time", _time(plan)))

@@ -24,6 +24,7 @@ from tunesmith.planning.fp8 import passing_bytes
 from tunesmith.planning.quantized import weight_bytes
 from tunesmith.train.holding import Rounding
 from tunesmith.train.optimizers import AdamW, OptimizerConfig
+from tunesmith.train.optimizers.paging import Shapes, paged_bytes, resident_bytes
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number; other names count as bfloat16
 MASTERS = {"masters": 4, "stochastic": 0, "kahan": 2}  # bytes beside each trained number below fp32
@@ -55,7 +56,8 @@ EXACT = Unquantized()
 class Memory:
     """Bytes at the peak of a step; `other` is the process without the model, `trunk` cached states of frozen layers.
 
-    `copies` are of trained weights: those at the start, and their average; and states of a reference.
+    `copies` are of trained weights: those at the start, and their average; and states of a reference. `paged` are
+    states of the optimiser that wait outside of that memory, and no part of the peak.
     """
 
     weights: int
@@ -67,10 +69,11 @@ class Memory:
     other: int
     trunk: int = 0
     copies: int = 0
+    paged: int = 0
 
     @property
     def peak(self) -> int:
-        return sum(asdict(self).values())
+        return sum(asdict(self).values()) - self.paged
 
     def to_json(self) -> dict[str, int]:
         return {**asdict(self), "peak": self.peak}
@@ -129,7 +132,7 @@ def estimate(
     narrow = isinstance(adapter, PlacedConfig) and not adapter.wide and width == 2
     adapter_width = 2 if narrow else 4
     below = (trained.base - trained.resting if width < 4 else 0) + (trained.adapters if adapter_width < 4 else 0)
-    states = state_bytes(trained, load.optimizer.for_heads(inventory.head_dim))
+    rule, shapes = load.optimizer.for_heads(inventory.head_dim), shapes_of(trained)
     sizes = activation_sizes(inventory, trained, adapter, load)
     activations = sizes.total(load.tokens, chosen)
     beside = below * MASTERS[rounding_of(load)] + (widened_bytes(trained, load, activations) if below else 0)
@@ -139,10 +142,11 @@ def estimate(
         weights=width * copies + weight_bytes(inventory, width, load.quantization, joined=joined),
         adapters=adapter_width * (trained.adapters + frozen_beside(inventory, adapter)),
         gradients=gradient_bytes(inventory, trained, width, load, activations),
-        optimizer=states + beside,
+        optimizer=resident_bytes(rule, shapes, load.device) + beside,
         activations=activations,
         head=head_bytes(inventory, trained, width, load.tokens),
         other=process_bytes(load),
+        paged=paged_bytes(rule, shapes, load.device),
     )
 
 
@@ -169,9 +173,13 @@ def widened_bytes(trained: Trainable, load: Load, activations: int) -> int:
 
 
 def state_bytes(trained: Trainable, optimizer: OptimizerConfig) -> int:
-    """What the optimiser keeps of everything trained; as of one long vector where shapes are not known."""
-    shapes = trained.shapes or {"": (trained.at_once,)}
-    return sum(optimizer.state_bytes(name, shape) for name, shape in shapes.items())
+    """What the optimiser keeps of everything trained, in memory and outside of it."""
+    return sum(optimizer.state_bytes(*one) for one in shapes_of(trained).items())
+
+
+def shapes_of(trained: Trainable) -> Shapes:
+    """Of everything trained, by name; as of one long vector where shapes are not known."""
+    return trained.shapes or {"": (trained.at_once,)}
 
 
 def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterConfig, load: Load) -> Sizes:

@@ -24,6 +24,7 @@ from tunesmith.planning.judged import label_problems, rating_problems
 from tunesmith.planning.machine import Machine
 from tunesmith.planning.memory import USABLE, Memory
 from tunesmith.planning.optimizers import optimizer_problems
+from tunesmith.planning.paging import can_page, paging_problems
 from tunesmith.planning.policies import possible
 from tunesmith.planning.precision import precision_problems
 from tunesmith.planning.quantized import quantization_problems
@@ -35,6 +36,7 @@ FEW_STEPS = 20
 ENOUGH_STEPS = 60
 OVERLONG = 0.01  # share of records from which it is worth a word
 SMALLEST_LENGTH = 128
+WHOLE = ("peak", "paged")  # no part of the peak
 TOLERANCE = 0.15  # of the measured peak around the planned one
 
 
@@ -77,7 +79,7 @@ def _memory(facts: Facts, peak_of: Callable[[Recipe], int]) -> Iterator[Diagnost
     peak, free = facts.memory.peak, facts.machine.memory_free
     if peak <= USABLE * free:
         return
-    largest = sorted(((size, name) for name, size in facts.memory.to_json().items() if name != "peak"), reverse=True)
+    largest = sorted(((size, name) for name, size in facts.memory.to_json().items() if name not in WHOLE), reverse=True)
     smaller = _smaller(facts.recipe, facts.machine.device)
     fixes = [fix for changes in smaller if (fix := _tried(facts, changes, peak_of)) is not None]
     if not fixes:
@@ -104,6 +106,8 @@ def _smaller(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
         size //= 2
     if train.optimizer.name == "adamw":
         yield {"train.optimizer.name": "adamw8bit"}
+    if train.optimizer.paging == "off" and can_page(recipe, device):
+        yield {"train.optimizer.paging": "auto"}
     if recipe.model.adapter.kept == "model" and recipe.model.dtype != "float32":
         yield from _without_masters(recipe)
     if recipe.model.fresh is not None:
@@ -185,7 +189,9 @@ def _in_backward(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _optimizer(facts: Facts) -> Iterator[Diagnostic]:
-    yield from optimizer_problems(facts.recipe, trainable_of(facts.recipe, facts.inventory))
+    trained = trainable_of(facts.recipe, facts.inventory)
+    yield from optimizer_problems(facts.recipe, trained)
+    yield from paging_problems(facts.recipe, trained, facts.machine.device, facts.ranks * facts.memory.paged)
 
 
 def _precision(facts: Facts) -> Iterator[Diagnostic]:
@@ -287,6 +293,7 @@ def _disk(facts: Facts) -> Iterator[Diagnostic]:
     settings, recipe = facts.recipe.train.checkpoint, facts.recipe
     count = trainable(facts.inventory, recipe.model.adapter).total
     need = 16 * count * (settings.keep + 1)  # weights, master and two moments; one more while it is written
+    need += 0 if recipe.train.optimizer.paging_folder else facts.ranks * facts.memory.paged
     folder = existing(Path(recipe.run.folder).expanduser().resolve())
     free = shutil.disk_usage(folder).free
     if need > free:

@@ -227,8 +227,18 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         reference = {"path": existing(recipe.model.reference.path)}
         places["reference"] = recipe.model.reference.model_copy(update=reference)
     model = recipe.model.model_copy(update=places)
+    online = _with_absolute_reward(recipe.online)
     return recipe.model_copy(
-        update={"data": data, "evaluate": evaluate, "model": model, "online": _with_absolute_reward(recipe.online)}
+        update={"data": data, "evaluate": evaluate, "model": model, "online": online, "train": _paged(recipe.train)}
+    )
+
+
+def _paged(train: TrainConfig) -> TrainConfig:
+    folder = train.optimizer.paging_folder
+    if folder is None:
+        return train
+    return train.model_copy(
+        update={"optimizer": train.optimizer.model_copy(update={"paging_folder": absolute(folder)})}
     )
 
 

@@ -86,7 +86,8 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
     total = settings.steps or source.steps_for(settings.epochs)
     tuning, trained = build_tuning(recipe, model, total), trainable(model)
     layers = new_layers(recipe, model)
-    optimizer = tuning.start(trained, lambda chosen: make_optimizer(chosen, rule, layers, mesh, settings.seed))
+    folder = around.run.path
+    optimizer = tuning.start(trained, lambda chosen: make_optimizer(chosen, rule, layers, mesh, settings.seed, folder))
     if settings.ema is not None:
         optimizer.average = Average(optimizer.masters, settings.ema)
     parts = Parts(

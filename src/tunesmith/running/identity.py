@@ -35,6 +35,7 @@ FREE_TO_CHANGE = (
     "train.watch_layers",
     "train.activation_checkpointing",  # the same to the bit, as is
     "train.optimizer.in_backward",
+    "train.optimizer.paging",
 )
 
 

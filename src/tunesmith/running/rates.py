@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from tunesmith.distributed.mesh import Mesh
@@ -67,7 +67,7 @@ def search_rates(recipe: Recipe, mesh: Mesh, display: Progress) -> RateCurve:
         around = Context(run, mesh, tracker, display, None, False)
         loop = build_loop(recipe, gather_inputs(recipe, mesh, display), around)
         loop.parts.on_step = watch(signals)
-        with suppress(EnoughError):
+        with suppress(EnoughError), closing(loop):
             loop.run(signals)
         return read_curve(rates, losses)
 

@@ -18,6 +18,7 @@ from tunesmith.faults import fault
 from tunesmith.train import commit
 from tunesmith.train.commit import TEMPORARY, Commit, Part, Tensors, Writers
 from tunesmith.train.manifest import Broken, read_manifest, verify
+from tunesmith.train.stored import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,18 @@ class Checkpoint:
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
         """The tensors of `<stem>.safetensors`, on the CPU; CheckpointError when there is no such file."""
+        return safetensors.torch.load_file(self._file(stem))
+
+    def stored(self, stem: str) -> Stored:
+        """The same, of which none is in memory before it is asked for."""
+        return Stored(self._file(stem))
+
+    def _file(self, stem: str) -> Path:
         name = f"{stem}.safetensors"
         if name not in self.manifest["files"]:
             here = sorted(self.manifest["files"])
             raise CheckpointError("E113", f"the checkpoint has no {name}", where=Where(str(self.folder)), evidence=here)
-        return safetensors.torch.load_file(self.folder / name)
+        return self.folder / name
 
     def part(self, rank: int) -> Part | None:
         """What `rank` added; None when fewer ranks wrote the checkpoint."""

@@ -112,7 +112,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], step: int) -> Entry
         position = end
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return write_file(path, _tensor_pieces(text, [tensors[name] for name in names]), step)
+    return write_file(path, _tensor_pieces(text, (tensors[name] for name in names)), step)
 
 
 def _tensor_pieces(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,11 @@ def make_optimizer(
     new_layers: Iterable[str],
     mesh: Mesh,
     seed: int = 0,
+    folder: Path | None = None,
 ) -> Optimizer:
     """The optimizer that the settings ask for; UsageError E189 for one that several ranks cannot have."""
     if not settings.in_backward:
-        return Optimizer(parameters, settings, new_layers, seed)
+        return Optimizer(parameters, settings, new_layers, seed, folder)
     if mesh.world > 1:
         key = "train.optimizer.in_backward"
         raise UsageError(
@@ -34,7 +36,7 @@ def make_optimizer(
             where=Where(field=key),
             fixes=[Fix(f"{key}=false", {key: False}), Fix("start one process")],
         )
-    return BackwardOptimizer(parameters, settings, new_layers, seed)
+    return BackwardOptimizer(parameters, settings, new_layers, seed, folder)
 
 
 class BackwardOptimizer(Optimizer):
@@ -51,8 +53,9 @@ class BackwardOptimizer(Optimizer):
         settings: OptimizerConfig,
         new_layers: Iterable[str] = (),
         seed: int = 0,
+        folder: Path | None = None,
     ) -> None:
-        super().__init__(parameters, settings, new_layers, seed)
+        super().__init__(parameters, settings, new_layers, seed, folder)
         self.is_last = False
         self.norms: dict[str, Tensor] = {}  # of the gradients that this step has used up
         for name, parameter in parameters.items():  # behind the hooks that collect for masters

@@ -46,6 +46,7 @@ class Lisa(Tuning):
         for held in renewed.held.values():
             held.begin(step)
         renewed.restore({name: value for name, value in kept.items() if name.rpartition(".")[0] in renewed.parameters})
+        optimizer.close()
         return renewed
 
     def renewed(self, number: int) -> Optimizer:

@@ -344,7 +344,7 @@ class Loop:
             parameter.data.copy_(weights[name])
         if self.parts.tuning.state():
             self.parts.tuning.restore(checkpoint.tensors("tuning"))
-        self.parts.optimizer.restore(checkpoint.tensors("optimizer"))
+        self.parts.optimizer.restore(checkpoint.stored("optimizer"))
         if self.parts.streams.state():
             self.parts.streams.restore(checkpoint.tensors("reference"))
         self.parts.source.restore(state["source"])
@@ -359,6 +359,10 @@ class Loop:
         if own is not None:
             random_state.restore(dict(own.tensors), dict(own.state))
         self.saved_at = self.position.step
+
+    def close(self) -> None:
+        """Give back what the optimiser holds outside of memory."""
+        self.parts.optimizer.close()
 
     def last_checkpoint(self) -> Path | None:
         """Where the run could go on; None when nothing was saved or nothing saved can be used."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from tunesmith.track.clock import phase
 from tunesmith.train.ema import Average
 from tunesmith.train.holding import Short, held_of
 from tunesmith.train.optimizers import OptimizerConfig
-from tunesmith.train.optimizers.base import Averaging, parameter_groups, single
+from tunesmith.train.optimizers.base import Averaging, State, parameter_groups, single
+from tunesmith.train.optimizers.unified import UnifiedAdamW
+from tunesmith.train.pages import Lent, Pages, open_pages
 from tunesmith.train.stability import nonfinite_gradients
 
 
@@ -21,7 +24,7 @@ class Optimizer:
     """Updates the trainable parameters of a model.
 
     A parameter below fp32 has an fp32 master that collects its gradient and is stepped; `settings.rounding` says how
-    the result comes back, and whether the master stays.
+    the result comes back, and whether the master stays. States that are paged to a file are in `folder`.
     """
 
     def __init__(
@@ -30,11 +33,13 @@ class Optimizer:
         settings: OptimizerConfig,
         new_layers: Iterable[str] = (),
         seed: int = 0,
+        folder: Path | None = None,
     ) -> None:
         self.parameters = parameters
         self.held = {name: held_of(name, each, settings.rounding, seed) for name, each in parameters.items()}
-        self.one_by_one = any(isinstance(held, Short) for held in self.held.values())
         self.masters = {name: held.master for name, held in self.held.items()}
+        self.pages = open_pages(settings, self.masters, folder)
+        self.one_by_one = self.pages is not None or any(isinstance(held, Short) for held in self.held.values())
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(collector(self.masters[name]))
             for name, parameter in parameters.items()
@@ -43,6 +48,8 @@ class Optimizer:
         self.groups = parameter_groups(self.masters, settings, tuple(new_layers))
         steppers = {member: stepper for stepper in self.build(settings) for member in members_of(stepper)}
         self.steppers = {name: steppers[master] for name, master in self.masters.items()}
+        if self.pages is not None:
+            self.page(settings, self.pages)
         self.scale = 1.0  # of the loss that is passed back
         self.average: Average | None = None
         self.aside: dict[str, Tensor] = {}  # values of masters while the parameters hold averages
@@ -51,6 +58,13 @@ class Optimizer:
         """The torch optimisers that share the parameters among them; each has its own where masters come and go."""
         groups = [[group] for group in single(self.groups)] if self.one_by_one else [self.groups]
         return [stepper for each in groups for stepper in settings.build(each)]
+
+    def page(self, settings: OptimizerConfig, pages: Pages) -> None:
+        """Begin with states in the file, where the rule begins with zeros: none of them is ever in memory before."""
+        for name, master in self.masters.items():
+            blank = settings.blank(name, tuple(master.shape))
+            if blank and pages.keep(name, blank):
+                self.steppers[name].state[master] = blank
 
     def set_rate(self, factor: float) -> None:
         """From now on each group learns at `factor` times its peak rate."""
@@ -107,6 +121,8 @@ class Optimizer:
         self.held[name].widen()
         self.steppers[name].step()
         self.held[name].narrow()
+        if self.pages is not None:
+            self.pages.keep(name, self.steppers[name].state[self.masters[name]])
 
     def release(self) -> None:
         """Let go of the parameters, which another optimizer takes over."""
@@ -114,17 +130,24 @@ class Optimizer:
         for hook in self.hooks:
             hook.remove()
 
+    def close(self) -> None:
+        """Let go of the states, and of the file they are in."""
+        if self.pages is not None:
+            for stepper in self.steppers.values():
+                stepper.state.clear()
+            self.pages.close()
+
     def clear(self) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None
         for master in self.masters.values():
             master.grad = None
 
-    def state(self) -> dict[str, Tensor]:
-        """Moments, step counts and masters as `name.kind` tensors, for a checkpoint."""
+    def state(self) -> Mapping[str, Tensor]:
+        """Moments, step counts and masters as `name.kind` tensors, for a checkpoint; paged ones one by one."""
         tensors: dict[str, Tensor] = {}
         for name, master in self.masters.items():
-            state = self.steppers[name].state.get(master, {})
+            state = states_of(self.steppers[name], master)
             tensors |= {f"{name}.{kind}": value for kind, value in state.items() if isinstance(value, Tensor)}
             held = self.held[name]
             tensors |= {f"{name}.{kind}": value for kind, value in held.state().items()}
@@ -132,25 +155,29 @@ class Optimizer:
                 tensors[f"{name}.average"] = self.average.values[name]
             if held.has_copy or self.is_averaged(name):
                 tensors[f"{name}.master"] = self.aside.get(name, held.kept)
-        return tensors
+        return tensors if self.pages is None else Lent(tensors, self.pages)
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a state; the parameters hold their restored values already."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a state, one parameter after the other; the parameters hold their restored values already."""
+        kinds: dict[str, list[str]] = {}
+        for key in tensors:
             name, _, kind = key.rpartition(".")
-            found.setdefault(name, {})[kind] = value
+            kinds.setdefault(name, []).append(kind)
         for name, master in self.masters.items():
-            state, stepper = found.get(name, {}), self.steppers[name]
+            state, stepper = {kind: tensors[f"{name}.{kind}"] for kind in kinds.get(name, ())}, self.steppers[name]
             with torch.no_grad():
                 self.held[name].restore(state)
                 if self.average is not None:
                     self.average.values[name].copy_(state.pop("average"))
-            if state:
+            if state and isinstance(stepper, UnifiedAdamW):
+                stepper.adopt(master, state)
+            elif state:
                 stepper.state[master] = {
                     kind: value.to("cpu" if counts_here(stepper, kind) else master.device).clone()
                     for kind, value in state.items()
                 }
+                if self.pages is not None:
+                    self.pages.keep(name, stepper.state[master])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -173,6 +200,8 @@ class Optimizer:
                 self.aside[name] = held.kept.clone()
                 held.widen()
                 held.show(stepper.average(master) if isinstance(stepper, Averaging) else self.average_of(name))
+                if self.pages is not None:
+                    self.pages.drop(name)
 
     def is_averaged(self, name: str) -> bool:
         """Whether the weights to use are others than those that are trained."""
@@ -185,6 +214,10 @@ class Optimizer:
 
 def members_of(stepper: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [member for group in stepper.param_groups for member in group["params"]]
+
+
+def states_of(stepper: torch.optim.Optimizer, master: nn.Parameter) -> State:
+    return stepper.kept(master) if isinstance(stepper, UnifiedAdamW) else stepper.state.get(master, {})
 
 
 def counts_here(stepper: torch.optim.Optimizer, kind: str) -> bool:

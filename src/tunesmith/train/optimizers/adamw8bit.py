@@ -20,10 +20,12 @@ from tunesmith.train.optimizers.base import (
     Group,
     Rule,
     State,
+    blank_means,
     counted,
     numbers,
     split,
 )
+from tunesmith.train.optimizers.unified import UnifiedAdamW, is_unified
 
 SMALLEST = 4096  # numbers; smaller states stay in fp32, as do those of embeddings, whose rows differ too much in size
 PIECE = 256  # blocks that are decoded at once, so that they stay in the processor's cache
@@ -36,7 +38,12 @@ class AdamW8bit(AdamConfig):
 
     def build(self, groups: list[Group]) -> list[torch.optim.Optimizer]:
         small, plain = split(groups, in_8_bits)
+        if is_unified(self, groups):
+            return [UnifiedAdamW(part, self, bits) for part, bits in ((small, 8), (plain, 32)) if part]
         return [*([AdamW8bitRule(small, self)] if small else []), *self.adamw(plain)]
+
+    def blank(self, name: str, shape: tuple[int, ...]) -> State:
+        return blank_codes(numbers(shape)) if in_8_bits(name, shape) else blank_means(shape)
 
     def state_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         return moment_bytes(shape, in_8_bits(name, shape))
@@ -97,11 +104,15 @@ def by_torch(parameter: Tensor, gradient: Tensor, state: State, settings: AdamCo
 
 
 def empty_moments(like: Tensor) -> State:
-    count = like.numel()
-    codes, scales = torch.zeros(count, dtype=torch.uint8), torch.zeros(scales_of(count))
-    state = {"exp_avg": codes, "exp_avg_scale": scales, "root": codes.clone(), "root_scale": scales.clone()}
+    blank = blank_codes(like.numel())
+    return {kind: torch.zeros(value.shape, dtype=value.dtype, device=like.device) for kind, value in blank.items()}
+
+
+def blank_codes(count: int) -> State:
+    """Both means of so many numbers before the first step, in a number each."""
+    codes, scales = torch.zeros((), dtype=torch.uint8).expand(count), torch.zeros(()).expand(scales_of(count))
     # the code of 0 is not 0 in the signed map; a scale of 0 makes it 0 all the same
-    return {kind: value.to(like.device) for kind, value in state.items()}
+    return {"exp_avg": codes, "exp_avg_scale": scales, "root": codes, "root_scale": scales}
 
 
 def pieces(count: int) -> Iterator[tuple[slice, int]]:

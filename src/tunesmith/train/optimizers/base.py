@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -56,6 +56,14 @@ class OptimizerConfig(Config):
         default=False,
         description="Update each parameter in the backward pass and free its gradient; needs clip_norm=0.",
     )
+    paging: Literal["off", "auto", "file"] = Field(
+        default="off",
+        description="Keep states out of memory, but for those of the parameter at work. file: on disk, on a CPU; auto: "
+        "as the device can, which on a GPU is bitsandbytes' paged optimiser.",
+    )
+    paging_folder: str | None = Field(
+        default=None, description="Where the file of paged states is, on a disk of its own; empty: the run's folder."
+    )
 
     def for_heads(self, width: int) -> Self:
         """The same for a model whose attention heads have so many rows each."""
@@ -69,6 +77,10 @@ class OptimizerConfig(Config):
     def build(self, groups: list[Group]) -> list[torch.optim.Optimizer]:
         """Optimisers that share the parameters of all groups among them."""
         raise NotImplementedError
+
+    def blank(self, name: str, shape: tuple[int, ...]) -> State:
+        """The state before the first step, of zeros that take no memory; empty where it is left to the rule."""
+        return {}
 
     def state_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         """What the state of one parameter takes, without counters of a few bytes."""
@@ -92,6 +104,12 @@ class AdamConfig(OptimizerConfig):
         if not groups:
             return []
         return [torch.optim.AdamW(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)]
+
+
+def blank_means(shape: tuple[int, ...]) -> State:
+    """As torch's AdamW begins."""
+    nothing = torch.zeros(()).expand(shape)
+    return {"step": torch.zeros(()), "exp_avg": nothing, "exp_avg_sq": nothing}
 
 
 class Rule(torch.optim.Optimizer):
