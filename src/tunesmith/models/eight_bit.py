@@ -32,6 +32,14 @@ class Matrix8(Protocol):
         ...
 
 
+class BothWays(Matrix8, Protocol):
+    """Products with a matrix (O, I) in both directions."""
+
+    def product_backward(self, grad: Float[Tensor, "T O"], out: Float[Tensor, "T I"]) -> None:
+        """out = grad W."""
+        ...
+
+
 class Int8Matrix:
     """A matrix (O, I) for `x W^T`, scaled by output."""
 

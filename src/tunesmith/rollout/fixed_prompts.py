@@ -26,6 +26,6 @@ class FixedPrompts:
     @phase("evaluation")
     def __call__(self, step: int) -> None:
         tokens = [ids for _, ids in self.prompts]
-        answers = generate(self.model, self.tokenizer, tokens, Sampling(self.max_new_tokens))
+        answers = generate(self.model, self.tokenizer, tokens, Sampling(self.max_new_tokens), held="shared")
         for (shown, _), answer in zip(self.prompts, answers, strict=True):
             self.tracker.completion(step, shown, answer.text)

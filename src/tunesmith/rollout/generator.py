@@ -1,4 +1,4 @@
-"""Text from a model: batched decoding with a key-value cache, and streaming for chat."""
+"""Text from a model: batched decoding by the engine or with transformers' cache, and streaming for chat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tunesmith.errors import ModelError, NumericalError
 from tunesmith.models.forward import base_model
 from tunesmith.models.prompts import positions_taken
 from tunesmith.rollout.beginning import begin, forward, in_groups
+from tunesmith.rollout.continuous import Asked, Live, answers
 from tunesmith.rollout.decoding import decoding
+from tunesmith.rollout.engine.engine import Engine, serves
+from tunesmith.rollout.engine.matrices import Held
 
 COMPACT_AT = 0.75  # live share of a batch below which the finished rows are dropped from the cache
 TOP = 512  # most likely tokens looked at first; only a flatter distribution is sorted whole
@@ -59,15 +62,17 @@ def generate(
     *,
     batch_size: int = 32,
     on_progress: Progress | None = None,
+    held: Held = "packed",
 ) -> list[Generated]:
     """One answer per prompt, in order; prompts of like length are decoded together.
 
     Prompt i draws from its own generator, seeded by (seed, i), so its answer does not depend on its neighbours.
-    `on_progress` hears (finished prompts, all prompts). ModelError E150: a prompt is empty or fills the context.
+    `on_progress` hears (finished prompts, all prompts). `held`: "shared" needs no memory for a second copy of the
+    weights; "int8" is faster, and not exact. ModelError E150: a prompt is empty or fills the context.
     """
     requests = [Request(index, (index,)) for index in range(len(prompts))]
     found: dict[int, Generated] = {}
-    for place, answer in complete(model, tokenizer, prompts, requests, sampling, batch_size):
+    for place, answer in complete(model, tokenizer, prompts, requests, sampling, batch_size, held=held):
         found[place] = answer
         if on_progress is not None:
             on_progress(len(found), len(prompts))
@@ -82,6 +87,7 @@ def complete(
     sampling: Sampling,
     batch_size: int = 32,
     on_token: Callable[[], None] | None = None,
+    held: Held = "packed",
 ) -> Iterator[tuple[int, Generated]]:
     """The place of each request and its answer, as answers end; the longest prompts come first.
 
@@ -94,26 +100,70 @@ def complete(
         return -len(prompts[requests[place].prompt]), requests[place].prompt
 
     order = sorted(range(len(requests)), key=longest_first)
+    tokens: list[list[int]] = [[] for _ in requests]
     with decoding(model) as view:
         stops = stop_ids(base_model(view), tokenizer)
-        lengths = [len(prompts[request.prompt]) for request in requests]
-        for places in in_groups(view, order, lengths, batch_size):
-            tokens: list[list[int]] = [[] for _ in places]
-            for row, token, ends in steps(view, prompts, [requests[place] for place in places], sampling, stops):
-                tokens[row].append(token)
-                if on_token is not None:
-                    on_token()
-                if ends:
-                    yield places[row], finish(tokenizer, tokens[row], stops)
+        call = Call(prompts, requests, sampling, stops, batch_size)
+        for place, token, ends in by_engine(view, call, order, held) if serves(view) else by_cache(view, call, order):
+            tokens[place].append(token)
+            if on_token is not None:
+                on_token()
+            if ends:
+                yield place, finish(tokenizer, tokens[place], stops)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is to be answered, and how."""
+
+    prompts: Sequence[Sequence[int]]
+    requests: Sequence[Request]
+    sampling: Sampling
+    stops: frozenset[int]
+    batch_size: int
+
+
+def by_engine(view: nn.Module, call: Call, order: Sequence[int], held: Held) -> Iterator[tuple[int, int, bool]]:
+    """(place of the request, token, whether its answer ends here), from the engine, whose batch stays full."""
+    engine, context = Engine(view, held), context_length(view)
+    asked = [
+        Asked(at, request.prompt, min(call.sampling.max_new_tokens, context - len(call.prompts[request.prompt])))
+        for at, request in ((at, call.requests[at]) for at in order)
+    ]
+    draws: dict[int, Tensor] = {}
+
+    def pick(logits: Float[Tensor, "B V"], live: Sequence[Live[int]]) -> list[int]:
+        check_finite(logits)
+        chances = None
+        if call.sampling.temperature > 0:
+            for each in live:
+                if not each.tokens:
+                    name = call.requests[each.asked.name].name
+                    draws[each.asked.name] = row_draws(name, each.asked.room, call.sampling)
+            chances = torch.stack([draws[each.asked.name][len(each.tokens)] for each in live])
+        return choose(logits, call.sampling, chances).tolist()
+
+    yield from answers(engine, call.prompts, asked, pick, call.stops, call.batch_size)
+
+
+def by_cache(view: nn.Module, call: Call, order: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """The same from transformers' layers and cache, one batch after the other."""
+    lengths = [len(call.prompts[request.prompt]) for request in call.requests]
+    for places in in_groups(view, order, lengths, call.batch_size):
+        chosen = [call.requests[place] for place in places]
+        for row, token, ends in steps(view, call.prompts, chosen, call.sampling, call.stops):
+            yield places[row], token, ends
 
 
 def stream(model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
     """Pieces of one answer as they are decoded; a piece never holds half of a character."""
     check_prompts(model, [prompt])
+    requests = [Request(0, (0,))]
     with decoding(model) as view:
         stops = stop_ids(base_model(view), tokenizer)
-        tokens = (token for _, token, _ in steps(view, [prompt], [Request(0, (0,))], sampling, stops))
-        yield from detokenise(tokenizer, (token for token in tokens if token not in stops))
+        call = Call([prompt], requests, sampling, stops, 1)
+        made = by_engine(view, call, [0], "packed") if serves(view) else by_cache(view, call, [0])
+        yield from detokenise(tokenizer, (token for _, token, _ in made if token not in stops))
 
 
 def detokenise(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
@@ -213,12 +263,14 @@ def uniform_draws(
     """One uniform number per row and step, from a generator per row; None for greedy decoding."""
     if sampling.temperature == 0:
         return None
-    rows = []
-    for name in names:
-        seed = np.random.SeedSequence([sampling.seed, *name]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(seed) % 2**63)
-        rows.append(torch.rand(max(room), generator=generator, dtype=torch.float64))
-    return torch.stack(rows)
+    return torch.stack([row_draws(name, max(room), sampling) for name in names])
+
+
+def row_draws(name: tuple[int, ...], room: int, sampling: Sampling) -> Float[Tensor, " R"]:
+    """One uniform number per token of an answer; more room adds numbers behind the same ones."""
+    seed = np.random.SeedSequence([sampling.seed, *name]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(seed) % 2**63)
+    return torch.rand(room, generator=generator, dtype=torch.float64)
 
 
 def choose(logits: Float[Tensor, "B V"], sampling: Sampling, draw_B: Float[Tensor, " B"] | None) -> Int[Tensor, " B"]:

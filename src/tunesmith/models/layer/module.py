@@ -122,9 +122,13 @@ class FastLayer(nn.Module):
             (f"{name} is more than a linear layer with LoRA" for name in more), None
         )
 
+    def sees_more(self) -> bool:
+        """Whether attention sees a learned prompt of its own."""
+        return isinstance(self.get_submodule("self_attn"), AdaptedAttention)
+
     def attention_obstacle(self) -> str | None:
         attention = self.get_submodule("self_attn")
-        if isinstance(attention, AdaptedAttention):
+        if self.sees_more():
             return "attention sees a learned prompt"
         if attention.config._attn_implementation != RAGGED:  # pyright: ignore[reportAttributeAccessIssue]
             return "attention is not ragged"

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tunesmith.models.eight_bit import Linear8, Weights8
+from tunesmith.models.eight_bit import BothWays, Linear8
 from tunesmith.models.fp8 import Fp8Linear, Products8
 from tunesmith.models.lora import FastLoraLinear
 from tunesmith.models.native.low_rank import fold, fold_and_lower
@@ -44,7 +44,7 @@ class Part:
     weight: Tensor | None  # None where there are products in 8 bits instead, or the weight is packed
     bias: Tensor | None
     low_rank: LowRank | None
-    eight: Weights8 | None = None  # of all parts of the projection
+    eight: BothWays | None = None  # of all parts of the projection
     packed: Packed | None = None  # expanded by each product
     fp8: Products8 | None = None  # of all parts of the projection, with weights as they are just then
 
