@@ -28,6 +28,7 @@ GROUPS = (
     "runs",
     "model",
     "merging",
+    "export",
     "adapters",
     "score",
     "sample",
@@ -38,7 +39,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
     "Train": ("data", "plan", "lr-find", "train", "compare"),
     "Look": ("runs", "config", "explain"),
-    "Use": ("chat", "sample", "label", "eval", "score", "merge", "average", "adapters"),
+    "Use": ("chat", "sample", "label", "eval", "score", "merge", "average", "export", "adapters"),
 }
 EPILOG = """[bold]Examples[/bold]
 

@@ -39,22 +39,29 @@ COUNTS = (
 
 def model_card(source: ModelSource, name: str, report: Mapping[str, Any]) -> str:
     """Markdown with the front matter of model hubs; file paths of this machine are left out."""
+    meaning = source.meaning if source.outputs else None
+    made = "merged into an ordinary model folder"
+    how = use(name) if meaning is None else use_head(name, meaning)
+    return card(source, name, made, how, f"## Merge\n\n{merge_lines(report)}")
+
+
+def card(source: ModelSource, name: str, made: str, how: str, proof: str) -> str:
+    """What it is and how it was `made`, `how` it is used, what it was trained on, the `proof` that it is the same."""
     base = base_name(source)
     recipe = recipe_of(source.run)
-    meaning = source.meaning if source.outputs else None
     parts = [
-        front_matter(base, "text-generation" if meaning is None else "text-classification"),
+        front_matter(base, "text-classification" if source.outputs else "text-generation"),
         f"# {name}",
-        f"{described(recipe)} of `{base}`, made with Tunesmith {__version__} and merged into an ordinary model folder.",
+        f"{described(recipe)} of `{base}`, made with Tunesmith {__version__} and {made}.",
         "## Use",
-        use(name) if meaning is None else use_head(name, meaning),
+        how,
         "## Base model",
         f"`{base}`" + stack_note(source, recipe) + checkpoint_note(source),
     ]
     if source.run is not None:
         parts += ["## Data", data_lines(source.run, recipe), "## Training", training_lines(source.run, recipe)]
         parts += ["## Results", result_lines(source.run)]
-    parts += ["## Merge", merge_lines(report), "## Licence", licence(base)]
+    parts += [proof, "## Limits", limit_lines(source.run, recipe), "## Licence", licence(source, base)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -202,11 +209,36 @@ def merge_lines(report: Mapping[str, Any]) -> str:
     )
 
 
-def licence(base: str) -> str:
+def limit_lines(run: RunDir | None, recipe: Mapping[str, Any]) -> str:
+    """What nobody has looked at, as far as the run tells."""
+    lines = ["- What the base model gets wrong, this one can get wrong too. Nothing here tests whether it is safe."]
+    longest = value_at(recipe, "data.max_length")
+    if longest:
+        lines.append(f"- It was trained on texts of up to {longest:,} tokens; longer ones were not practised.")
+    if run is not None and "| task |" not in result_lines(run):
+        lines.append("- No score on a task was recorded: the losses say nothing of how useful its answers are.")
+    return "\n".join(lines)
+
+
+def licence(source: ModelSource, base: str) -> str:
+    """What the base folder says of its licence, and what follows for this model."""
+    named = licence_of(source.base)
+    told = f" (its folder says: {named})" if named else ""
     return (
-        f"The licence of `{base}` holds for this model too; the licences of the training data may add terms. "
+        f"The licence of `{base}`{told} holds for this model too; the licences of the training data may add terms. "
         "Check both before you share it."
     )
+
+
+def licence_of(folder: Path) -> str | None:
+    """The `license` of the front matter of a folder's README."""
+    try:
+        parts = (folder / "README.md").read_text("utf-8").split("---")
+        about = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    named = about.get("license") if isinstance(about, dict) else None
+    return named if isinstance(named, str) else None
 
 
 def recorded(run: RunDir) -> dict[str, Any]:

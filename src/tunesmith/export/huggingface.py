@@ -36,6 +36,7 @@ from tunesmith.models.stack import above_others, find_stack, locate_adapter, rea
 from tunesmith.types import Message, Task
 
 PRECISE_BYTES = 16 * 2**30  # largest fp32 model that is formed and compared in fp32
+SHARD = "50GB"  # largest weight file, unless another size is asked for
 CHECK_TOKENS = 64  # tokens of each prompt that are compared: bounds the predictions held in memory
 CHECKED = (
     "What is the capital of France, and what is it known for?",
@@ -187,7 +188,9 @@ def merge_finite(model: nn.Module) -> PreTrainedModel:
     return merged
 
 
-def save_merged(merged: PreTrainedModel, dtype: torch.dtype, stage: Path, found: ModelSource) -> None:
+def save_merged(
+    merged: PreTrainedModel, dtype: torch.dtype, stage: Path, found: ModelSource, shard: str = SHARD
+) -> None:
     """Round the weights and write them with tokenizer and generation config; a reward head stays in fp32."""
     if has_head(merged):
         head = head_modules(merged)
@@ -197,7 +200,7 @@ def save_merged(merged: PreTrainedModel, dtype: torch.dtype, stage: Path, found:
         return
     untie(merged)
     merged.to(dtype=dtype)  # pyright: ignore[reportCallIssue]
-    merged.save_pretrained(str(stage))
+    merged.save_pretrained(str(stage), max_shard_size=shard)
     copy_tokenizer(found.base, stage, found.settings.added)
 
 

@@ -1,0 +1,238 @@
+"""GGUF files of every family and type answer as their models, by our reading, by transformers' and by llama.cpp."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
+from tests.tiny import tiny_model_folder
+from tests.unit.export.shapes import SHAPES, loaded, shape_folder
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from tunesmith.data.tokenizer import load_tokenizer
+from tunesmith.errors import ModelError, UsageError
+from tunesmith.export.gguf.engine import llama_ids, llama_logits
+from tunesmith.export.gguf.families import family_of
+from tunesmith.export.gguf.kquants import quantize_k
+from tunesmith.export.gguf.reading import Reading
+from tunesmith.export.gguf.spelling import encode
+from tunesmith.export.gguf.types import FILE_TYPES, file_type
+from tunesmith.export.gguf.vocabulary import read_vocabulary
+from tunesmith.export.gguf.write import About, write_gguf
+from tunesmith.export.verifying import PROMPTS, compared, logits_of
+
+ROWS = [[5, 9, 200, 31], list(range(20, 60))]
+NEEDS_LLAMA = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+LARGEST = {"F32": 1e-4, "F16": 4e-2, "BF16": 0.3, "Q8_0": 0.8, "Q6_K": 2.0}  # of a logit; their deviation is about 1.3
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = shape_folder(tmp_path_factory.mktemp(name) / "model", name)
+        return made[name]
+
+    return folder
+
+
+def written(folder: Path, kind: str, path: Path) -> Path:
+    model = loaded(folder)
+    words = read_vocabulary(folder, model.config.vocab_size)
+    write_gguf(path, model, FILE_TYPES[kind], words, About("tiny", "base", 512))
+    return path
+
+
+@pytest.mark.parametrize("kind", FILE_TYPES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_family_in_every_type_answers_as_the_model(folders, tmp_path, name, kind) -> None:
+    path = written(folders(name), kind, tmp_path / "model.gguf")
+    wanted = logits_of(loaded(folders(name)), ROWS)
+    difference, logit, _ = compared(wanted, torch.cat(Reading(path).logits(ROWS)))
+    assert difference <= FILE_TYPES[kind].limit
+    assert logit <= LARGEST.get(kind, 6.0)
+    if kind != "F32":
+        assert logit > 1e-4, "nothing was rounded"
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"])
+def test_transformers_reads_the_same(folders, tmp_path, name) -> None:
+    written(folders(name), "F32", tmp_path / "model.gguf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    _, logit, agreement = compared(logits_of(loaded(folders(name)), ROWS), logits_of(model, ROWS))
+    assert logit < 1e-3
+    assert agreement == 1
+
+
+@NEEDS_LLAMA
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_llama_cpp_reads_the_same(folders, tmp_path, name, kind) -> None:
+    path = written(folders(name), kind, tmp_path / "model.gguf")
+    found = llama_logits(path, ROWS)
+    difference, _, _ = compared(torch.cat(Reading(path).logits(ROWS)), found)
+    assert difference < (2e-5 if kind in ("F32", "F16") else 1e-2)
+    tokenizer = load_tokenizer(folders(name))
+    assert llama_ids(path, PROMPTS) == [tokenizer.encode(text, specials=False) for text in PROMPTS]
+
+
+def test_a_wrong_order_of_rows_is_seen(folders, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tunesmith.export.gguf.tensors.interleaved", lambda rows, width: rows)
+    path = written(folders("llama"), "F32", tmp_path / "model.gguf")
+    difference, _, _ = compared(logits_of(loaded(folders("llama")), ROWS), torch.cat(Reading(path).logits(ROWS)))
+    assert difference > 10 * FILE_TYPES["F32"].limit
+
+
+def test_a_model_with_more_rows_than_tokens_is_filled_up(tmp_path) -> None:
+    folder = tiny_model_folder(tmp_path / "model", vocab_size=512)
+    path = written(folder, "F32", tmp_path / "model.gguf")
+    file = Reading(path)
+    tokens, kinds = file.fields["tokenizer.ggml.tokens"], file.fields["tokenizer.ggml.token_type"]
+    assert len(tokens) == file.fields["llama.vocab_size"] == 512
+    assert tokens[-1] == "[PAD511]"
+    assert [kinds[at] for at in (1, 300, 511)] == [3, 1, 5]
+    with pytest.raises(ModelError, match="E434"):
+        read_vocabulary(folder, 100)
+
+
+def test_tokenizer_and_template_come_back(folders, tmp_path) -> None:
+    written(folders("qwen2"), "F32", tmp_path / "model.gguf")
+    own, other = load_tokenizer(folders("qwen2")), AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    fields = Reading(tmp_path / "model.gguf").fields
+    for text in PROMPTS:
+        assert encode(fields, text) == own.encode(text, specials=False) == other.encode(text, add_special_tokens=False)
+    assert fields["tokenizer.chat_template"] == own.template().text
+    named = [fields[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "unknown", "padding")]
+    assert named == [1, 2, 0, 2]
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+
+
+def sentencepiece_like(folder: Path, prepend: bool) -> Path:
+    """BPE over characters with bytes for the rest, as in Llama 2 (a space in front) and Gemma (none)."""
+    core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    space = normalizers.Replace(" ", "▁")
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space]) if prepend else space
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=specials, show_progress=False)
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    core.train_from_iterator([text for text in PROMPTS if text.isascii()] * 2, trainer)
+    data = json.loads(core.to_str())
+    data["pre_tokenizer"] = None
+    data["added_tokens"] = [each for each in data["added_tokens"] if not each["content"].startswith("<0x")]
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(data)), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("prepend", [True, False])
+def test_tokenizer_of_characters(tmp_path, prepend) -> None:
+    folder = tiny_model_folder(tmp_path / "model", vocab_size=512, template=None)
+    sentencepiece_like(folder, prepend)
+    path = written(folder, "F32", tmp_path / "model.gguf")
+    file, tokenizer = Reading(path), load_tokenizer(folder)
+    kinds = file.fields["tokenizer.ggml.token_type"]
+    assert kinds[:5] == [2, 3, 3, 6, 6]
+    assert file.fields["tokenizer.ggml.model"] == "llama"
+    assert file.fields["tokenizer.ggml.add_space_prefix"] is prepend
+    wanted = [tokenizer.encode(text, specials=False) for text in PROMPTS]
+    assert [encode(file.fields, text) for text in PROMPTS] == wanted
+    assert max(map(len, wanted)) < max(map(len, PROMPTS)), "nothing was merged"
+    if find_spec("llama_cpp") is not None:
+        assert llama_ids(path, PROMPTS) == wanted
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True, "trim_offsets": True}),
+        ("model", {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}),
+    ],
+)
+def test_tokenizers_without_a_form(tmp_path, part, value) -> None:
+    folder = tiny_model_folder(tmp_path / "model")
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), part: value}), "utf-8")
+    with pytest.raises(ModelError, match="E433"):
+        read_vocabulary(folder, 512)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "said"),
+    [
+        ("gpt_neox", {}, "E431"),
+        ("llama", {"hidden_act": "gelu"}, "activation gelu"),
+        ("gemma2", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar 100"),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 2}, "order of local layers"),
+        ("gemma", {"tie_word_embeddings": False}, "a head of its own"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "sliding windows"),
+        ("olmo2", {"attention_bias": True}, "attention_bias"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "rotary embedding of type dynamic",
+        ),
+    ],
+)
+def test_what_the_format_cannot_say_is_refused(tmp_path, architecture, settings, said) -> None:
+    model = loaded(tiny_model_folder(tmp_path / "model", architecture, **settings))
+    with pytest.raises(ModelError, match=said):
+        family_of(model.config)
+
+
+def test_damaged_and_unknown_files(folders, tmp_path) -> None:
+    path = written(folders("llama"), "F32", tmp_path / "model.gguf")
+    (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="E082"):
+        Reading(tmp_path / "cut.gguf")
+    writer = GGUFWriter(tmp_path / "other.gguf", "bert")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"E431.*bert"):
+        Reading(tmp_path / "other.gguf")
+    with pytest.raises(UsageError, match="q4_k_m"):
+        file_type("q4_k")
+
+
+def test_types_of_a_mixture(folders, tmp_path) -> None:
+    stored = {
+        each.name: each.tensor_type.name
+        for each in GGUFReader(written(folders("qwen2"), "Q4_K_M", tmp_path / "a")).tensors
+    }
+    assert stored["token_embd.weight"] == "Q6_K", "the embedding is the head"
+    assert [stored[f"blk.{at}.attn_v.weight"] for at in range(3)] == ["Q4_K", "Q4_K", "Q6_K"]
+    assert stored["blk.0.attn_q.weight"] == "Q4_K"
+    assert stored["blk.0.attn_q.bias"] == stored["output_norm.weight"] == "F32"
+    narrow = tiny_model_folder(tmp_path / "narrow", hidden_size=96, num_attention_heads=4, intermediate_size=80)
+    stored = {
+        each.name: each.tensor_type.name for each in GGUFReader(written(narrow, "Q4_K_M", tmp_path / "b")).tensors
+    }
+    assert stored["blk.0.attn_q.weight"] == "Q5_0"
+    assert stored["blk.0.ffn_down.weight"] == "F16"
+
+
+@pytest.mark.parametrize(("name", "worst"), [("Q4_K", 0.0075), ("Q5_K", 0.0019), ("Q6_K", 0.0006)])
+def test_k_quants_lose_little(name, worst) -> None:
+    kind = GGMLQuantizationType[name]
+    rng = np.random.default_rng(0)
+    weights = (rng.standard_normal((64, 512)) * np.exp(rng.standard_normal((64, 1)))).astype(np.float32)
+    weights[0] = 0
+    weights[1, :256] = 3.5
+    weights[2] *= 1e-4
+    back = quants.dequantize(quantize_k(weights, kind), kind)
+    lost = np.square(back - weights).sum(1) / np.square(weights).sum(1).clip(1e-30)
+    assert lost[3:].mean() < worst
+    assert lost[1] < worst
+    assert np.all(back[0] == 0)
