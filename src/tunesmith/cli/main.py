@@ -27,6 +27,7 @@ GROUPS = (
     "data",
     "runs",
     "model",
+    "evaluate",
     "merging",
     "export",
     "adapters",

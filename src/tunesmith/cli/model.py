@@ -1,32 +1,21 @@
-"""`tunesmith chat` and `eval`: a model or a run, used."""
+"""`tunesmith chat`: a model or a run, talked to; and what other commands share that open one."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tunesmith.cli.deciders import JudgeModel, JudgeUrl, Reward, RuleName
-from tunesmith.cli.options import AsJson
-from tunesmith.cli.winrate import NOBODY, Against, Decider, Duellists, report
-
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from tunesmith.data.tokenizer import Tokenizer
-    from tunesmith.evaluate.harness import Evaluation
-    from tunesmith.evaluate.values import Measured
     from tunesmith.export.opening import Opened, Wants, Which
     from tunesmith.export.shelf import Shelf
-    from tunesmith.models.reference import Reference
     from tunesmith.rollout.generator import Sampling
     from tunesmith.types import Message
 
-DEFAULT_METRICS = ("loss", "perplexity", "exact_match")
 WEIGHTS = ("auto", "final", "best", "newest")
 HELP = "[dim]/reset forgets the conversation, /use NAME goes to another model, /exit leaves. Ctrl-C stops.[/dim]"
 
@@ -44,7 +33,6 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Long
 
 def register(app: typer.Typer) -> None:
     app.command("chat")(chat)
-    app.command("eval")(evaluate_model)
 
 
 def chat(
@@ -79,149 +67,6 @@ def chat(
             talk.try_to_use(shelf, line.removeprefix("/use ").strip())
         elif line:
             talk.try_to_say(line)
-
-
-def evaluate_model(
-    model: ModelName,
-    data: Annotated[list[str], typer.Option("--data", help="Held-out records: file, folder or glob; repeatable.")],
-    metrics: Annotated[
-        list[str] | None, typer.Option("--metrics", "-m", help="Comma-separated or repeated.", show_default=False)
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first n records of each.")] = None,
-    max_new_tokens: MaxNewTokens = 256,
-    max_length: Annotated[int, typer.Option("--max-length", min=8, help="Longest record of the loss, tokens.")] = 2048,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts decoded together.")] = 32,
-    shape: Annotated[str, typer.Option(help="Shape of the records; auto recognises it.")] = "auto",
-    answers: Annotated[Path | None, typer.Option("--answers", help="Write every answer to this jsonl file.")] = None,
-    examples: Annotated[int, typer.Option("--show", min=0, help="Answers shown beside their references.")] = 3,
-    weights: Weights = "auto",
-    against: Against = None,
-    reward: Reward = None,
-    rule: RuleName = None,
-    judge: JudgeUrl = None,
-    judge_model: JudgeModel = None,
-    json: AsJson = False,
-) -> None:
-    """Measure a model on held-out records: losses, its answers, pairs, how often it answers better than another."""
-    from tunesmith.cli.output import console
-
-    sources = [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data]
-    settings = {
-        "data": sources,
-        "metrics": check_words(split_words(metrics) or [*DEFAULT_METRICS], metric_names(), "--metrics"),
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "limit": limit,
-    }
-    decider = Decider(reward, rule, judge, judge_model)
-    if against is not None or decider != NOBODY:
-        duellists = Duellists(model, against, choose_weights(weights), max_new_tokens, batch_size)
-        report(duellists, sources, limit, decider, answers, examples=examples, as_json=json)
-        return
-    opened = open_for_use(model, weights, "any")
-    if opened.source.outputs:
-        if metrics:
-            console().print("--metrics is left out: a reward model or classifier has metrics of its own")
-        tell_values(measure_values(opened, sources, limit, max_length), answers, as_json=json)
-        return
-    tell_answers(measure(opened, settings, max_length), answers, examples, as_json=json)
-
-
-def tell_answers(found: Evaluation, rows: Path | None, examples: int, *, as_json: bool) -> None:
-    """Print the scores of answers, and write a row per answer when a file is named."""
-    from tunesmith.cli.output import answer, emit_json
-    from tunesmith.evaluate.harness import write_rows
-    from tunesmith.track.files import disk_error, finite
-
-    if rows is not None:
-        try:
-            write_rows(found.rows, rows, found.pairs)
-        except OSError as error:
-            raise disk_error(error, rows) from error
-    tell_unused(found.unused)
-    if as_json:
-        emit_json(cast("dict[str, Any]", finite(found.to_json())))
-        return
-    for part in evaluation_view(found, examples):
-        answer(part)
-
-
-def tell_unused(unused: Mapping[str, Mapping[str, int]]) -> None:
-    """What was left out of each task, by reason."""
-    from tunesmith.cli.output import console
-
-    for task, reasons in unused.items():
-        for reason, count in reasons.items():
-            console().print(f"{task}: {count} records left out: {reason.replace('_', ' ')}", markup=False)
-
-
-def measure(opened: Opened, settings: dict[str, Any], max_length: int) -> Evaluation:
-    from tunesmith.cli.output import console
-    from tunesmith.data.config import DataConfig
-    from tunesmith.evaluate.config import EvaluateConfig
-    from tunesmith.evaluate.harness import evaluate, kind_held
-    from tunesmith.track.progress import make_progress
-
-    reading = DataConfig(max_length=max_length, overlong="split")
-    asked = EvaluateConfig.model_validate(settings)
-    compared = any(kind_held(source) != "sequence" for source in asked.data)
-    reference = wanted_reference(opened) if compared else None
-    with make_progress(console()) as progress:
-        return evaluate(
-            opened.model,
-            opened.tokenizer,
-            asked,
-            reading,
-            reference=reference,
-            on_progress=lambda task, done, total: progress.phase(f"measuring {task}", done, total),
-        )
-
-
-def wanted_reference(opened: Opened) -> Reference | None:
-    """What an adapter changes, or what a run with a reference was compared with; nothing for any other model."""
-    from tunesmith.export.opening import reference_of
-    from tunesmith.recipe import load_recipe
-
-    source = opened.source
-    if source.run is None or source.settings.reference.source == "none":
-        return reference_of(opened) if source.run is None else None
-    recipe = load_recipe(source.run.config_file, (), {}).recipe
-    begun = recipe.model.adapter.kept == "adapter" and recipe.model.adapter_path is None
-    return reference_of(opened) if begun or recipe.has_reference else None
-
-
-def measure_values(opened: Opened, sources: list[dict[str, str]], limit: int | None, max_length: int) -> Measured:
-    """What the values of a reward model or classifier are worth on held-out records."""
-    from tunesmith.cli.output import console
-    from tunesmith.data.config import DataConfig, SourceConfig
-    from tunesmith.evaluate.values import evaluate_values
-    from tunesmith.track.progress import make_progress
-
-    with make_progress(console()) as progress:
-        return evaluate_values(
-            opened.model,
-            opened.tokenizer,
-            opened.source.meaning,
-            [SourceConfig.model_validate(source) for source in sources],
-            DataConfig(max_length=max_length, limit=limit),
-            on_progress=lambda task, done, total: progress.phase(f"scoring {task}", done, total),
-        )
-
-
-def tell_values(found: Measured, rows: Path | None, *, as_json: bool) -> None:
-    """Print the worth of values, and write a row per record when a file is named."""
-    from tunesmith.cli.output import answer, emit_json
-    from tunesmith.cli.values_view import values_view, write_rows
-    from tunesmith.track.files import finite
-
-    if rows is not None:
-        write_rows(found.rows, rows)
-    tell_unused(found.unused)
-    if as_json:
-        emit_json(cast("dict[str, Any]", finite(found.to_json())))
-        return
-    for part in values_view(found):
-        answer(part)
 
 
 class Conversation:
@@ -330,14 +175,6 @@ def choose_weights(word: str) -> Which:
     return cast("Which", check_words([word], WEIGHTS, "--weights")[0])
 
 
-def metric_names() -> tuple[str, ...]:
-    from typing import get_args
-
-    from tunesmith.evaluate.config import Metric
-
-    return get_args(Metric)
-
-
 def shape_names() -> tuple[str, ...]:
     from typing import get_args
 
@@ -366,33 +203,3 @@ def check_words(words: list[str], known: tuple[str, ...], option: str) -> list[s
                 fixes=fixes,
             )
     return list(dict.fromkeys(words))
-
-
-def evaluation_view(found: Evaluation, examples: int) -> list[RenderableType]:
-    """The scores as a table, groups of pairs, and the first answers beside their references, wrong ones first."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from tunesmith.cli.values_view import breakdown_view
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("task", "metric", "value", "95 % interval", "n"):
-        table.add_column(title, justify="left" if title in ("task", "metric") else "right")
-    for task, metrics in found.scores.items():
-        for name, score in metrics.items():
-            interval = f"{score.low:.4g} to {score.high:.4g}"
-            table.add_row(Text(task), name, f"{score.value:.4g}", interval, f"{score.n:,}")
-    parts: list[RenderableType] = [table]
-    for detail in filter(None, found.detail.values()):
-        parts.append(breakdown_view(detail.get("reward_breakdown") or detail["breakdown"]))
-    rows = sorted(found.rows, key=lambda row: row.ok)[:examples]
-    if rows:
-        beside = Table(show_lines=True)
-        for title in ("prompt", "answer", "reference"):
-            beside.add_column(title, ratio=1, overflow="fold")
-        for row in rows:
-            mark = Text("✓ ", style="green") if row.ok else Text("✗ ", style="red")
-            said = Text.assemble(mark, row.answer[:300])
-            beside.add_row(Text(row.prompt[-300:]), said, Text(row.reference[:300]))
-        parts.append(beside)
-    return parts
