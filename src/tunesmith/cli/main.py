@@ -34,13 +34,14 @@ GROUPS = (
     "score",
     "sample",
     "label",
+    "serve",
     "doctor",
 )
 PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
     "Train": ("data", "plan", "lr-find", "train", "compare"),
     "Look": ("runs", "config", "explain"),
-    "Use": ("chat", "sample", "label", "eval", "score", "merge", "average", "export", "adapters"),
+    "Use": ("chat", "serve", "sample", "label", "eval", "score", "merge", "average", "export", "adapters"),
 }
 EPILOG = """[bold]Examples[/bold]
 

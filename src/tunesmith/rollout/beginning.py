@@ -22,8 +22,7 @@ def in_groups(model: nn.Module, order: Sequence[int], lengths: Sequence[int], si
     A window is counted in places of the cache. Padding stands before learned embeddings, but behind learned keys and
     values: layers with a window take only prompts of one length then.
     """
-    windows = any(not isinstance(layer, RoomyLayer) for layer in cache_for(base_model(model), 1).layers)
-    alike = windows and prompt_keys(model) is not None
+    alike = takes_one_length(model)
     start = 0
     while start < len(order):
         group = order[start : start + size]
@@ -31,6 +30,12 @@ def in_groups(model: nn.Module, order: Sequence[int], lengths: Sequence[int], si
             group = list(takewhile(lambda place: lengths[place] == lengths[group[0]], group))  # noqa: B023
         yield group
         start += len(group)
+
+
+def takes_one_length(model: nn.Module) -> bool:
+    """Whether prompts that are decoded together must be equally long."""
+    windows = any(not isinstance(layer, RoomyLayer) for layer in cache_for(base_model(model), 1).layers)
+    return windows and prompt_keys(model) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import ModelError, NumericalError
+from tunesmith.errors import ModelError
 from tunesmith.models.forward import base_model
 from tunesmith.models.prompts import positions_taken
 from tunesmith.rollout.beginning import begin, forward, in_groups
+from tunesmith.rollout.choosing import Chooser, Sampling, check_finite, choose_each, row_draws
 from tunesmith.rollout.continuous import Asked, Live, answers
 from tunesmith.rollout.decoding import decoding
 from tunesmith.rollout.engine.engine import Engine, serves
 from tunesmith.rollout.engine.matrices import Held
+from tunesmith.rollout.text import GrowingText
 
 COMPACT_AT = 0.75  # live share of a batch below which the finished rows are dropped from the cache
-TOP = 512  # most likely tokens looked at first; only a flatter distribution is sorted whole
 
 Progress = Callable[[int, int], None]
+Pick = Callable[[Float[Tensor, "B V"], Sequence[int]], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +35,6 @@ class Generated:
     text: str
     tokens: tuple[int, ...]
     finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 takes the most likely one."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +94,7 @@ def complete(
     tokens: list[list[int]] = [[] for _ in requests]
     with decoding(model) as view:
         stops = stop_ids(base_model(view), tokenizer)
-        call = Call(prompts, requests, sampling, stops, batch_size)
+        call = Call(prompts, requests, sampling, stops, batch_size, context_length(view))
         for place, token, ends in by_engine(view, call, order, held) if serves(view) else by_cache(view, call, order):
             tokens[place].append(token)
             if on_token is not None:
@@ -114,45 +105,62 @@ def complete(
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is to be answered, and how."""
+    """What is to be answered, and how; `draws` are those of the answers that have begun."""
 
     prompts: Sequence[Sequence[int]]
     requests: Sequence[Request]
     sampling: Sampling
     stops: frozenset[int]
     batch_size: int
+    context: int
+    draws: dict[int, Tensor] = field(default_factory=dict)
+
+    def room(self, place: int) -> int:
+        return min(self.sampling.max_new_tokens, self.context - len(self.prompt(place)))
+
+    def prompt(self, place: int) -> Sequence[int]:
+        return self.prompts[self.requests[place].prompt]
+
+    def chooser(self, place: int, made: Sequence[int]) -> Chooser:
+        """What chooses the next token of the answer at this place."""
+        draw = None
+        if self.sampling.temperature > 0:
+            if not made:
+                self.draws[place] = row_draws(self.requests[place].name, self.room(place), self.sampling)
+            draw = self.draws[place][len(made)]
+        return Chooser(self.sampling, draw, self.prompt(place), made)
 
 
 def by_engine(view: nn.Module, call: Call, order: Sequence[int], held: Held) -> Iterator[tuple[int, int, bool]]:
     """(place of the request, token, whether its answer ends here), from the engine, whose batch stays full."""
-    engine, context = Engine(view, held), context_length(view)
-    asked = [
-        Asked(at, request.prompt, min(call.sampling.max_new_tokens, context - len(call.prompts[request.prompt])))
-        for at, request in ((at, call.requests[at]) for at in order)
-    ]
-    draws: dict[int, Tensor] = {}
+    asked = [Asked(at, call.requests[at].prompt, call.room(at)) for at in order]
 
     def pick(logits: Float[Tensor, "B V"], live: Sequence[Live[int]]) -> list[int]:
         check_finite(logits)
-        chances = None
-        if call.sampling.temperature > 0:
-            for each in live:
-                if not each.tokens:
-                    name = call.requests[each.asked.name].name
-                    draws[each.asked.name] = row_draws(name, each.asked.room, call.sampling)
-            chances = torch.stack([draws[each.asked.name][len(each.tokens)] for each in live])
-        return choose(logits, call.sampling, chances).tolist()
+        return choose_each(logits, [call.chooser(each.asked.name, each.tokens) for each in live])
 
-    yield from answers(engine, call.prompts, asked, pick, call.stops, call.batch_size)
+    yield from answers(Engine(view, held), call.prompts, asked, pick, call.stops, call.batch_size)
 
 
 def by_cache(view: nn.Module, call: Call, order: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
     """The same from transformers' layers and cache, one batch after the other."""
     lengths = [len(call.prompts[request.prompt]) for request in call.requests]
     for places in in_groups(view, order, lengths, call.batch_size):
-        chosen = [call.requests[place] for place in places]
-        for row, token, ends in steps(view, call.prompts, chosen, call.sampling, call.stops):
-            yield places[row], token, ends
+        made: dict[int, list[int]] = {place: [] for place in places}
+
+        def pick(logits: Float[Tensor, "B V"], rows: Sequence[int]) -> list[int]:
+            check_finite(logits)
+            return choose_each(logits, [call.chooser(places[row], made[places[row]]) for row in rows])  # noqa: B023
+
+        done: set[int] = set()
+        asked = [call.requests[place].prompt for place in places]
+        for row, token in steps(view, call.prompts, asked, max(map(call.room, places)), pick, done):
+            place = places[row]
+            made[place].append(token)
+            ends = token in call.stops or len(made[place]) == call.room(place)
+            if ends:
+                done.add(row)
+            yield place, token, ends
 
 
 def stream(model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
@@ -161,25 +169,18 @@ def stream(model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampli
     requests = [Request(0, (0,))]
     with decoding(model) as view:
         stops = stop_ids(base_model(view), tokenizer)
-        call = Call([prompt], requests, sampling, stops, 1)
+        call = Call([prompt], requests, sampling, stops, 1, context_length(view))
         made = by_engine(view, call, [0], "packed") if serves(view) else by_cache(view, call, [0])
         yield from detokenise(tokenizer, (token for _, token, _ in made if token not in stops))
 
 
 def detokenise(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
     """Text of a growing token list; what ends in an unfinished character waits for its remaining bytes."""
-    ids: list[int] = []
-    shown, start = 0, 0  # tokens already yielded, and the context before them that decoding needs
+    text = GrowingText(tokenizer)
     for token in tokens:
-        ids.append(token)
-        before = tokenizer.decode(ids[start:shown], skip_special=True)
-        now = tokenizer.decode(ids[start:], skip_special=True)
-        if len(now) > len(before) and not now.endswith("�"):
-            yield now[len(before) :]
-            start, shown = shown, len(ids)
-    before = tokenizer.decode(ids[start:shown], skip_special=True)
-    rest = tokenizer.decode(ids[start:], skip_special=True)[len(before) :]
-    if rest:
+        if piece := text.add(token):
+            yield piece
+    if rest := text.end():
         yield rest
 
 
@@ -217,90 +218,44 @@ def check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
 def steps(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
-    requests: Sequence[Request],
-    sampling: Sampling,
-    stops: frozenset[int],
-) -> Iterator[tuple[int, int, bool]]:
-    """Decode one batch: yields (row, token, whether the row ends here) in step order; row i answers request i."""
+    asked: Sequence[int],
+    room: int,
+    pick: Pick,
+    done: Container[int],
+) -> Iterator[tuple[int, int]]:
+    """Decode one batch: yields (row, token) in step order; row i continues the prompt `asked[i]`.
+
+    `pick` chooses the next tokens of the rows that it is given; rows that the caller puts among `done` end, and after
+    `room` tokens all do.
+    """
     base = base_model(model)
-    context = context_length(model)
-    chosen = list(dict.fromkeys(request.prompt for request in requests))  # each prompt once
-    owner = torch.tensor([chosen.index(request.prompt) for request in requests], device=base.device)
-    room = [min(sampling.max_new_tokens, context - len(prompts[request.prompt])) for request in requests]
-    draws = uniform_draws([request.name for request in requests], room, sampling)
-    begun = begin(model, [prompts[index] for index in chosen], max(room))
+    chosen = list(dict.fromkeys(asked))  # each prompt once
+    owner = torch.tensor([chosen.index(prompt) for prompt in asked], device=base.device)
+    begun = begin(model, [prompts[index] for index in chosen], room)
     cache, logits, mask, positions, width = begun.cache, begun.logits, begun.mask, begun.positions, begun.width
-    check_finite(logits)
-    if len(chosen) < len(requests):
+    if len(chosen) < len(asked):
         cache.batch_select_indices(owner)
         logits, positions = logits[owner], positions[owner]
         mask = None if mask is None else mask[owner]
-    rows = list(range(len(requests)))  # the request that each row of the cache belongs to
-    ended = [False] * len(requests)
-    for step in range(max(room)):
-        picked = choose(logits, sampling, None if draws is None else draws[rows, step])
-        for row, token in zip(rows, picked.tolist(), strict=True):
-            if not ended[row]:
-                ended[row] = token in stops or step + 1 == room[row]
-                yield row, token, ended[row]
-        live = [at for at, row in enumerate(rows) if not ended[row]]
-        if not live:
+    rows = list(range(len(asked)))  # the request that each row of the cache belongs to
+    live = list(rows)  # the rows of the cache that go on
+    last = context_length(model) + positions_taken(model) - 1  # where rows that are done may wait for their batch
+    for step in range(room):
+        picked = torch.zeros(len(rows), dtype=torch.long)
+        tokens = pick(logits if len(live) == len(rows) else logits[live], [rows[at] for at in live])
+        picked[live] = torch.tensor(tokens)
+        picked = picked.to(base.device)
+        for at, token in zip(live, tokens, strict=True):
+            yield rows[at], token
+        live = [at for at in live if rows[at] not in done]
+        if not live or step + 1 == room:
             return
-        positions = positions[:, -1:] + 1
+        positions = (positions[:, -1:] + 1).clamp_(max=last)
         if len(live) <= COMPACT_AT * len(rows):
             keep = torch.tensor(live, device=base.device)
             cache.batch_select_indices(keep)
             picked, positions = picked[keep], positions[keep]
             mask = None if mask is None else mask[keep]
-            rows = [rows[at] for at in live]
+            rows, live = [rows[at] for at in live], list(range(len(live)))
         seen = None if mask is None else mask[:, : width + step + 1]
         logits = forward(base, cache, picked[:, None], positions, seen)
-
-
-def uniform_draws(
-    names: Sequence[tuple[int, ...]], room: Sequence[int], sampling: Sampling
-) -> Float[Tensor, "B R"] | None:
-    """One uniform number per row and step, from a generator per row; None for greedy decoding."""
-    if sampling.temperature == 0:
-        return None
-    return torch.stack([row_draws(name, max(room), sampling) for name in names])
-
-
-def row_draws(name: tuple[int, ...], room: int, sampling: Sampling) -> Float[Tensor, " R"]:
-    """One uniform number per token of an answer; more room adds numbers behind the same ones."""
-    seed = np.random.SeedSequence([sampling.seed, *name]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(seed) % 2**63)
-    return torch.rand(room, generator=generator, dtype=torch.float64)
-
-
-def choose(logits: Float[Tensor, "B V"], sampling: Sampling, draw_B: Float[Tensor, " B"] | None) -> Int[Tensor, " B"]:
-    """The most likely token (the lowest id of equals), or the one where the draw falls in the distribution function."""
-    logits = logits.float()
-    if draw_B is None:
-        return logits.max(-1).indices
-    probabilities = (logits / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        probabilities = nucleus(probabilities, sampling.top_p)
-    sums = probabilities.cumsum(-1)
-    total = sums[:, -1:]
-    goal = torch.minimum(draw_B.to(sums)[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(sums, goal, right=True)[:, 0]
-
-
-def nucleus(probabilities: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
-    """Zero outside the fewest tokens that hold `top_p` of the mass (arXiv:1904.09751); equals of the last one stay."""
-    count = probabilities.shape[-1]
-    tops = probabilities.topk(min(TOP, count)).values
-    if (tops.sum(-1) < top_p).any():
-        tops = probabilities.sort(-1, descending=True).values
-    kept = (tops.cumsum(-1) - tops < top_p).sum(-1, keepdim=True)
-    return probabilities.masked_fill(probabilities < tops.gather(-1, kept - 1), 0.0)
-
-
-def check_finite(logits: Tensor) -> None:
-    if not torch.isfinite(logits).all():
-        raise NumericalError(
-            "E151",
-            "the model's predictions are not finite numbers, so it cannot answer",
-            fixes=["check the weights: an adapter or checkpoint with NaN was loaded"],
-        )

@@ -11,17 +11,8 @@ from tunesmith.models import attention, processor
 from tunesmith.models.adapters import attach
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
-from tunesmith.rollout.generator import (
-    Request,
-    Sampling,
-    choose,
-    complete,
-    detokenise,
-    generate,
-    nucleus,
-    stream,
-    uniform_draws,
-)
+from tunesmith.rollout.choosing import choose, nucleus, row_draws
+from tunesmith.rollout.generator import Request, Sampling, complete, detokenise, generate, stream
 
 PROMPTS = [[5, 9, 200], [17], list(range(20, 44)), [300, 301, 4, 8, 90, 3], [120] * 11]
 SLIDING = {"gemma2": {"sliding_window": 8, "head_dim": 16}, "gemma3_text": {"sliding_window": 8, "head_dim": 16}}
@@ -91,15 +82,11 @@ def test_a_prompt_is_computed_once_for_all_its_answers(tmp_path: Path) -> None:
 
 
 def test_draws_depend_on_seed_and_name_alone() -> None:
-    first = uniform_draws([(0, 1), (1, 0)], [3, 9], Sampling(9, temperature=1.0, seed=2))
-    again = uniform_draws([(1, 0)], [5], Sampling(9, temperature=1.0, seed=2))
-    other = uniform_draws([(1, 0)], [5], Sampling(9, temperature=1.0, seed=3))
-    assert first is not None
-    assert again is not None
-    assert other is not None
-    assert torch.equal(first[1, :5], again[0])
-    assert not torch.equal(first[0, :5], again[0])
-    assert not torch.equal(other, again)
+    sampling = Sampling(9, temperature=1.0, seed=2)
+    first, again = row_draws((1, 0), 9, sampling), row_draws((1, 0), 5, sampling)
+    assert torch.equal(first[:5], again)
+    assert not torch.equal(row_draws((0, 1), 5, sampling), again)
+    assert not torch.equal(row_draws((1, 0), 5, Sampling(9, temperature=1.0, seed=3)), again)
 
 
 def test_every_stop_token_ends_an_answer_and_is_its_last_token(tmp_path: Path) -> None:

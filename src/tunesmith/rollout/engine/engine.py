@@ -49,8 +49,13 @@ class Engine:
     def read(self, prompts: Sequence[Sequence[int]]) -> tuple[list[Row], Float[Tensor, "P V"]]:
         """A row of each prompt, and the logits of what comes next."""
         rows, logits = [Row() for _ in prompts], []
-        for group in in_passes([len(prompt) for prompt in prompts]):
-            logits.append(self.read_pass([prompts[at] for at in group], [rows[at] for at in group]))
+        try:
+            for group in in_passes([len(prompt) for prompt in prompts]):
+                logits.append(self.read_pass([prompts[at] for at in group], [rows[at] for at in group]))
+        except BaseException:
+            for row in rows:
+                self.release(row)
+            raise
         return rows, torch.cat(logits)
 
     def read_pass(self, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> Float[Tensor, "P V"]:

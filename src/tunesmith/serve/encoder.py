@@ -1,0 +1,113 @@
+"""Sentence embeddings of encoders: mean or first state, as the folder says, at length one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
+from tunesmith.errors import ModelError, Where
+from tunesmith.export.opening import ModelSource
+from tunesmith.models.headers import read_headers
+from tunesmith.models.heads import positions
+from tunesmith.models.load import check_loading
+from tunesmith.models.safety import read_config
+from tunesmith.serve.refusals import Refusal
+
+POOLING = "1_Pooling/config.json"  # of sentence-transformers
+BATCH_TOKENS = 4096
+
+
+def encoder_config(clean: dict[str, Any], folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.for_model(**clean)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError("E080", f"config.json: {error}", where=Where(file=str(folder / "config.json"))) from error
+
+
+class Encoder:
+    """An encoder without its head; the mean of the last states of a text unless the folder says the first one."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, first: bool) -> None:
+        self.model, self.tokenizer, self.first = model, tokenizer, first
+        self.longest = positions(model.config)
+
+    @classmethod
+    def open(cls, source: ModelSource) -> Encoder:
+        """Raises ModelError E081 for a folder whose weights are not those of its architecture."""
+        folder = source.base
+        config = encoder_config(read_config(folder)[0], folder)
+        read_headers(folder)
+        level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # what is missing is told by `check_loading`
+        try:
+            loaded = AutoModel.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError("E080", f"the model cannot be loaded: {error}", where=Where(file=str(folder))) from error
+        finally:
+            transformers_logging.set_verbosity(level)
+        assert isinstance(loaded, tuple)
+        model, report = loaded
+        unused = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # it is not read
+        check_loading({**report, "missing_keys": unused, "unexpected_keys": []}, folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        first = pooling_of(folder).get("pooling_mode_cls_token") is True
+        return cls(model.eval().requires_grad_(False).to(device), load_tokenizer(folder), first)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with what the tokenizer puts around a text. Raises Refusal E414 for one that is too long or empty."""
+        ids = self.tokenizer.encode(text, specials=False)
+        found = [*self.tokenizer.start_ids, *ids, *self.tokenizer.end_ids]
+        if not found or len(found) > self.longest:
+            message = f"a text has {len(found):,} tokens; the model reads 1 to {self.longest:,}"
+            raise Refusal("E414", message, field="input", fix="embed it in pieces")
+        return found
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[Sequence[int]]) -> Float[Tensor, "N D"]:
+        """A row of length one for each text, in order."""
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+        rows: dict[int, Tensor] = {}
+        while order:
+            count = 1
+            while count < len(order) and (count + 1) * len(texts[order[count]]) <= BATCH_TOKENS:
+                count += 1
+            group, order = order[:count], order[count:]
+            rows |= zip(group, self.pooled([texts[at] for at in group]), strict=True)
+        return torch.stack([rows[at] for at in range(len(texts))])
+
+    def pooled(self, texts: Sequence[Sequence[int]]) -> Float[Tensor, "N D"]:
+        device = self.model.device
+        pad = self.model.config.pad_token_id or 0
+        tokens = pad_sequence([torch.tensor(text) for text in texts], batch_first=True, padding_value=pad).to(device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
+        states = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float()
+        if self.first:
+            return normalize(states[:, 0], dim=-1)
+        return normalize((states * mask[..., None]).sum(1) / lengths[:, None], dim=-1)
+
+
+def pooling_of(folder: Path) -> dict[str, Any]:
+    path = folder / POOLING
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,171 @@
+"""The models of a server, opened once and kept: what each can do, and the worker that decodes for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+from tunesmith.data.tokenizer import Tokenizer
+from tunesmith.errors import UsageError, Where, nearest
+from tunesmith.evaluate.scoring import Scorer
+from tunesmith.export.opening import ModelSource, Which, find_model, open_source
+from tunesmith.export.shelf import Shelf, base_key
+from tunesmith.models.forward import base_model
+from tunesmith.models.heads import is_encoder
+from tunesmith.models.native.decode import PLACES
+from tunesmith.models.safety import read_config
+from tunesmith.rollout.decoding import decoding
+from tunesmith.rollout.engine.engine import Engine, serves
+from tunesmith.rollout.generator import context_length, stop_ids
+from tunesmith.rollout.orders import Speaker
+from tunesmith.rollout.scheduler import BatchScheduler, EngineScheduler, Scheduler
+from tunesmith.serve.encoder import Encoder, encoder_config
+from tunesmith.serve.grammar import Grammars
+from tunesmith.serve.refusals import Refusal
+from tunesmith.serve.settings import Limits
+from tunesmith.serve.worker import Worker
+
+Gives = Literal["text", "values", "embeddings"]
+ROUTES: dict[Gives, str] = {
+    "text": "/v1/chat/completions and /v1/completions",
+    "values": "/v1/score",
+    "embeddings": "/v1/embeddings",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A model that writes text."""
+
+    name: str
+    speaker: Speaker
+    grammars: Grammars
+    pages: int  # that one order may take; 0: as many as it likes
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.speaker.tokenizer
+
+
+class House:
+    """Every model by its name in requests. Raises what opening a model raises, before anything is served."""
+
+    def __init__(self, named: Mapping[str, str], limits: Limits, which: Which = "auto") -> None:
+        self.sources = {name: find_model(model, which) for name, model in named.items()}
+        self.gives: dict[str, Gives] = {name: gives(source) for name, source in self.sources.items()}
+        self.writers: dict[str, Writer] = {}
+        self.scorers: dict[str, Scorer] = {}
+        self.encoders: dict[str, Encoder] = {}
+        self.limits = limits
+        self.stack = ExitStack()
+        self.views: dict[int, nn.Module] = {}
+        self.schedulers: dict[str, Scheduler] = {}
+        self.shelf = Shelf({name: source for name, source in self.sources.items() if self.gives[name] == "text"})
+        for name, source in self.sources.items():
+            self.open(name, source)
+        self.worker = Worker(self.schedulers, limits.queue)
+
+    def open(self, name: str, source: ModelSource) -> None:
+        match self.gives[name]:
+            case "text":
+                self.open_writer(name, source)
+            case "values":
+                opened = open_source(source, wants="values")
+                self.scorers[name] = Scorer(opened.model, opened.tokenizer, opened.source.meaning)
+            case "embeddings":
+                self.encoders[name] = Encoder.open(source)
+
+    def open_writer(self, name: str, source: ModelSource) -> None:
+        """In the engine where it serves the model; else beside the other models of its base, one batch at a time."""
+        opened = self.shelf.open(name)
+        shared = self.shelf.several(source) is not None
+        view = self.view_of(opened.model, source if shared else None)
+        stops, context = stop_ids(base_model(view), opened.tokenizer), context_length(view)
+        speaker = Speaker(opened.tokenizer, stops, context)
+        pages = 0
+        if serves(view):
+            engine = Engine(view, "shared" if shared else "packed")
+            pages = max(1, self.limits.cache_bytes // engine.pages.bytes_of(PLACES))
+            self.schedulers[name] = EngineScheduler(engine, speaker, self.limits.batch_size, pages)
+        else:
+            self.schedulers[name] = self.plain_scheduler(name, source, speaker, view)
+        width = int(base_model(view).get_input_embeddings().get_parameter("weight").shape[0])
+        self.writers[name] = Writer(name, speaker, Grammars(opened.tokenizer, stops, width), pages)
+
+    def plain_scheduler(self, name: str, source: ModelSource, speaker: Speaker, view: nn.Module) -> Scheduler:
+        several = self.shelf.several(source)
+        if several is None:
+            return BatchScheduler(lambda _: view, {name: speaker}, self.limits.batch_size)
+        for other in self.companions(source):
+            found = self.schedulers.get(other)
+            if isinstance(found, BatchScheduler):
+                found.speakers[name] = speaker
+                return found
+        return BatchScheduler(several.activate, {name: speaker}, self.limits.batch_size)
+
+    def companions(self, source: ModelSource) -> list[str]:
+        return [name for name, other in self.shelf.sources.items() if base_key(other) == base_key(source)]
+
+    def view_of(self, model: nn.Module, shared: ModelSource | None) -> nn.Module:
+        """The module that decodes; a base that adapters share is prepared once, and they are switched on that one."""
+        if id(model) not in self.views:
+            view = self.stack.enter_context(decoding(model))
+            self.views[id(model)] = self.views[id(view)] = view
+            several = None if shared is None else self.shelf.several(shared)
+            key = None if shared is None else base_key(shared)
+            if several is not None and key is not None and view is not model:
+                self.shelf.shared[key] = replace(several, model=view)  # pyright: ignore[reportArgumentType]
+        return self.views[id(model)]
+
+    def writer(self, name: str) -> Writer:
+        self.check(name, "text")
+        return self.writers[name]
+
+    def scorer(self, name: str) -> Scorer:
+        self.check(name, "values")
+        return self.scorers[name]
+
+    def encoder(self, name: str) -> Encoder:
+        self.check(name, "embeddings")
+        return self.encoders[name]
+
+    def check(self, name: str, wanted: Gives) -> None:
+        """Refusal E412 for a name that is not here, E423 for a model that gives something else."""
+        found = self.find(name)
+        if found != wanted:
+            raise Refusal("E423", f"{name} gives {found}, not {wanted}", field="model", fix=f"use {ROUTES[found]}")
+
+    def find(self, name: str) -> Gives:
+        if name not in self.sources:
+            near = nearest(name, self.sources)
+            fix = f"did you mean {near}?" if near else f"there are: {', '.join(self.sources)}"
+            raise Refusal("E412", f"there is no model {name[:200]!r}", field="model", fix=fix)
+        return self.gives[name]
+
+    def close(self) -> None:
+        self.worker.close()
+        self.stack.close()
+
+
+def gives(source: ModelSource) -> Gives:
+    if source.outputs:
+        return "values"
+    return "embeddings" if is_encoder(encoder_config(read_config(source.base)[0], source.base)) else "text"
+
+
+def name_models(given: Sequence[str]) -> dict[str, str]:
+    """NAME=MODEL or MODEL, by the names that requests use. UsageError E020 for a name that comes twice."""
+    named: dict[str, str] = {}
+    for each in given:
+        name, sign, model = each.partition("=")
+        if not sign or "/" in name or not name or not model:
+            name, model = each, each
+        if name in named:
+            where = Where("command line", field="MODEL")
+            raise UsageError("E020", f"two models are called {name!r}", where=where, fixes=[f"{name}-2={model}"])
+        named[name] = model
+    return named
