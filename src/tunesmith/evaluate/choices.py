@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.packing import batch_of, pack
+from tunesmith.errors import NumericalError
 from tunesmith.models.forward import base_model, score_only
 from tunesmith.types import Example
 
@@ -37,6 +38,7 @@ def likelihoods_of(
     for places in pack([len(example) for example in examples], MICROBATCH_TOKENS):
         batch = batch_of([examples[place] for place in places], indices=places, share=True)
         scores = score_only(model, batch.to(device))
+        check_numbers(scores.logprobs)
         count = len(batch.group)
         sums = torch.zeros(3, count, dtype=torch.float64)
         columns = (scores.logprobs, torch.ones_like(scores.logprobs), scores.correct)
@@ -48,6 +50,16 @@ def likelihoods_of(
         if on_progress is not None:
             on_progress(done, len(examples))
     return found
+
+
+def check_numbers(logprobs: Tensor) -> None:
+    """NumericalError E151 for NaN: one would be the likeliest of all."""
+    if torch.isnan(logprobs).any():
+        raise NumericalError(
+            "E151",
+            "the model's predictions are not finite numbers, so its choices mean nothing",
+            fixes=["check the weights: an adapter or checkpoint with NaN was loaded"],
+        )
 
 
 def best(figures: Sequence[float]) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.unit.models.architectures import ARCHITECTURES, VOCABULARY, build
 
+from tunesmith.errors import NumericalError
 from tunesmith.evaluate.choices import best, likelihoods_of
 from tunesmith.types import Example
 
@@ -74,6 +75,14 @@ def test_order_and_neighbours_change_nothing_and_progress_is_told():
         assert [each.logprob for each in one] == pytest.approx([each.logprob for each in other], abs=1e-5)
     assert heard[-1] == (6, 6)
     assert likelihoods_of(model, []) == []
+
+
+def test_nan_is_refused_and_wins_nothing():
+    model = build("llama")
+    model.get_input_embeddings().weight.data[:] = float("nan")
+    with pytest.raises(NumericalError) as caught:
+        likelihoods_of(model, questions())
+    assert caught.value.diagnostic.code == "E151"
 
 
 def test_the_first_of_equal_figures_is_the_best():
