@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from common.report import RESULTS, SHOWN, identity
-from common.tables import notes, table, title
+from common.tables import generation_notes, generation_table, generation_title, notes, table, title
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -28,8 +28,17 @@ def newest(folder: Path) -> list[dict]:
     return sorted({identity(report): report for report in reports}.values(), key=title)
 
 
+def newest_answers(folder: Path) -> list[dict]:
+    """The last result of each work of `generate.py`."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("generate-*.json"))]
+    newest = {generation_title(report): report for report in sorted(reports, key=lambda report: report["date"])}
+    return [newest[key] for key in sorted(newest)]
+
+
 def page(folder: Path = RESULTS) -> str:
     parts = [f"\n## {title(report)}\n\n{table(report)}\n\n{notes(report)}\n" for report in newest(folder)]
+    for report in newest_answers(folder):
+        parts.append(f"\n## {generation_title(report)}\n\n{generation_table(report)}\n\n{generation_notes(report)}\n")
     return HEAD + "".join(parts)
 
 

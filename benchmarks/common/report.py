@@ -38,13 +38,8 @@ def summarise(benchmark: str, sides: list[Side], figures: tuple[str, ...], work:
     medians = {side.name: medians_of(side.runs, figures) for side in measured}
     losses = [run["losses"] for side in measured for run in side.runs]
     return {
-        "schema": 2,
         "benchmark": benchmark,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": machine.commit(RESULTS.parents[1]),
-        "machine": machine.describe(),
-        "work": work,
-        "environment": environment(work["threads"]),
+        **facts(work),
         **notes,
         "sides": {
             side.name: {
@@ -62,6 +57,18 @@ def summarise(benchmark: str, sides: list[Side], figures: tuple[str, ...], work:
             "last": {side.name: side.runs[0]["losses"][-1] for side in measured},
             "largest_difference": max(max(step) - min(step) for step in zip(*losses, strict=True)),
         },
+    }
+
+
+def facts(work: dict) -> dict:
+    """When, on what and under which variables the work was measured."""
+    return {
+        "schema": 2,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": machine.commit(RESULTS.parents[1]),
+        "machine": machine.describe(),
+        "work": work,
+        "environment": environment(work["threads"]),
     }
 
 

@@ -34,6 +34,51 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
+ANSWERS = {"batch": "8 prompts of 30 to 300 tokens", "samples": "16 answers to one prompt of 300 tokens"}
+GENERATION = ("row", "tokens/s", "per CPU-s", "first token, s", "GiB", "tokens as transformers", "speed")
+
+
+def generation_table(report: dict) -> str:
+    """Medians of each row; `speed` is that of the row divided by that of transformers."""
+    medians = {name: side["median"] for name, side in report["sides"].items()}
+    lines = ["| " + " | ".join(GENERATION) + " |", "|---" * len(GENERATION) + "|"]
+    base = medians.get("transformers", {}).get("tokens_per_second")
+    for name, one in medians.items():
+        speed = "" if base is None or name == "transformers" else f"{one['tokens_per_second'] / base:.2f}"
+        cells = (
+            f"{one['tokens_per_second']:,.0f}",
+            f"{one['tokens_per_cpu_second']:,.0f}",
+            f"{one['first_token_seconds']:.2f}",
+            f"{one['peak_bytes'] / GIB:.2f}",
+            f"{one['same_tokens']:.0%}",
+            speed,
+        )
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def generation_title(report: dict) -> str:
+    work = report["work"]
+    return f"Answers, {work['model']}, {ANSWERS.get(work['work'], 'one answer to one prompt of 120 tokens')}"
+
+
+def generation_notes(report: dict) -> str:
+    work, machine = report["work"], report["machine"]
+    busy = report["load_allowed"] and max(report["busy_cores_before"] or [0.0]) > 0.3
+    proof = f" In fp32 the first {report['proven_tokens']} tokens of all rows but int8 are equal." * (
+        report["proven_tokens"] > 0
+    )
+    return (
+        f"{report['date'][:10]}, commit {report['commit']}, {machine['cores']} cores ({machine['cpu']}), "
+        f"{work['threads']} threads, {work['dtype']}, {work['tokens']} tokens an answer, {runs_of(work['repeats'])}."
+        f"{proof}{' Other processes were at work.' if busy else ''}"
+    )
+
+
+def show_generation(report: dict) -> None:
+    print(f"{generation_title(report)}\n{generation_table(report)}\n{generation_notes(report)}")
+
+
 def far(report: dict, name: str) -> str:
     """The largest difference of a row's losses from ours, over all steps."""
     if name == OURS or OURS not in report["sides"]:

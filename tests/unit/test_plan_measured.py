@@ -43,12 +43,37 @@ def chats(path, count=160):
          "full", "full-2048", "full-in-backward", "full-in-backward-selective"],
 )  # fmt: skip
 def test_planned_memory_is_within_10_percent_of_the_measured_peak(tmp_path, settings):
+    planned, actual = planned_and_measured(tmp_path, settings)
+    assert planned == pytest.approx(actual, rel=0.1)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("tokens", [512, 2048])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *([f"model.adapter.method={name}"] for name in ("dora", "adalora", "oft", "boft", "ia3", "vera", "bottleneck")),
+        *([f"model.adapter.method={name}"] for name in ("prompt", "p_tuning", "prefix", "llama_adapter", "bitfit")),
+        ["model.quantization.method=nf4"],
+        ["model.quantization.method=int8"],
+        ["model.new_tokens=[<one>,<two>]"],
+        ["model.base_products=int8"],
+    ],
+    ids=lambda settings: settings[0].partition("=")[2],
+)
+def test_planned_memory_of_every_method_is_within_15_percent_of_the_measured_peak(tmp_path, settings, tokens):
+    planned, actual = planned_and_measured(tmp_path, [*settings, f"train.microbatch_tokens={tokens}"], steps=3)
+    assert planned == pytest.approx(actual, rel=0.15)
+
+
+def planned_and_measured(tmp_path, settings, steps=6):
     if not is_intact(starter_folder()):
         pytest.skip("the starter model is not fetched here")
     data = chats(tmp_path / "chats.jsonl")
-    words = ["train", "sft", f"data.train={data}", f"run.folder={tmp_path}", "run.name=measured", "train.steps=6"]
+    words = ["train", "sft", f"data.train={data}", f"run.folder={tmp_path}", "run.name=measured"]
     done = subprocess.run(
-        [sys.executable, "-m", "tunesmith", *words, *settings, "--yes", "--json"],
+        [sys.executable, "-m", "tunesmith", *words, f"train.steps={steps}", *settings, "--yes", "--json"],
         capture_output=True,
         text=True,
         check=True,
@@ -56,4 +81,4 @@ def test_planned_memory_is_within_10_percent_of_the_measured_peak(tmp_path, sett
     )
     actual = json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"]
     planned = json.loads((tmp_path / "measured" / "plan.json").read_text())["memory"]["peak"]
-    assert planned == pytest.approx(actual, rel=0.1)
+    return planned, actual

@@ -65,6 +65,9 @@ class PlacedConfig(AdapterConfig):
 
     keeps_inputs: ClassVar[bool] = True  # whether the backward pass reads again what goes into those layers
     keeps_wide: ClassVar[bool] = False  # whether what it keeps is fp32 whatever the model's type is
+    scatter: ClassVar[float] = (
+        1.0  # what short-lived figures between those kept cost on a CPU: holes in memory; measured
+    )
 
     last: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Adapt the last n layers only, and leave those below as they are; 0: all layers."
@@ -182,6 +185,7 @@ class DoraConfig(LowRankConfig):
     title: ClassVar[str] = "DoRA"
     paper: ClassVar[str] = "arXiv:2402.09353"
     reads_weights: ClassVar[bool] = True
+    scatter: ClassVar[float] = 1.4
     method: Literal["dora"] = Field(default="dora", description=METHOD)
 
     def count(self, name: str, outputs: int, inputs: int) -> int:
@@ -279,6 +283,7 @@ class VeraConfig(TargetedConfig):
     frozen_keys: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
     keeps_inputs: ClassVar[bool] = False
     keeps_wide: ClassVar[bool] = True
+    scatter: ClassVar[float] = 1.4
     method: Literal["vera"] = Field(default="vera", description=METHOD)
     rank: Annotated[int, Field(ge=1, le=16384)] = Field(default=256, description="Rank r of the update.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Dropout on the adapter's input.")

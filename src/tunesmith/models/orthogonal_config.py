@@ -17,6 +17,7 @@ class OftConfig(TargetedConfig):
     paper: ClassVar[str] = "arXiv:2306.07280"
     keeps_inputs: ClassVar[bool] = False
     keeps_wide: ClassVar[bool] = True
+    scatter: ClassVar[float] = 1.4
     method: Literal["oft"] = Field(default="oft", description=METHOD)
     block: Annotated[int, Field(ge=2, le=4096)] = Field(
         default=32, description="Size of a rotated block; it must divide the inputs of every target."
@@ -52,6 +53,7 @@ class BoftConfig(TargetedConfig):
 
     title: ClassVar[str] = "BOFT"
     paper: ClassVar[str] = "arXiv:2311.06243"
+    scatter: ClassVar[float] = 1.4
     method: Literal["boft"] = Field(default="boft", description=METHOD)
     block: Annotated[int, Field(ge=2, le=1024)] = Field(
         default=8,

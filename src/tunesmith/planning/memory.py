@@ -198,6 +198,8 @@ def activation_sizes(inventory: Inventory, trained: Trainable, adapter: AdapterC
         passing = PASSING[load.device] * kept
         dropped = 1.5 * wide if isinstance(adapter, LearnedConfig) else 2.0 * wide  # silu of gate; the product as well
     slack = SLACK[load.device]
+    if isinstance(adapter, PlacedConfig) and load.device == "cpu":
+        slack *= adapter.scatter
     alive = min(max(PAIRS, BLOCK * load.longest), load.tokens * load.longest)
     once = 3 * width * inventory.heads * alive if load.device == "cpu" else 0  # scores, and twice as much for slopes
     return Sizes(
