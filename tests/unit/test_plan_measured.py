@@ -55,8 +55,8 @@ def test_planned_memory_is_within_10_percent_of_the_measured_peak(tmp_path, sett
     [
         *([f"model.adapter.method={name}"] for name in ("dora", "adalora", "oft", "boft", "ia3", "vera", "bottleneck")),
         *([f"model.adapter.method={name}"] for name in ("prompt", "p_tuning", "prefix", "llama_adapter", "bitfit")),
-        ["model.quantization.method=nf4"],
-        ["model.quantization.method=int8"],
+        ["model.quantization=nf4"],
+        ["model.quantization=int8"],
         ["model.new_tokens=[<one>,<two>]"],
         ["model.base_products=int8"],
     ],
