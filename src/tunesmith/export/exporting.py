@@ -194,7 +194,7 @@ def write_ggufs(order: Order, stage: Path) -> tuple[Checker, list[Diagnostic]]:
     kinds = gguf_files(order, stage, model)[0]
 
     def check(out: Path) -> list[Check]:
-        return [each for name, kind in kinds.items() for each in source.check_gguf(out / name, kind.name, kind.limit)]
+        return [each for name, kind in kinds.items() for each in source.check_gguf(out / name, model, kind)]
 
     return check, window_warning(order)
 
@@ -207,7 +207,7 @@ def write_ollama(order: Order, stage: Path) -> tuple[Checker, list[Diagnostic]]:
     (stage / "Modelfile").write_text(text, "utf-8")
 
     def check(out: Path) -> list[Check]:
-        return source.check_gguf(out / name, kind.name, kind.limit)
+        return source.check_gguf(out / name, model, kind)
 
     return check, [*window_warning(order), *warnings]
 

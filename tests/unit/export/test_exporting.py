@@ -18,6 +18,7 @@ from tunesmith.errors import ModelError, UsageError
 from tunesmith.export import exporting
 from tunesmith.export.adapters import add_adapters
 from tunesmith.export.exporting import Wish, export
+from tunesmith.export.gguf import write
 from tunesmith.export.opening import find_model, load_source, open_model
 from tunesmith.export.proof import predictions
 from tunesmith.export.verifying import PROMPTS, prompt_rows
@@ -148,6 +149,19 @@ def test_a_failed_check_deletes_nothing(tmp_path, base, monkeypatch, capsys) -> 
     told = json.loads((tmp_path / "out" / "export.json").read_text("utf-8"))
     assert told["checks"][0]["passed"] is False
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_wrong_key_is_seen_where_the_loss_of_the_type_hides_it(tmp_path, base, monkeypatch) -> None:
+    true_settings = write.write_settings
+
+    def spoil(writer, config, family, context):
+        true_settings(writer, {**config, "rms_norm_eps": 1e-3}, family, context)
+
+    monkeypatch.setattr(write, "write_settings", spoil)
+    with pytest.raises(ModelError, match="not explained by rounding"):
+        export(str(base), tmp_path / "out", Wish("gguf", ("q8_0",)))
+    told = json.loads((tmp_path / "out" / "export.json").read_text("utf-8"))["checks"][0]
+    assert told["difference"] < told["limit"], "the loss of the type alone hides it"
 
 
 def test_refusals_come_before_anything_is_written(tmp_path, base, capsys, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from tunesmith.export.gguf.families import family_of
 from tunesmith.export.gguf.kquants import quantize_k
 from tunesmith.export.gguf.reading import Reading
 from tunesmith.export.gguf.spelling import encode
+from tunesmith.export.gguf.tensors import as_stored
 from tunesmith.export.gguf.types import FILE_TYPES, file_type
 from tunesmith.export.gguf.vocabulary import read_vocabulary
 from tunesmith.export.gguf.write import About, write_gguf
@@ -54,9 +55,13 @@ def written(folder: Path, kind: str, path: Path) -> Path:
 def test_every_family_in_every_type_answers_as_the_model(folders, tmp_path, name, kind) -> None:
     path = written(folders(name), kind, tmp_path / "model.gguf")
     wanted = logits_of(loaded(folders(name)), ROWS)
-    difference, logit, _ = compared(wanted, torch.cat(Reading(path).logits(ROWS)))
+    found = torch.cat(Reading(path).logits(ROWS))
+    difference, logit, _ = compared(wanted, found)
     assert difference <= FILE_TYPES[kind].limit
     assert logit <= LARGEST.get(kind, 6.0)
+    unexplained, logit_left, _ = compared(logits_of(as_stored(loaded(folders(name)), FILE_TYPES[kind]), ROWS), found)
+    assert unexplained < 1e-5
+    assert logit_left < 1e-3
     if kind != "F32":
         assert logit > 1e-4, "nothing was rounded"
 

@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CACHE_ROUNDING = 1e-4  # nats per token: its cache is fp16, and it rounds the inputs of quantised products
-
 
 def is_installed() -> bool:
     return find_spec("llama_cpp") is not None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
+import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.export.gguf.families import KEEP, Family, head_width, rope_tensors
+from tunesmith.export.gguf.families import KEEP, Family, family_of, head_width, rope_tensors
+from tunesmith.export.gguf.types import FileType, rounded, stored_type
 
 
 def architecture(family: Family) -> MODEL_ARCH:
@@ -39,6 +42,18 @@ def tensors_of(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, Te
         if name == "lm_head.weight" and is_tied(model):
             continue
         yield gguf_name(names, name), arranged(name, tensor, config, family)
+
+
+@torch.no_grad()
+def as_stored(model: PreTrainedModel, kind: FileType) -> PreTrainedModel:
+    """A copy whose weights are rounded as the type rounds them: what a file of it has to answer."""
+    family, layers, tied = family_of(model.config), model.config.num_hidden_layers, is_tied(model)
+    names = names_of(family, layers)
+    copy = deepcopy(model)
+    for name, parameter in copy.named_parameters():
+        how = stored_type(gguf_name(names, name), tuple(parameter.shape), kind, layers, tied)
+        parameter.copy_(rounded(parameter, how))
+    return copy
 
 
 def is_tied(model: PreTrainedModel) -> bool:

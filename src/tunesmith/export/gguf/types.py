@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from gguf import GGML_QUANT_SIZES, LlamaFileType, quant_shape_to_byte_shape, quants
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ CHUNK = 1 << 22  # numbers converted at a time
 class FileType:
     """`usual` for matrices, `finer` for the head and, in a mixture, for the layers that suffer most.
 
-    `limit` is the largest mean KL divergence from the source, in nats per token, that rounding explains.
+    `limit` is the largest mean KL divergence from the source, in nats per token: half as much again as the smallest
+    models in use lose by rounding. That the file holds the rounded weights and nothing else is checked apart from it.
     """
 
     name: str
@@ -40,12 +42,12 @@ FILE_TYPES: Mapping[str, FileType] = {
         FileType("BF16", LlamaFileType.MOSTLY_BF16, Type.BF16, Type.BF16, 3e-2),
         FileType("Q8_0", LlamaFileType.MOSTLY_Q8_0, Type.Q8_0, Type.Q8_0, 3e-2),
         FileType("Q6_K", LlamaFileType.MOSTLY_Q6_K, Type.Q6_K, Type.Q6_K, 6e-2),
-        FileType("Q5_K_M", LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K, Type.Q6_K, 0.15, mixture=True),
-        FileType("Q5_1", LlamaFileType.MOSTLY_Q5_1, Type.Q5_1, Type.Q6_K, 0.15),
-        FileType("Q5_0", LlamaFileType.MOSTLY_Q5_0, Type.Q5_0, Type.Q6_K, 0.15),
-        FileType("Q4_K_M", LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K, Type.Q6_K, 0.4, mixture=True),
-        FileType("Q4_1", LlamaFileType.MOSTLY_Q4_1, Type.Q4_1, Type.Q6_K, 0.4),
-        FileType("Q4_0", LlamaFileType.MOSTLY_Q4_0, Type.Q4_0, Type.Q6_K, 0.4),
+        FileType("Q5_K_M", LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K, Type.Q6_K, 0.3, mixture=True),
+        FileType("Q5_1", LlamaFileType.MOSTLY_Q5_1, Type.Q5_1, Type.Q6_K, 0.3),
+        FileType("Q5_0", LlamaFileType.MOSTLY_Q5_0, Type.Q5_0, Type.Q6_K, 0.3),
+        FileType("Q4_K_M", LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K, Type.Q6_K, 0.9, mixture=True),
+        FileType("Q4_1", LlamaFileType.MOSTLY_Q4_1, Type.Q4_1, Type.Q6_K, 0.9),
+        FileType("Q4_0", LlamaFileType.MOSTLY_Q4_0, Type.Q4_0, Type.Q6_K, 0.9),
     )
 }
 DELICATE = ("attn_v.weight", "ffn_down.weight")  # half of their layers are stored finer in a mixture
@@ -110,6 +112,12 @@ def stored(tensor: Tensor, kind: Type) -> NDArray[np.generic]:
         return tensor.float().numpy()
     rows = max(1, CHUNK // tensor.shape[1])
     return np.concatenate([converted(part.float().numpy(), kind) for part in tensor.split(rows)])
+
+
+def rounded(tensor: Tensor, kind: Type) -> Tensor:
+    """The numbers that a reader gets back."""
+    back = quants.dequantize(stored(tensor, kind), kind)
+    return torch.from_numpy(back).to(tensor.dtype)
 
 
 def converted(weights: NDArray[np.float32], kind: Type) -> NDArray[np.generic]:
