@@ -1,6 +1,7 @@
 """`tunesmith export`: every form is read back and compared, and a failed comparison leaves what was written."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tunesmith.export.adapters import add_adapters
 from tunesmith.export.exporting import Wish, export
 from tunesmith.export.gguf import write
 from tunesmith.export.opening import find_model, load_source, open_model
-from tunesmith.export.proof import predictions
+from tunesmith.export.proof import divergence, predictions
 from tunesmith.export.verifying import PROMPTS, prompt_rows
 from tunesmith.models.adapters import save_adapter
 from tunesmith.models.adapters.combining import Mix
@@ -203,3 +204,18 @@ def test_prompts_are_twenty_with_records_of_the_run_first(tmp_path, base) -> Non
     rows = prompt_rows(find_model(str(base)), load_tokenizer(base))
     assert len(rows) == len(PROMPTS) == 20
     assert all(0 < len(row) <= 32 for row in rows)
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_llama_cpp_takes_the_adapter_on_a_file_of_the_base(tmp_path, base, adapter) -> None:
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
+
+    export(str(base), tmp_path / "whole", Wish("gguf", ("f32",)))
+    export(str(adapter), tmp_path / "lora", Wish("gguf-adapter"))
+    file, part = tmp_path / "whole" / "whole-F32.gguf", tmp_path / "lora" / "lora-lora.gguf"
+    model = Llama(str(file), lora_path=str(part), n_ctx=64, logits_all=True, verbose=False)
+    model.eval(ROWS[1])
+    found = torch.from_numpy(model.scores[: len(ROWS[1])].copy()).float().log_softmax(-1)
+    wanted = predictions(load_source(find_model(str(adapter)), "float32"), [ROWS[1]])
+    plain = predictions(load_base(base, ModelConfig(path=str(base))), [ROWS[1]])
+    assert divergence(wanted, found) < 1e-4 < 1e-2 < divergence(wanted, plain)
