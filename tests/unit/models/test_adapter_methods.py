@@ -212,7 +212,7 @@ def test_what_cannot_apply_is_refused_with_what_can(code, tmp_path):
 
 def test_an_adapter_that_fits_has_no_problem(tmp_path):
     inventory = take_inventory(tiny_model_folder(tmp_path, "llama"))
-    for settings in (LoraConfig(rank=4096), OftConfig(block=16), VeraConfig(), FreezeConfig(last=1)):
+    for settings in (LoraConfig(rank=32), OftConfig(block=16), VeraConfig(), FreezeConfig(last=1)):
         assert list(adapter_problems(Recipe(model=ModelConfig(adapter=settings)), inventory)) == []
 
 
