@@ -54,7 +54,7 @@ def test_planned_memory_is_within_10_percent_of_the_measured_peak(tmp_path, sett
     "settings",
     [
         *([f"model.adapter.method={name}"] for name in ("dora", "adalora", "oft", "boft", "ia3", "vera", "bottleneck")),
-        *([f"model.adapter.method={name}"] for name in ("prompt", "p_tuning", "prefix", "llama_adapter", "bitfit")),
+        *([f"model.adapter.method={name}"] for name in ("prompt", "p_tuning", "prefix", "llama_adapter", "norms")),
         ["model.quantization=nf4"],
         ["model.quantization=int8"],
         ["model.new_tokens=[<one>,<two>]"],
