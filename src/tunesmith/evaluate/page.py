@@ -10,6 +10,7 @@ from tunesmith.evaluate.paired import Difference
 from tunesmith.evaluate.plots import Mark, interval_plot
 from tunesmith.evaluate.told import (
     PLAIN,
+    SCORES,
     SEEN,
     WORDS,
     explain_differences,
@@ -17,7 +18,9 @@ from tunesmith.evaluate.told import (
     interval,
     named,
     number,
+    overlap_sentence,
     probability,
+    score_rows,
     shortened,
 )
 
@@ -169,19 +172,7 @@ def categories(report: Report) -> list[str]:
 
 
 def scores_table(summaries: Sequence[Summary]) -> str:
-    rows = [
-        [
-            one.task,
-            named(one.measure),
-            one.model,
-            number(one.score.value, one.measure),
-            interval(one.score, one.measure),
-            str(one.score.n),
-            "" if one.clean is None else f"{number(one.clean.value, one.measure)} (n = {one.clean.n})",
-        ]
-        for one in sorted(summaries, key=lambda one: (one.task, not one.main, one.measure))
-    ]
-    return table(["task", "measure", "model", "value", "interval", "n", "without seen ones"], rows)
+    return table(SCORES, score_rows(summaries, main="{}"))
 
 
 def differences_table(differences: Iterable[Difference]) -> str:
@@ -221,9 +212,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence
 def overlap_parts(report: Report) -> list[str]:
     parts: list[str] = []
     for one in report.overlaps:
-        short = f", {one.too_short} too short to look for" if one.too_short else ""
-        said = f"{one.task}: {len(one.seen)} of {one.checked} seen in {one.records:,} records{short}"
-        parts.append(f"<p>{safe(said)}</p>")
+        parts.append(f"<p>{safe(overlap_sentence(one))}</p>")
         rows = [[seen.name, f"{seen.share:.0%}", seen.record] for seen in one.seen[:SEEN]]
         if rows:
             parts.append(table(["exercise", "share of its n-grams", "first seen at"], rows))

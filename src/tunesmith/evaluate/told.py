@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tunesmith.evaluate.comparison import Change, Report, Summary
+from tunesmith.evaluate.contamination import Overlap
 from tunesmith.evaluate.metrics import Score
 from tunesmith.evaluate.paired import Difference
 
@@ -79,11 +80,15 @@ def explain_differences() -> str:
     )
 
 
-def scores_table(summaries: Sequence[Summary]) -> list[str]:
-    rows = [
+SCORES = ("task", "measure", "model", "value", "interval", "n", "without seen ones")
+
+
+def score_rows(summaries: Sequence[Summary], main: str) -> list[list[str]]:
+    """The cells under SCORES, a task's main figure first; `main` shows the name of that one."""
+    return [
         [
             one.task,
-            f"**{named(one.measure)}**" if one.main else named(one.measure),
+            main.format(named(one.measure)) if one.main else named(one.measure),
             one.model,
             number(one.score.value, one.measure),
             interval(one.score, one.measure),
@@ -92,7 +97,10 @@ def scores_table(summaries: Sequence[Summary]) -> list[str]:
         ]
         for one in sorted(summaries, key=lambda one: (one.task, not one.main, one.measure))
     ]
-    return table(["task", "measure", "model", "value", "interval", "n", "without seen ones"], rows)
+
+
+def scores_table(summaries: Sequence[Summary]) -> list[str]:
+    return table(SCORES, score_rows(summaries, main="**{}**"))
 
 
 def differences_table(differences: Iterable[Difference]) -> list[str]:
@@ -124,11 +132,15 @@ def categories_table(summaries: Sequence[Summary]) -> list[str]:
     return table(["task", "category", "model", "value", "interval", "n"], sorted(rows, key=lambda row: row[:2]))
 
 
+def overlap_sentence(one: Overlap) -> str:
+    short = f", {one.too_short} too short to look for" if one.too_short else ""
+    return f"{one.task}: {len(one.seen)} of {one.checked} seen in {one.records:,} records{short}"
+
+
 def overlap_lines(report: Report) -> list[str]:
     lines: list[str] = []
     for one in report.overlaps:
-        short = f", {one.too_short} too short to look for" if one.too_short else ""
-        lines.append(f"- {one.task}: {len(one.seen)} of {one.checked} seen in {one.records:,} records{short}")
+        lines.append(f"- {overlap_sentence(one)}")
         lines += [f"  - {seen.name}, {seen.share:.0%} of it, at `{seen.record}`" for seen in one.seen[:SEEN]]
     return lines
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -111,29 +113,45 @@ def read_model(
     """The module that the config describes, and transformers' report on its tensors."""
     attention.register()
     encoder.register()
+    factory = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
+    chosen = choose_attention(config, settings)
+    if packing is None:
+        return quietly(folder, lambda: from_folder(factory, folder, config, dtype, chosen))
+    return quietly(folder, lambda: read_quantized(folder, factory, config, dtype, chosen, packing))
+
+
+def from_folder(
+    factory: Any, folder: Path, config: PreTrainedConfig, dtype: torch.dtype, chosen: str | None = None
+) -> tuple[PreTrainedModel, dict]:
+    """Local safetensors as transformers reads them, and its report; `factory` is one of its automatic classes.
+
+    `chosen` is the attention, None transformers' own.
+    """
+    loaded = factory.from_pretrained(
+        str(folder),
+        config=config,
+        dtype=dtype,
+        attn_implementation=chosen,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    assert isinstance(loaded, tuple)
+    return loaded
+
+
+def quietly(folder: Path, read: Callable[[], tuple[PreTrainedModel, dict]]) -> tuple[PreTrainedModel, dict]:
+    """What is missing is told by `check_loading`, not by transformers. ModelError E080: the folder cannot be read."""
     transformers_logging.disable_progress_bar()
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what is missing or unknown is told by `check_loading`
-    factory = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
+    transformers_logging.set_verbosity_error()
     try:
-        if packing is not None:
-            return read_quantized(folder, factory, config, dtype, choose_attention(config, settings), packing)
-        loaded = factory.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=dtype,
-            attn_implementation=choose_attention(config, settings),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        return read()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError("E080", f"the model cannot be loaded: {error}", where=Where(file=str(folder))) from error
     finally:
         transformers_logging.set_verbosity(level)
-    assert isinstance(loaded, tuple)
-    return loaded
 
 
 def choose_attention(config: PreTrainedConfig, settings: ModelConfig) -> str | None:

@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import ModelError, Where
 from tunesmith.export.opening import ModelSource
 from tunesmith.models.headers import read_headers
 from tunesmith.models.heads import positions
-from tunesmith.models.load import check_loading
+from tunesmith.models.load import check_loading, from_folder, quietly
 from tunesmith.models.safety import read_config
 from tunesmith.serve.refusals import Refusal
 
@@ -49,29 +47,13 @@ class Encoder:
         folder = source.base
         config = encoder_config(read_config(folder)[0], folder)
         read_headers(folder)
-        level = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # what is missing is told by `check_loading`
-        try:
-            loaded = AutoModel.from_pretrained(
-                str(folder),
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError("E080", f"the model cannot be loaded: {error}", where=Where(file=str(folder))) from error
-        finally:
-            transformers_logging.set_verbosity(level)
-        assert isinstance(loaded, tuple)
-        model, report = loaded
+        model, report = quietly(folder, lambda: from_folder(AutoModel, folder, config, torch.float32))
         unused = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # it is not read
         check_loading({**report, "missing_keys": unused, "unexpected_keys": []}, folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         first = pooling_of(folder).get("pooling_mode_cls_token") is True
-        return cls(model.eval().requires_grad_(False).to(device), load_tokenizer(folder), first)
+        model.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
+        return cls(model, load_tokenizer(folder), first)
 
     def encode(self, text: str) -> list[int]:
         """Ids with what the tokenizer puts around a text. Raises Refusal E414 for one that is too long or empty."""

@@ -2,7 +2,7 @@
 //
 // Weights stand in tiles in the order in which they are multiplied, so that a product reads them once, from end to end:
 // with few rows that reading is all that it costs. Every row is computed in the same order whatever rows there are
-// beside it, so an answer does not depend on its neighbours.
+// beside it.
 
 #include "tiles.h"
 
@@ -46,11 +46,6 @@ inline void few(const bf16 *x, int64_t step, const bf16 *tiles, int64_t depth, b
         if (i < rows) _mm512_mask_storeu_epi16(out + i * width, which, narrow32(sums[i][0], sums[i][1]));
 }
 
-// sums += the products of 4 numbers each. Not by the intrinsic function: GCC 12 copies its sums to and fro.
-inline void add_four(__m512i &sums, __m512i plain, __m512i with_sign) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(plain), "v"(with_sign));
-}
-
 // The same in 8 bits. Products are of numbers without a sign by those with one: 128 was added to the weights, and what
 // that adds to the sums is taken away again.
 template <int R>
@@ -72,8 +67,8 @@ inline void few(const int8_t *x, int64_t step, const uint8_t *tiles, int64_t dep
                 int32_t inputs;
                 std::memcpy(&inputs, x + i * step + k * 64 + four * 4, 4);
                 const __m512i one = _mm512_set1_epi32(inputs);
-                add_four(sums[i][0], left, one);
-                add_four(sums[i][1], right, one);
+                add_fours(sums[i][0], left, one);
+                add_fours(sums[i][1], right, one);
             }
         }
     }

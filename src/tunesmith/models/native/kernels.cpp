@@ -294,11 +294,6 @@ inline void tile_products(const int8_t *x, int64_t step, const int8_t *weights, 
     _tile_stored(3, sums + 16 * 32 + 16, 128);
 }
 #else
-// sums += the products of 4 numbers each. Not by the intrinsic function: GCC 12 copies its sums to and fro.
-inline void add_fours(__m512i &sums, __m512i plain, __m512i with_sign) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(plain), "v"(with_sign));
-}
-
 // The same in vectors. They multiply numbers without a sign by those with one, so 128 is added to the weights, and what
 // that adds to the sums is taken away again.
 inline void tile_products(const int8_t *x, int64_t step, const int8_t *weights, int64_t depth, int32_t *sums) {

@@ -242,6 +242,11 @@ inline void multiply(const bf16 *left, int64_t left_step, Right right, int64_t d
 }
 #endif
 
+// sums += the products of 4 numbers each. Not by the intrinsic function: GCC 12 copies its sums to and fro.
+inline void add_fours(__m512i &sums, __m512i plain, __m512i with_sign) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(plain), "v"(with_sign));
+}
+
 void put_row(const float *row, float times, int64_t width, bf16 *out) {
     const __m512 factor = _mm512_set1_ps(times);
     for (int64_t i = 0; i < width; i += 32) {
