@@ -28,8 +28,7 @@ from tunesmith.planning.calibration import (
     Speed,
     calibration_key,
     computed,
-    flops_per_token,
-    forward_flops,
+    flops_kept,
     known_speed,
     record_speed,
 )
@@ -219,6 +218,7 @@ def make_plan(
     folder = find_inputs(recipe, progress)
     task = resolve_task(recipe)
     inventory = inventory_of(recipe, folder, task.outputs)
+    recipe = recipe.sized(inventory.body, machine.device)
     tokenizer = load_tokenizer(folder, recipe.model.new_tokens)
     find_reference(recipe, tokenizer)
     counted = counted or count_data(recipe.data, tokenizer, task)
@@ -249,27 +249,6 @@ def make_plan(
         problems=find_problems(facts, peak_of),
         trunk=trunk,
     )
-
-
-def flops_kept(recipe: Recipe, inventory: Inventory, trained: Trainable, counted: Counted) -> float:
-    """FLOP of one token where every layer keeps what it computed, further forward passes included."""
-    scored, length = counted.scored_share, counted.mean_length
-    passes = further_passes(recipe, counted.prompt_share)
-    return flops_per_token(inventory, trained, scored, length) + passes * forward_flops(inventory, scored, length)
-
-
-def further_passes(recipe: Recipe, prompt_share: float = 0.0) -> float:
-    """Forward passes per token and epoch besides the trained one: the reference, and looks at the whole step.
-
-    Mismatched prompts have a reference of their own, but it computes the prompts, `prompt_share` of all tokens, once.
-    """
-    ahead = any(objective.looks_ahead for objective in recipe.objectives) + recipe.compares_distributions
-    if not recipe.has_reference:
-        return float(ahead)
-    kept = recipe.model.reference.update_every == 0  # computed once per record, not once per epoch
-    again = 1 / max(1.0, recipe.train.epochs) if kept else 1.0
-    others = 2 - prompt_share if recipe.task.mismatches else 1
-    return again * others + ahead
 
 
 def fits(memory: Memory, machine: Machine) -> bool:

@@ -26,7 +26,7 @@ from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
 from tunesmith.running.identity import DATA_HASH, check_identity, identity
-from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings
+from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings, sized
 from tunesmith.running.layers import tell_layers
 from tunesmith.running.profile import profiled
 from tunesmith.running.references import mend
@@ -101,7 +101,9 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     elif mesh.is_first:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
-    with closing(build_loop(recipe, inputs, around)) as loop:
+    about = identity(recipe, inputs)
+    recipe = sized(recipe, inputs, mesh)
+    with closing(build_loop(recipe, inputs, around, about)) as loop:
         tell_layers(recipe, loop.parts.model, around)
         resume(loop, recipe, inputs, around)
         tracker.status("running", total=loop.parts.total, phase="train")

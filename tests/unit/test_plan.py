@@ -12,7 +12,8 @@ from tunesmith.data.prepared import prepare
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import DoesNotFit
 from tunesmith.models.policy import Checkpointing
-from tunesmith.plan import Plan, further_passes, make_plan, record_actual
+from tunesmith.plan import Plan, make_plan, record_actual
+from tunesmith.planning.calibration import further_passes
 from tunesmith.planning.machine import Machine
 from tunesmith.recipe import load_recipe
 from tunesmith.types import Task
@@ -94,6 +95,14 @@ def test_the_largest_microbatch_keeps_its_limit(model, data):
     assert small.steps.largest <= 100
     assert small.steps.microbatches > 1
     assert small.memory.activations < planned(model, data).memory.activations
+
+
+def test_a_large_model_has_larger_microbatches_on_a_cpu(model, data, monkeypatch):
+    assert planned(model, data).recipe.train.microbatch_limit("cpu") == 1024
+    monkeypatch.setattr("tunesmith.train.config.LARGE_BODY", 1000)
+    assert planned(model, data).recipe.train.microbatch_limit("cpu") == 2048
+    assert planned(model, data, "train.microbatch_tokens=100").recipe.train.microbatch_limit("cpu") == 100
+    assert recipe(model, data).sized(body=10**9, device="cuda").train.microbatch_limit("cuda") == 8192
 
 
 def test_the_arithmetic_is_written_out(model, data):

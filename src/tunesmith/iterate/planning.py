@@ -23,7 +23,7 @@ def plan_any(recipe: Recipe, *, ranks: int = 1, file: str = "RECIPE", progress: 
     check_choice(recipe.online.label)
     tokenizer = load_tokenizer(find_inputs(recipe, progress), recipe.model.new_tokens)
     plan = make_plan(recipe, counted=count_round(recipe, tokenizer), ranks=ranks, file=file)
-    return replace(plan, recipe=recipe)
+    return replace(plan, recipe=recipe.sized(plan.inventory.body, plan.machine.device))
 
 
 def count_round(recipe: Recipe, tokenizer: Tokenizer) -> Counted:

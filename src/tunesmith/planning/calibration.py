@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.models.cache import make_folder
 from tunesmith.models.inventory import Inventory, Trainable
 from tunesmith.paths import home
+from tunesmith.planning.counting import Counted
 from tunesmith.planning.machine import Machine
 from tunesmith.recipe import Recipe
 
@@ -104,3 +105,24 @@ def computed(recipe: Recipe, dtype: str) -> str:
     if (fp8 := recipe.train.fp8) is not None:
         words.append(f"trained in fp8 {fp8.told()}, from {fp8.smallest}")
     return " and ".join(words)
+
+
+def flops_kept(recipe: Recipe, inventory: Inventory, trained: Trainable, counted: Counted) -> float:
+    """FLOP of one token where every layer keeps what it computed, further forward passes included."""
+    scored, length = counted.scored_share, counted.mean_length
+    passes = further_passes(recipe, counted.prompt_share)
+    return flops_per_token(inventory, trained, scored, length) + passes * forward_flops(inventory, scored, length)
+
+
+def further_passes(recipe: Recipe, prompt_share: float = 0.0) -> float:
+    """Forward passes per token and epoch besides the trained one: the reference, and looks at the whole step.
+
+    Mismatched prompts have a reference of their own, but it computes the prompts, `prompt_share` of all tokens, once.
+    """
+    ahead = any(objective.looks_ahead for objective in recipe.objectives) + recipe.compares_distributions
+    if not recipe.has_reference:
+        return float(ahead)
+    kept = recipe.model.reference.update_every == 0  # computed once per record, not once per epoch
+    again = 1 / max(1.0, recipe.train.epochs) if kept else 1.0
+    others = 2 - prompt_share if recipe.task.mismatches else 1
+    return again * others + ahead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import Field, model_validator
 
@@ -113,6 +113,10 @@ class Recipe(Config):
     def compares_distributions(self) -> bool:
         """Whether a loss needs what the reference says of every next token."""
         return any(DISTRIBUTION in objective.needs for objective in self.objectives)
+
+    def sized(self, body: int, device: str) -> Self:
+        """The same with the microbatches that fit a model of `body` weights in its layers, where none are named."""
+        return self.model_copy(update={"train": self.train.sized(body, device)})
 
     @property
     def compares(self) -> bool:

@@ -37,7 +37,6 @@ from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
 from tunesmith.running.guards import general_loss, make_pull, streams_of
-from tunesmith.running.identity import identity
 from tunesmith.running.inputs import Inputs
 from tunesmith.running.references import find_referee
 from tunesmith.running.speed import work_of
@@ -70,7 +69,8 @@ class Context:
     accept_data_change: bool
 
 
-def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
+def build_loop(recipe: Recipe, inputs: Inputs, around: Context, about: dict[str, Any]) -> Loop:
+    """`about` is what a checkpoint says of the run, for a resume to find unchanged."""
     settings, mesh, tracker = recipe.train, around.mesh, around.tracker
     seed_everything(settings.seed)
     model = build_model(recipe, inputs, mesh, around.plan)
@@ -110,7 +110,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context) -> Loop:
         measure_general=general_loss(recipe, inputs, model, mesh),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
         pull=make_pull(recipe, model, optimizer),
-        about=identity(recipe, inputs),
+        about=about,
     )
     return Loop(parts)
 

@@ -14,6 +14,7 @@ from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.evaluate.harness import kind_held
 from tunesmith.models.fresh import locate_start
+from tunesmith.models.inventory import take_inventory
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.task import resolve_task
 from tunesmith.track.progress import Progress
@@ -61,3 +62,8 @@ def input_warnings(inputs: Inputs) -> list[str]:
     found = [str(warning) for warning in check_template(inputs.tokenizer)] if inputs.tokenizer.has_template else []
     sets = [one for one in (inputs.train, inputs.eval, inputs.general) if one is not None]
     return [*found, *(warning for one in sets for warning in one.report.warnings)]
+
+
+def sized(recipe: Recipe, inputs: Inputs, mesh: Mesh) -> Recipe:
+    """With the microbatches that fit the model, where none are named."""
+    return recipe.sized(take_inventory(inputs.base).body, mesh.device().type)

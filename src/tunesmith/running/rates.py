@@ -11,7 +11,7 @@ from tunesmith.errors import Fix, Interrupted, Preempted, TunesmithError
 from tunesmith.recipe import Recipe
 from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop
-from tunesmith.running.inputs import gather_inputs
+from tunesmith.running.inputs import gather_inputs, sized
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
@@ -65,7 +65,8 @@ def search_rates(recipe: Recipe, mesh: Mesh, display: Progress) -> RateCurve:
     def work(tracker: Tracking, signals: Signals) -> RateCurve:
         display.phase("loading the model")
         around = Context(run, mesh, tracker, display, None, False)
-        loop = build_loop(recipe, gather_inputs(recipe, mesh, display), around)
+        inputs = gather_inputs(recipe, mesh, display)
+        loop = build_loop(sized(recipe, inputs, mesh), inputs, around, about={})
         loop.parts.on_step = watch(signals)
         with suppress(EnoughError), closing(loop):
             loop.run(signals)
