@@ -25,30 +25,45 @@ from tunesmith.evaluate.told import (
 )
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fff;--ink:#1f2933;--soft:#5b6773;--line:#e1e6eb;--panel:#f6f8fa;
---m0:#5b6773;--m1:#2563eb;--m2:#b45309;--m3:#7c3aed;--worse:#c62828;--better:#1b7f3b;--open:#7b8794}
+:root{color-scheme:light dark;--paper:#fff;--ink:#1f2933;--soft:#5b6773;--line:#e1e6eb;--panel:#f6f8fa;--m0:#5b6773;
+--m1:#2563eb;--m2:#b45309;--m3:#7c3aed;--m4:#0f766e;--m5:#be185d;--worse:#c62828;--better:#1b7f3b;--open:#66727e}
 @media (prefers-color-scheme:dark){:root{--paper:#14181d;--ink:#e4e9ee;--soft:#9aa7b3;--line:#2c343c;--panel:#1c2229;
---m0:#9aa7b3;--m1:#6ea8fe;--m2:#f0a84b;--m3:#b79cf9;--worse:#ff7b72;--better:#56d364;--open:#8b98a5}}
+--m0:#9aa7b3;--m1:#6ea8fe;--m2:#f0a84b;--m3:#b79cf9;--m4:#4fc3b5;--m5:#f788b9;--worse:#ff7b72;--better:#56d364;
+--open:#8b98a5}}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:60rem;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,sans-serif}
+body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:66rem;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.2rem;margin:2.5rem 0 .5rem}
 h3{font-size:1rem;margin:1.5rem 0 .25rem}
 p,li{max-width:46rem}.soft{color:var(--soft)}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .75rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--soft);font-weight:600}td.r,th.r{text-align:right}
+.wide{overflow-x:auto;margin:1rem 0}
+table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .9rem .3rem 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top;
+min-width:5.5rem;overflow-wrap:break-word}
+th{color:var(--soft);font-weight:600}td.r,th.r{text-align:right;white-space:nowrap;min-width:0}
 .note{background:var(--panel);border-left:3px solid var(--m2);padding:.5rem .75rem;margin:.5rem 0}
 .worse{--c:var(--worse)}.better{--c:var(--better)}.open{--c:var(--open)}
-.m0{--c:var(--m0)}.m1{--c:var(--m1)}.m2{--c:var(--m2)}.m3{--c:var(--m3)}
-td.worse,td.better,td.open,.key{color:var(--c);font-weight:600}
+.m0{--c:var(--m0)}.m1{--c:var(--m1)}.m2{--c:var(--m2)}.m3{--c:var(--m3)}.m4{--c:var(--m4)}.m5{--c:var(--m5)}
+td.worse,td.better,td.open,.key{color:var(--c);font-weight:600}td.worse,td.better,td.open{white-space:nowrap}
 svg{width:100%;height:auto;max-width:47rem;display:block;font:12px system-ui,sans-serif}
 svg text{fill:var(--ink)}svg .tick{fill:var(--soft);font-size:11px}.grid{stroke:var(--line)}.axis{stroke:var(--soft)}
 .whisker{stroke:var(--c);stroke-width:2;stroke-linecap:round}.dot{fill:var(--c)}
+.plot{max-width:52rem;margin:.5rem 0 1rem;font-size:.8125rem;line-height:1.3}
+.row{display:grid;grid-template-columns:minmax(0,14rem) minmax(0,1fr) 4rem;column-gap:.9rem;min-height:22px}
+.row .label{text-align:right}.row .label,.row .value{align-self:center;padding:.1rem 0}
+.row .value{font-variant-numeric:tabular-nums}
+.track{position:relative;min-height:22px}
+.track svg{position:absolute;top:0;left:0;height:100%;max-width:none;overflow:visible}
 details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.5rem .75rem;margin:.25rem 0;
-font-size:.8125rem}
+pre{white-space:pre-wrap;background:var(--panel);padding:.5rem .75rem;margin:.25rem 0;font-size:.8125rem}
+@media (max-width:40rem){table{width:max-content;font-size:.8125rem}th,td{padding-right:.7rem;min-width:0}
+td{max-width:14rem}
+.row{grid-template-columns:minmax(0,1fr) 3.5rem}.row .label{grid-column:1/-1;text-align:left;padding-top:.35rem}
+.row.scale .label{display:none}}
+@media print{body{max-width:none;padding:0;font-size:10pt}.wide{overflow:visible}table,.plot{font-size:8pt}
+th,td{padding-right:.4rem;min-width:0}tr,.row,details,.note{break-inside:avoid}h2,h3{break-after:avoid}}
 """
+COLOURS = 6
 RIGHT = {"value", "interval", "n", "change", "p", "values", "better / worse", "without seen ones"}
 
 
@@ -59,7 +74,7 @@ def page(report: Report) -> str:
     body += [f'<div class="note"><b>{one.code}</b> {safe(one.message)}</div>' for one in report.warnings]
     if report.differences:
         body += ["<h2>Differences</h2>", f'<p class="soft">{safe(explain_differences())}</p>']
-        body += [*change_plots(report), differences_table(report.differences)]
+        body += [*change_plots(report), *differences_tables(report.differences)]
     body += ["<h2>Scores</h2>", '<p class="soft">With 95 % intervals; shares in percent.</p>']
     body += [*score_plots(report), scores_table(report.summaries), *categories(report)]
     if report.overlaps:
@@ -84,12 +99,13 @@ def safe(text: str) -> str:
 
 
 def colour(report: Report, model: str) -> str:
-    return f"m{min(report.models.index(model), 3)}"
+    return f"m{min(report.models.index(model), COLOURS - 1)}"
 
 
 def legend(models: Sequence[str]) -> str:
     keys = (
-        f'<span class="m{min(at, 3)}"><span class="key">●</span> {safe(one)}</span>' for at, one in enumerate(models)
+        f'<span class="m{min(at, COLOURS - 1)}"><span class="key">●</span> {safe(one)}</span>'
+        for at, one in enumerate(models)
     )
     return f"<p>{' &#160; '.join(keys)}</p>"
 
@@ -172,20 +188,36 @@ def categories(report: Report) -> list[str]:
 
 
 def scores_table(summaries: Sequence[Summary]) -> str:
-    return table(SCORES, score_rows(summaries, main="{}"))
+    """The column of figures without seen exercises stands there when some were seen."""
+    rows = score_rows(summaries, main="{}")
+    wide = len(SCORES) if any(row[-1] for row in rows) else -1
+    return table(SCORES[:wide], [row[:wide] for row in rows])
+
+
+def differences_tables(differences: Sequence[Difference]) -> list[str]:
+    """Main figures and what is better or worse; everything else folded away below them."""
+    shown = [one for one in differences if one.main or one.verdict != "open"]
+    others = [one for one in differences if not (one.main or one.verdict != "open")]
+    if not others:
+        return [differences_table(shown)]
+    title = f"{len(others)} other figures and categories: {WORDS['open']}"
+    return [differences_table(shown), f"<details><summary>{title}</summary>{differences_table(others)}</details>"]
 
 
 def differences_table(differences: Iterable[Difference]) -> str:
+    """Who is compared is told where there are several."""
+    listed = list(differences)
+    several = len({one.model for one in listed}) > 1
     rows, styles = [], []
-    for one in differences:
+    for one in listed:
         styles.append(one.verdict)
         rows.append(
             [
-                WORDS[one.verdict],
+                one.verdict,
                 one.task,
                 named(one.measure),
                 one.category or "all",
-                one.model,
+                *([one.model] if several else []),
                 f"{number(one.first, one.measure)} → {number(one.second, one.measure)}",
                 number(one.change.value, one.measure, signed=True),
                 interval(one.change, one.measure, signed=True),
@@ -193,8 +225,9 @@ def differences_table(differences: Iterable[Difference]) -> str:
                 probability(one),
             ]
         )
-    titles = ["verdict", "task", "measure", "category", "model", "values", "change", "interval", "better / worse", "p"]
-    return table(titles, rows, styles)
+    who = ["model"] if several else []
+    figures = ["values", "change", "interval", "better / worse", "p"]
+    return table(["verdict", "task", "measure", "category", *who, *figures], rows, styles)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> str:

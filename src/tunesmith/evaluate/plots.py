@@ -1,4 +1,4 @@
-"""Plots as SVG inside a page: values with their intervals, one line for each; colours are those of the page."""
+"""Plots inside a page: values with their intervals, one line for each; colours and widths are those of the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-ROW, LEFT, WIDTH, RIGHT, TOP = 22, 210, 430, 110, 26
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -35,7 +34,10 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def interval_plot(title: str, marks: Sequence[Mark], *, zero: bool, bounds: tuple[float, float] | None = None) -> str:
-    """One line per mark, a dot with its interval; `zero` draws the line of no change."""
+    """One line per mark: its label, a dot with its interval, its value; `zero` draws the line of no change.
+
+    Places are percentages of the width that is there, so that letters and dots have one size on every screen.
+    """
     ends = [end for mark in marks for end in (mark.low, mark.high, mark.value) if end == end]
     low, high = bounds or (min(ends), max(ends))
     if zero:
@@ -43,29 +45,25 @@ def interval_plot(title: str, marks: Sequence[Mark], *, zero: bool, bounds: tupl
     if bounds is None:
         room = 0.06 * (high - low) or 1.0
         low, high = low - room, high + room
-    total = LEFT + WIDTH + RIGHT
-    height = TOP + ROW * len(marks) + 8
 
     def x(value: float) -> str:
-        return f"{LEFT + WIDTH * (min(max(value, low), high) - low) / (high - low):.1f}"
+        return f"{100 * (min(max(value, low), high) - low) / (high - low):.2f}%"
 
-    parts = [f'<svg viewBox="0 0 {total} {height}" role="img" aria-label="{escape(title)}">']
-    for tick in ticks(low, high):
-        kind = "axis" if zero and tick == 0 else "grid"
-        parts.append(f'<line class="{kind}" x1="{x(tick)}" x2="{x(tick)}" y1="{TOP - 6}" y2="{height - 8}"/>')
-        parts.append(f'<text class="tick" x="{x(tick)}" y="{TOP - 11}" text-anchor="middle">{tick:g}</text>')
-    for at, mark in enumerate(marks):
-        y = TOP + ROW * at + ROW // 2
-        parts.append(f'<g class="{mark.style}"><title>{escape(f"{mark.label}: {mark.told}")}</title>')
-        parts.append(
-            f'<text class="label" x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(fit(mark.label))}</text>'
-        )
+    shown = ticks(low, high)
+    kinds = ["axis" if zero and tick == 0 else "grid" for tick in shown]
+    lines = "".join(
+        f'<line class="{kind}" x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="100%"/>'
+        for kind, tick in zip(kinds, shown, strict=True)
+    )
+    numbers = "".join(f'<text class="tick" x="{x(tick)}" y="14" text-anchor="middle">{tick:g}</text>' for tick in shown)
+    parts = [f'<div class="plot" role="group" aria-label="{escape(title)}"><div class="row scale">']
+    parts.append(f'<span class="label"></span><div class="track"><svg>{numbers}</svg></div></div>')
+    for mark in marks:
+        whisker = ""
         if mark.low == mark.low and mark.high == mark.high:
-            parts.append(f'<line class="whisker" x1="{x(mark.low)}" x2="{x(mark.high)}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="dot" cx="{x(mark.value)}" cy="{y}" r="4.5"/>')
-        parts.append(f'<text class="value" x="{LEFT + WIDTH + 10}" y="{y + 4}">{escape(mark.told)}</text></g>')
-    return "".join((*parts, "</svg>"))
-
-
-def fit(label: str, most: int = 32) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
+            whisker = f'<line class="whisker" x1="{x(mark.low)}" x2="{x(mark.high)}" y1="50%" y2="50%"/>'
+        dot = f'<circle class="dot" cx="{x(mark.value)}" cy="50%" r="4.5"/>'
+        parts.append(f'<div class="row {mark.style}"><span class="label">{escape(mark.label)}</span>')
+        parts.append(f'<div class="track"><svg aria-hidden="true">{lines}{whisker}{dot}</svg></div>')
+        parts.append(f'<span class="value">{escape(mark.told)}</span></div>')
+    return "".join((*parts, "</div>"))

@@ -16,9 +16,10 @@ WORDS = {"worse": "worse", "better": "better", "open": "no difference shown"}
 
 
 def number(value: float, measure: str, *, signed: bool = False) -> str:
-    """A share in percent, anything else with four digits."""
-    sign = "+" if signed else ""
-    return f"{value:{sign}.4g}" if measure in PLAIN else f"{100 * value:{sign}.1f}"
+    """A share in percent with one decimal, anything else with three; nothing has no sign."""
+    shown, places = (value, 3 if abs(value) < 1000 else 0) if measure in PLAIN else (100 * value, 1)
+    rounded = round(shown, places) + 0.0  # a zero of either sign becomes 0
+    return f"{rounded:{'+' if signed and rounded else ''},.{places}f}"
 
 
 def interval(score: Score, measure: str, *, signed: bool = False) -> str:

@@ -19,10 +19,10 @@ from tunesmith.evaluate.contamination import Overlap, Seen
 from tunesmith.evaluate.deciding import check_pairwise, decide
 from tunesmith.evaluate.exercise import Exercise
 from tunesmith.evaluate.page import page
-from tunesmith.evaluate.plots import ticks
+from tunesmith.evaluate.plots import Mark, interval_plot, ticks
 from tunesmith.evaluate.suite import TaskRun, Working, cut, run_task
 from tunesmith.evaluate.tasks import TaskConfig, exercises_of
-from tunesmith.evaluate.told import markdown
+from tunesmith.evaluate.told import markdown, number
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
 from tunesmith.rollout.generator import Sampling, generate
@@ -241,7 +241,37 @@ def test_the_page_is_well_formed_and_needs_nothing_else(report):
     assert any("<base>" in part for part in seen)
     dots = list(root.iter("circle"))
     assert dots
-    assert all(0 <= float(dot.attrib["cx"]) <= 750 for dot in dots)
+    assert all(0 <= float(dot.attrib["cx"].removesuffix("%")) <= 100 for dot in dots)
+
+
+def test_the_page_folds_away_what_shows_no_difference(report):
+    root = ElementTree.fromstring(page(report))
+    tables = list(root.iter("table"))
+    verdicts = [[row[0].text for row in one.iter("tr")][1:] for one in tables[:2]]
+    assert verdicts == [["worse", "open"], ["open"] * len(verdicts[1])]
+    folded = next(node for node in root.iter("details"))
+    assert folded[0].text == f"{len(verdicts[1])} other figures and categories: no difference shown"
+    assert list(folded.iter("table")) == [tables[1]]
+    titles = [cell.text for cell in tables[0].iter("th")]
+    assert "model" not in titles  # only one is compared with the first
+
+
+def test_labels_are_whole_however_long_they_are():
+    mark = Mark("a name that is longer than any plot is wide <" * 4, 3.0, 2.0, math.nan, "3", "m1")
+    root = ElementTree.fromstring(interval_plot("<t>", [mark, replace(mark, high=4.0)], zero=True))
+    assert [node.text for node in root.iter("span") if node.get("class") == "label"][1:] == [mark.label] * 2
+    first, second = [[line for line in row.iter("line") if line.get("class") == "whisker"] for row in list(root)[1:]]
+    assert (len(first), len(second)) == (0, 1)  # an interval without an end is not drawn
+    assert float(second[0].attrib["x1"].strip("%")) < float(second[0].attrib["x2"].strip("%"))
+
+
+@pytest.mark.parametrize(
+    ("value", "measure", "told"),
+    [(0.12345, "loss", "+0.123"), (-0.00004, "loss", "0.000"), (-1234.5, "perplexity", "-1,234"),
+     (0.0004, "exact", "0.0"), (-0.1, "exact", "-10.0")],
+)  # fmt: skip
+def test_numbers_have_the_digits_that_mean_something(value, measure, told):
+    assert number(value, measure, signed=True) == told
 
 
 def test_markdown_tells_the_same(report):
