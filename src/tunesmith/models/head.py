@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models.native.kernels import kernels_for
+from tunesmith.models.native.product import rows_by_inputs, rows_by_outputs
 from tunesmith.models.rounding import missing
 from tunesmith.models.scratch import scratch
 from tunesmith.track.clock import part
@@ -74,7 +75,7 @@ class Softmax:
     def add(self, words: slice) -> tuple[Float[Tensor, "K C"], Float[Tensor, "K 1"]]:
         """exp(z - largest) of these words, in scratch memory, and what powers so far are worth under a new largest."""
         logits = scratch("logits", (len(self.rows), words.stop - words.start), self.rows)
-        torch.mm(self.rows, self.weight[words].T, out=logits)
+        rows_by_outputs(self.rows, self.weight[words], logits)
         here = (self.target >= words.start) & (self.target < words.stop)
         column = (self.target - words.start).clamp_(0, logits.shape[1] - 1)
         self.chosen = torch.where(here, logits.gather(1, column).to(self.chosen.dtype), self.chosen)
@@ -122,10 +123,12 @@ class FrozenHead(torch.autograd.Function):
         for block in pieces(len(rows), ROWS):
             softmax = Softmax(rows[block], weight, target[block])
             mean = scratch("mean", rows[block].shape, rows, wide(rows)).zero_()
+            moved = scratch("moved", rows[block].shape, rows)
             for words in pieces(len(weight), COLUMNS):
                 powers, worth = softmax.add(words)
                 if slopes is not None:
-                    mean.mul_(worth).add_(powers @ weight[words])
+                    rows_by_inputs(powers, weight[words], moved)
+                    mean.mul_(worth).add_(moved)
             logprobs[block], correct[block] = softmax.logprobs(), softmax.correct()
             log_z[block] = softmax.log_z()
             if slopes is not None:
@@ -177,6 +180,7 @@ class TrainedHead(torch.autograd.Function):
             softmax = Softmax(rows[block], weight, target[block])
             softmax.largest = largest  # it is the largest of all from the start, so every power is final
             own = scratch("mean", rows[block].shape, rows, wide(rows)).zero_()
+            moved = scratch("moved", rows[block].shape, rows)
             scale = grad_logprobs[block, None]
             spread = grad_log_z[block, None] - scale  # of the logits by their probabilities
             for words in pieces(len(weight), COLUMNS):
@@ -184,7 +188,8 @@ class TrainedHead(torch.autograd.Function):
                 slopes = powers.mul_((spread / sums).to(powers.dtype))
                 row = ((softmax.target >= words.start) & (softmax.target < words.stop)).nonzero()[:, 0]
                 slopes[row, softmax.target[row, 0] - words.start] += scale[row, 0].to(slopes.dtype)
-                own.add_(slopes @ weight[words])
+                rows_by_inputs(slopes, weight[words], moved)
+                own.add_(moved)
                 grad_weight[words].addmm_(slopes.T, rows[block])
             grad_rows[block] = own
         return grad_rows, grad_weight, None

@@ -18,6 +18,7 @@ from tunesmith.models.eight_bit import BothWays, Linear8
 from tunesmith.models.fp8 import Fp8Linear, Products8
 from tunesmith.models.lora import FastLoraLinear
 from tunesmith.models.native.low_rank import fold, fold_and_lower
+from tunesmith.models.native.product import rows_by_inputs, rows_by_outputs
 from tunesmith.models.quantized.linear import QuantizedLinear
 from tunesmith.models.quantized.packed import Packed
 from tunesmith.models.scratch import scratch
@@ -115,19 +116,19 @@ class Projection:
     @marked
     def apply(self, x: Float[Tensor, "T I"], out: Float[Tensor, "T O"]) -> Float[Tensor, "T R"] | None:
         """out = x W^T + bias + s (x A^T) B^T; returns x A^T, which the gradient needs."""
+        factors = self.factors(x.dtype)
+        low = None if factors is None else x @ factors.a.T
         if (eight := self.parts[0].eight) is not None:
             eight.product(x, out)
         elif (fp8 := self.parts[0].fp8) is not None:
             fp8.product(x, self.weight(x), out)
         else:
-            torch.mm(x, self.weight(x).T, out=out)
+            rows_by_outputs(x, self.weight(x), out, low, None if factors is None else factors.b)
+            factors = None
         if any(part.bias is not None for part in self.parts):
             out += torch.cat([x.new_zeros(part.width) if part.bias is None else part.bias for part in self.parts])
-        factors = self.factors(x.dtype)
-        if factors is None:
-            return None
-        low = x @ factors.a.T
-        out.addmm_(low, factors.b.T)
+        if factors is not None and low is not None:
+            out.addmm_(low, factors.b.T)
         return low
 
     def weight(self, like: Tensor) -> Float[Tensor, "O I"]:
@@ -210,7 +211,8 @@ class Slope:
             elif (fp8 := self.projection.parts[0].fp8) is not None:
                 fp8.of_rows(self.grad, self.projection.weight(self.grad), out)
             else:
-                torch.mm(self.grad, self.projection.weight(self.grad), out=out)
+                rows_by_inputs(self.grad, self.projection.weight(self.grad), out, self.of_low, self.a)
+                return out
             if self.a is None or self.of_low is None:
                 return out
             return out.addmm_(self.of_low, self.a)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tunesmith.paths import home
 
 FOLDER = Path(__file__).parent
-SOURCES = ("kernels.cpp", "attention.cpp", "low_rank.cpp", "moments.cpp", "expand.cpp", "decode.cpp")
+SOURCES = ("kernels.cpp", "attention.cpp", "low_rank.cpp", "moments.cpp", "expand.cpp", "decode.cpp", "product.cpp")
 HEADERS = ("tiles.h",)
 SWITCH = "TUNESMITH_KERNELS"  # "off" keeps to torch
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")

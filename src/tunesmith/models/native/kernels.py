@@ -101,6 +101,12 @@ def multiplies_blocks() -> bool:
     return loaded is not None and bool(loaded.multiplies_blocks())
 
 
+def has_products() -> bool:
+    """Whether the kernels multiply many rows in bf16: in vectors of AVX-512; in tiles of AMX torch is as fast."""
+    loaded = library()
+    return loaded is not None and bool(loaded.has_products())
+
+
 def require_rows(*states: Tensor) -> None:
     assert all(each.is_contiguous() for each in states), "rows must follow each other"
 
