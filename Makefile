@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test check nightly bench clean
+.PHONY: help quickstart test check nightly torture bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -31,6 +31,12 @@ check: $(READY) ## lint, format, types, house rules, code blocks of the docs
 
 nightly: $(READY) ## every test, the slow ones too
 	@$(BIN)/python -m pytest -n 2 -m 'not gpu' --timeout 1800 tests
+
+EVIDENCE := .torture.jsonl
+torture: $(READY) ## break everything on purpose, then write docs/reference/reliability.md
+	@rm -f $(EVIDENCE)
+	@TUNESMITH_EVIDENCE=$(CURDIR)/$(EVIDENCE) $(BIN)/python -m pytest -n 2 --dist worksteal -m 'row and not gpu' --timeout 1800 tests
+	@$(BIN)/python -m tests.torture_report $(EVIDENCE)
 
 BENCH := env -u OMP_NUM_THREADS $(BIN)/python benchmarks
 bench: $(READY) ## every table of docs/reference/benchmarks.md, hours; make bench DATA=FILE PAIRS=FILE FLAGS=...

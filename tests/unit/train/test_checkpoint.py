@@ -250,6 +250,7 @@ def test_r18_a_damaged_best_does_not_push_out_the_older_best(tmp_path):
     assert (store.steps(), store.best().step) == ([4, 3, 1], 1)
 
 
+@pytest.mark.row("R1", "R9")
 def test_left_over_folders_are_removed_by_clean_only(tmp_path):
     store = CheckpointStore(tmp_path)
     _save(store, 1)
