@@ -163,8 +163,10 @@ def question_view(shown: Shown) -> list[RenderableType]:
     from rich.panel import Panel
     from rich.text import Text
 
+    from tunesmith.cli.output import printable
+
     def clean(text: str) -> Text:
-        return Text("".join(sign if sign.isprintable() or sign in "\n\t" else "�" for sign in text))
+        return Text(printable(text))
 
     turns = shown.question.prompt.turns
     asked = turns if isinstance(turns, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)

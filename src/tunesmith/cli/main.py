@@ -26,7 +26,7 @@ GROUPS = (
     "quickstart",
     "data",
     "runs",
-    "model",
+    "chat",
     "evaluate",
     "merging",
     "export",

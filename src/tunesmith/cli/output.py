@@ -55,6 +55,11 @@ def answer(content: RenderableType) -> None:
     Console(highlight=False).print(content, soft_wrap=isinstance(content, str))
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which would speak to the terminal instead of the reader."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
 def emit_json(content: Mapping[str, Any]) -> None:
     """Print a command's answer for a program: one object on one line of stdout, with the version of its shape."""
     sys.stdout.write(json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, default=str, allow_nan=False) + "\n")

@@ -64,6 +64,7 @@ td{max-width:14rem}
 th,td{padding-right:.4rem;min-width:0}tr,.row,details,.note{break-inside:avoid}h2,h3{break-after:avoid}}
 """
 COLOURS = 6
+TITLE = 90  # characters of a question beside its task
 RIGHT = {"value", "interval", "n", "change", "p", "values", "better / worse", "without seen ones"}
 
 
@@ -256,5 +257,6 @@ def change_part(one: Change) -> str:
     fields = (("wanted", one.reference), (one.base, one.before), (one.model, one.after))
     shown = "".join(f'<p class="soft">{safe(name)}</p><pre>{safe(shortened(text))}</pre>' for name, text in fields)
     asked = f'<p class="soft">asked</p><pre>{safe(shortened(one.prompt))}</pre>' if one.prompt else ""
-    group = f" ({one.category})" if one.category else ""
-    return f"<details><summary>{safe(one.task)}: {safe(one.name)}{safe(group)}</summary>{asked}{shown}</details>"
+    group = f", {one.category}" if one.category else ""
+    title = f"{one.task}{group}: {' '.join(one.prompt.split())[-TITLE:] or one.name}"
+    return f"<details><summary>{safe(title)}</summary>{asked}{shown}</details>"

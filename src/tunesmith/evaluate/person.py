@@ -45,7 +45,7 @@ class Person:
         order: list[str] = []  # of this sitting, for undo
         keys = [question.key for question in questions]
         while (at := next((at for at, key in enumerate(keys) if key not in cast), None)) is not None:
-            turned = self.is_turned(keys[at])
+            turned = is_turned(self.seed, keys[at])
             question = questions[at]
             one, two = (question.second, question.first) if turned else (question.first, question.second)
             self.show(Shown(len(cast.keys() & set(keys)) + 1, len(set(keys)), question, one, two))
@@ -69,9 +69,6 @@ class Person:
     def warnings(self) -> list[Diagnostic]:
         return []
 
-    def is_turned(self, key: str) -> bool:
-        return bool(np.random.SeedSequence([self.seed, int(key, 16)]).generate_state(1)[0] & 1)
-
     def wait_for_key(self) -> str:
         """The next key that means something."""
         while True:
@@ -80,6 +77,11 @@ class Person:
                 return "q"
             if key.lower() in (*VOTES, "u", "q"):
                 return key.lower()
+
+
+def is_turned(seed: int, key: str) -> bool:
+    """Whether the second answer of a question is shown as 1."""
+    return bool(np.random.SeedSequence([seed, int(key, 16)]).generate_state(1)[0] & 1)
 
 
 def read_votes(votes: Journal) -> dict[str, Outcome]:

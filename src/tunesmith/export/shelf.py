@@ -29,19 +29,30 @@ class Shelf:
 
     @classmethod
     def of(cls, names: Sequence[str], which: Which = "auto") -> Shelf:
-        sources = {name: find_model(name, which) for name in names}
-        for source in sources.values():
-            check_gives(source, "text")
-        return cls(sources)
+        shelf = cls({})
+        for name in names:
+            shelf.add(name, which)
+        return shelf
 
-    def open(self, name: str) -> Opened:
-        """The model of this name, in evaluation mode. Raises UsageError E368 for one that is not on the shelf."""
+    def add(self, name: str, which: Which = "auto") -> None:
+        """One model more; what others shared is loaded anew, so that it can join them."""
+        source = find_model(name, which)
+        check_gives(source, "text")
+        self.sources[name] = source
+        self.shared.clear()
+
+    def source(self, name: str) -> ModelSource:
+        """Where the weights of this name are. Raises UsageError E368 for one that is not on the shelf."""
         if name not in self.sources:
             near = nearest(name, self.sources)
             fixes = [f"did you mean {near}?"] if near else []
             listed = f"there are: {', '.join(self.sources)}"
             raise UsageError("E368", f"there is no model {name!r}", where=Where(name), evidence=[listed], fixes=fixes)
-        source = self.sources[name]
+        return self.sources[name]
+
+    def open(self, name: str) -> Opened:
+        """The model of this name, in evaluation mode."""
+        source = self.source(name)
         several = self.several(source)
         if several is None:
             return open_source(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -47,3 +48,14 @@ class Journal:
         self._lines.write(row)
         if sync:
             self._lines.sync()
+
+    def offset(self) -> int:
+        return self._lines.offset()
+
+    def cut(self, offset: int) -> None:
+        """Forget the rows behind an offset."""
+        try:
+            os.truncate(self.path, offset)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        self._lines.sync()

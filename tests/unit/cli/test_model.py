@@ -1,8 +1,6 @@
-"""`chat`, `eval` and `merge` as a user meets them."""
+"""`eval` and `merge` as a user meets them."""
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +9,11 @@ import yaml
 from tests.tiny import tiny_model_folder
 
 from tunesmith.cli.main import run
-from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.models.adapters import attach, trainable
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
 from tunesmith.models.save import save_weights
-from tunesmith.rollout.generator import Sampling, generate
 from tunesmith.track.run_dir import RunDir
-from tunesmith.types import Message
 
 
 def call(*words: str) -> int:
@@ -44,43 +39,6 @@ def finished(folder: Path, tmp_path_factory) -> Path:
     made.write_run({"model": {"path": str(folder), "folder": str(folder)}})
     save_weights(model, made.path, folder)
     return made.path
-
-
-def answer_to(folder: Path, *turns: Message) -> str:
-    model, tokenizer = load_base(folder, ModelConfig(path=str(folder))), load_tokenizer(folder)
-    return generate(model, tokenizer, [tokenizer.prompt_ids(turns)], Sampling(8))[0].text
-
-
-def test_one_prompt_prints_only_the_answer(folder: Path, capsys) -> None:
-    assert call("chat", str(folder), "--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "8") == 0
-    assert capsys.readouterr().out == answer_to(folder, Message("user", "Hello")) + "\n"
-
-
-def test_every_line_of_stdin_is_a_turn(folder: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\nAdd 12 and 30\n/reset\nHello\n/exit\nnever\n"))
-    words = ("--system", "Be short.", "--temperature", "0", "--max-new-tokens", "8")
-    assert call("chat", str(folder), *words) == 0
-    system, hello = Message("system", "Be short."), Message("user", "Hello")
-    first = answer_to(folder, system, hello)
-    second = answer_to(folder, system, hello, Message("assistant", first), Message("user", "Add 12 and 30"))
-    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
-    assert second != answer_to(folder, system, Message("user", "Add 12 and 30"))
-
-
-def test_draws_repeat_with_the_seed(folder: Path, capsys) -> None:
-    said = []
-    for seed in ("1", "1", "2"):
-        assert call("chat", str(folder), "--prompt", "Hello", "--max-new-tokens", "20", "--seed", seed) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1] != said[2]
-
-
-def test_a_run_answers_with_its_adapter(folder: Path, finished: Path, capsys) -> None:
-    words = ("--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "8")
-    call("chat", str(folder), *words)
-    plain = capsys.readouterr().out
-    assert call("chat", str(finished), *words) == 0
-    assert capsys.readouterr().out != plain
 
 
 def test_eval_prints_scores_and_intervals_as_json(finished: Path, tmp_path: Path, capsys) -> None:

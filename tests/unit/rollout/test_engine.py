@@ -202,3 +202,29 @@ def test_all_pages_are_given_back_when_nobody_listens_any_more(tmp_path: Path) -
     assert engine.pages.used
     made.close()
     assert engine.pages.used == 0
+
+
+@pytest.mark.parametrize("architecture", WRITTEN_OUT)
+def test_a_row_goes_on_with_many_tokens_as_if_they_had_been_read_at_once(architecture: str) -> None:
+    engine = Engine(fast(architecture))
+    tokens = [3 + at % 90 for at in range(2 * PLACES + 300)]
+    (row,), _ = engine.read([tokens[:70]])
+    logits = engine.go_on(row, tokens[70:])  # in more than one piece, over pages and windows
+    torch.testing.assert_close(logits, engine.read([tokens])[1][0], rtol=1e-4, atol=1e-4)
+    engine.pages.cut(row, 75)
+    assert (row.length, len(row.pages)) == (75, 2)
+    other = [9, 8, 7]
+    logits = engine.go_on(row, other)
+    torch.testing.assert_close(logits, engine.read([tokens[:75] + other])[1][0], rtol=1e-4, atol=1e-4)
+
+
+def test_cutting_gives_pages_back_and_leaves_those_of_others_alone() -> None:
+    engine = Engine(fast("llama"))
+    (row,), _ = engine.read([list(range(3, 93)) + list(range(3, 50))])
+    fork = engine.fork(row)
+    engine.pages.cut(fork, PLACES)
+    assert (engine.pages.used, fork.pages) == (3, row.pages[:1])
+    engine.release(row)
+    assert engine.pages.used == 1
+    engine.pages.cut(fork, 0)
+    assert (engine.pages.used, fork.length) == (0, 0)

@@ -24,6 +24,7 @@ from tunesmith.rollout.engine.matrices import Head, Held, laid_out
 from tunesmith.rollout.engine.pages import Pages, Row, View
 
 TOKENS = 4096  # of prompts that are read in one pass; a longer one alone is more
+TOGETHER = 256  # tokens of a row that is gone on with
 
 
 class Engine:
@@ -82,12 +83,23 @@ class Engine:
     @torch.no_grad()
     def step(self, rows: Sequence[Row], tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """Every row one token longer; the logits of what comes next."""
-        positions = torch.tensor([row.length for row in rows])
-        view = self.pages.view(rows)
-        states, rotation = self.begin(tokens, positions)
+        return self.end(self.step_states(tokens, self.pages.view(rows)))
+
+    @torch.no_grad()
+    def go_on(self, row: Row, tokens: Sequence[int]) -> Float[Tensor, " V"]:
+        """One row longer by all of `tokens`, read behind what it holds; the logits of what comes next."""
+        states = None
+        for begin in range(0, len(tokens), TOGETHER):
+            some = torch.tensor(tokens[begin : begin + TOGETHER])
+            states = self.step_states(some, self.pages.view_along(row, len(some)))
+        assert states is not None, "there must be a token to go on with"
+        return self.end(states[-1:])[0]
+
+    def step_states(self, tokens: Int[Tensor, " B"], view: View) -> Float[Tensor, "B D"]:
+        states, rotation = self.begin(tokens, view.lengths - 1)
         for number, (weights, shape) in enumerate(zip(self.stepping, self.shapes, strict=True)):
             states = self.step_layer(number, states, weights, shape, rotation, view)
-        return self.end(states)
+        return states
 
     def step_layer(
         self, number: int, x: Float[Tensor, "B D"], weights: Weights, shape: Shape, rotation: Rotation, view: View

@@ -96,6 +96,21 @@ class Pages:
                 self.free.append(page)
         row.pages, row.length = [], 0
 
+    def cut(self, row: Row, length: int) -> None:
+        """Forget the tokens behind the first `length` of a row; the page that it goes on in must be its own."""
+        whole = -(-length // PLACES)
+        self.release(Row(row.pages[whole:], 0))
+        del row.pages[whole:]
+        row.length = length
+        assert length % PLACES == 0 or self.users[row.pages[-1]] == 1, "another row reads this page"
+
+    def view_along(self, row: Row, count: int) -> View:
+        """Room for `count` more tokens of one row, each of which sees what stands before it, and itself."""
+        places = self.extend(row, count)
+        table = torch.tensor(row.pages, dtype=torch.int32).expand(count, -1).contiguous()
+        lengths = torch.arange(row.length - count, row.length) + 1
+        return View(table, lengths, torch.tensor(places))
+
     def view(self, rows: Sequence[Row]) -> View:
         """Room for one more token of each row."""
         places = [self.extend(row, 1)[0] for row in rows]
