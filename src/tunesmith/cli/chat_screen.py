@@ -104,7 +104,7 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        panels = [Panel(Text(printable(text)), title=name) for name, text in (("1", one), ("2", two))]
+        panels = [Panel(Text(printable(text), overflow="fold"), title=name) for name, text in (("1", one), ("2", two))]
         terminal = Console(highlight=False)
         if terminal.width < WIDE:
             for panel in panels:
@@ -112,7 +112,7 @@ class Screen:
             return
         beside = Table.grid(expand=True, padding=(0, 1))
         for _ in panels:
-            beside.add_column(ratio=1)
+            beside.add_column(ratio=1, overflow="fold")
         beside.add_row(*panels)
         terminal.print(beside)
 
@@ -131,7 +131,8 @@ def tally_lines(tally: Tally, path: str) -> list[str]:
         return [f"no votes; the models were {one} and {other}"]
     lines = [f"{one}: {won} preferred   {other}: {lost} preferred   ties: {tally.ties}   both bad: {tally.bad}"]
     earlier = f", {tally.earlier} of them from before" if tally.earlier else ""
-    share = f"{rate.value:.0%} (95 % interval {rate.low:.0%} to {rate.high:.0%}) of {rate.n} votes{earlier}"
+    votes = f"{rate.n} vote" if rate.n == 1 else f"{rate.n} votes"
+    share = f"{rate.value:.0%} (95 % interval {rate.low:.0%} to {rate.high:.0%}) of {votes}{earlier}"
     lines.append(f"{one} is preferred in {share}, ties and both bad counting one half")
     if won + lost:
         lines.append(f"{path} holds the pairs: tunesmith train dpo data.train={path}")

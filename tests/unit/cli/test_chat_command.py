@@ -197,8 +197,9 @@ def test_two_answers_stand_side_by_side_where_there_is_room(monkeypatch) -> None
         monkeypatch.setenv("COLUMNS", str(width))
         view = Screen()
         view.paints = True
-        view.duel("left \x1b[2J answer", "right answer")
+        view.duel("left \x1b[2J answer", "right " + "x" * 300)
         assert "\x1b[2J" not in screen.getvalue()
+        assert screen.getvalue().count("x") == 300  # a word without end is broken, not cut
         return screen.getvalue().splitlines()
 
     assert any("left" in line and "right" in line for line in drawn(chat_screen.WIDE))
