@@ -18,7 +18,7 @@ ModelName = Annotated[
     ),
 ]
 Weights = Annotated[
-    str, typer.Option("--weights", help="Weights of a run: final, best, newest; auto is final, else newest.")
+    str, typer.Option("--weights", help="Weights of a run: final, best, newest, step-40; auto: final, else newest.")
 ]
 
 
@@ -32,6 +32,9 @@ def open_for_use(model: str, weights: str, wants: Wants = "text") -> Opened:
 
 
 def choose_weights(word: str) -> Which:
+    step = word.removeprefix("step-")
+    if step != word and step.isascii() and step.isdigit():
+        return int(step)
     return cast("Which", check_words([word], WEIGHTS, "--weights")[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from tunesmith.track.run_dir import RunDir, is_run
 from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
 from tunesmith.vocabulary import read_new_tokens
 
-Which = Literal["auto", "final", "best", "newest"]
+Which = Literal["auto", "final", "best", "newest"] | int  # a number: the checkpoint of that step
 Dtype = Literal["auto", "float32", "bfloat16"]
 Wants = Literal["text", "values", "any"]
 
@@ -215,6 +216,8 @@ def find_weights(run: RunDir, which: Which) -> ModelSource:
             return ModelSource(run.path / "model", whole, run=run)
     check_stack(recorded_stack(run), run.path)
     store = CheckpointStore(run.checkpoints)
+    if isinstance(which, int):
+        return ModelSource(base_folder(run, settings), settings, checkpoint=checkpoint_at(run, store, which), run=run)
     found = {"auto": store.newest, "newest": store.newest, "best": store.best, "final": lambda: None}[which]()
     if found is None:
         what = {"best": "checkpoint marked as the best", "final": "final weights"}.get(which, "weights yet")
@@ -225,6 +228,21 @@ def find_weights(run: RunDir, which: Which) -> ModelSource:
             fixes=[Fix("let it train on", command=f"tunesmith runs resume {run.path}")],
         )
     return ModelSource(base_folder(run, settings), settings, checkpoint=found, run=run)
+
+
+def checkpoint_at(run: RunDir, store: CheckpointStore, step: int) -> Checkpoint:
+    """The checkpoint of a step; CheckpointError E155 where there is none, E111 for a damaged one."""
+    steps = store.steps()
+    if step in steps:
+        return store.at(step)
+    fixes = [Fix(f"--weights step-{steps[0]}")] if steps else []
+    raise CheckpointError(
+        "E155",
+        f"the run {run.id} keeps no checkpoint of step {step}",
+        where=Where(str(run.checkpoints)),
+        evidence=[f"it keeps: {', '.join(map(str, steps))}"] if steps else [],
+        fixes=[*fixes, "keep more next time: train.checkpoint.keep"],
+    )
 
 
 def model_settings(run: RunDir) -> ModelConfig:
@@ -266,10 +284,15 @@ def load_source(source: ModelSource, dtype: Dtype = "auto") -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-@torch.no_grad()
 def put_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the trained tensors of a checkpoint into a model that is still to be trained."""
+    put_tensors(trainable(model), checkpoint)
+
+
+@torch.no_grad()
+def put_tensors(places: Mapping[str, nn.Parameter], checkpoint: Checkpoint) -> None:
     """Copy the trained tensors of a checkpoint; every name must have its place and the other way round."""
-    weights, places = checkpoint.tensors("weights"), trainable(model)
+    weights = checkpoint.tensors("weights")
     if weights.keys() != places.keys():
         odd = sorted(weights.keys() ^ places.keys())
         raise CheckpointError(
