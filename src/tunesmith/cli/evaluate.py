@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from tunesmith.cli.deciders import JudgeModel, JudgeUrl, Reward, RuleName
+from tunesmith.cli.forgetting import Base, Forgetting, General, GeneralWeight, report_forgetting
 from tunesmith.cli.model import Weights, check_words, choose_weights, open_for_use, shape_names, split_words
 from tunesmith.cli.options import AsJson
 from tunesmith.cli.suite import Out, Suite, SuiteOptions, TrainData, report_suite
@@ -65,6 +66,10 @@ def evaluate_model(
     answers: Annotated[Path | None, typer.Option("--answers", help="Write every answer to this jsonl file.")] = None,
     examples: Annotated[int, typer.Option("--show", min=0, help="Answers shown beside their references.")] = 3,
     weights: Weights = "auto",
+    forgetting: Forgetting = False,
+    general: General = None,
+    general_weight: GeneralWeight = None,
+    base: Base = None,
     against: Against = None,
     reward: Reward = None,
     rule: RuleName = None,
@@ -72,11 +77,18 @@ def evaluate_model(
     judge_model: JudgeModel = None,
     json: AsJson = False,
 ) -> None:
-    """Measure models: on held-out records, at the tasks of a suite, alone or compared exercise by exercise."""
+    """Measure models: on records, at the tasks of a suite, compared exercise by exercise, or against forgetting."""
+    others = {"--reward": reward, "--rule": rule, "--judge": judge, "--judge-model": judge_model, "--against": against}
+    given = {"--metrics": metrics, "--max-length": max_length, "--shape": None if shape == "auto" else shape}
+    if forgetting:
+        said = {"--train-data": train_data, "--max-new-tokens": max_new_tokens, "--answers": answers}
+        refuse("with --forgetting", {**given, **others, **said, "--weights": None if weights == "auto" else weights})
+        figures = (general_weight, limit, batch_size, base)
+        report_forgetting(models, (suite, *(data or ())), general, figures, out, as_json=json)
+        return
+    refuse("without --forgetting", {"--general": general, "--general-weight": general_weight, "--base": base})
     if suite is not None:
-        others = {"--reward": reward, "--rule": rule, "--judge": judge, "--judge-model": judge_model}
-        given = {"--data": data, "--metrics": metrics, "--against": against, "--max-length": max_length}
-        refuse("with --suite", {**given, **others, "--answers": answers, "--shape": None if shape == "auto" else shape})
+        refuse("with --suite", {"--data": data, "--answers": answers, **given, **others})
         how = SuiteOptions(choose_weights(weights), limit, max_new_tokens, batch_size, out, tuple(train_data or ()))
         report_suite(models, suite, how, examples=examples, as_json=json)
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.configuring.reader import read_yaml
 from tunesmith.errors import BadInput
+from tunesmith.track.forgetting import read_forgetting
 from tunesmith.track.health import signs
 from tunesmith.track.index import RunSummary, summarise
 from tunesmith.track.layers import layer_courses
@@ -41,6 +42,7 @@ def report_of(run: RunDir) -> dict[str, Any]:
         "accuracy": [course.to_json() for course in courses(rows, LEARNED)],
         "rounds": rounds(rows),
         "evaluations": [_without_place(row) for row in events if row.get("event") == "evaluation"],
+        "forgetting": read_forgetting(run),
         "warnings": [row for row in events if row.get("event") in ("warning", "sink", "bad_step")],
         "checkpoints": _checkpoints(run),
         "profile": str(run.profile_text) if run.profile_text.exists() else None,

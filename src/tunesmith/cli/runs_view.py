@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.cli.forgetting_view import forgetting_view
 from tunesmith.track.index import RunSummary
 from tunesmith.track.preferences import FIGURES, LEARNED, ROUNDS
 from tunesmith.track.progress import duration
@@ -86,6 +87,8 @@ def show_view(report: dict[str, Any]) -> list[RenderableType]:
         parts += [_title("rounds"), _rounds(report["rounds"])]
     if report["evaluations"]:
         parts += [_title("evaluations"), *(part for row in report["evaluations"] for part in _evaluation(row))]
+    if report["forgetting"]:
+        parts += [_title("learned and forgotten"), *forgetting_view(report["forgetting"])]
     if report["checkpoints"]:
         steps = ", ".join(f"{step:,}" for step in report["checkpoints"])
         parts += [_title("checkpoints"), _line(f"step {steps}")]

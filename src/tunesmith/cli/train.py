@@ -83,6 +83,7 @@ def train(
 
 
 def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
+    from tunesmith.cli.forgetting import after_training
     from tunesmith.cli.output import console, emit_json, show
     from tunesmith.cli.runs_report import next_commands
     from tunesmith.distributed.mesh import join_world
@@ -99,12 +100,19 @@ def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
     mesh.close()
     if result is None or not mesh.is_first:
         return
+    run = RunDir(Path(result.run))
+    report = after_training(run, loaded.recipe)
     if as_json:
-        emit_json(result.to_json())
+        emit_json({**result.to_json(), **({} if report is None else {"forgetting": report})})
         return
     loss = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.last_loss is not None else "no update"
     console().print(f"[bold green]done[/] {result.steps} steps, {result.tokens:,} tokens, {loss}")
-    run = RunDir(Path(result.run))
+    if report is not None:
+        from tunesmith.cli.forgetting_view import forgetting_view
+
+        console().print("\n[bold]learned and forgotten[/]")
+        for part in forgetting_view(report):
+            console().print(part)
     for line in (f"tunesmith runs show {result.run}", *next_commands(summarise(run), run.read_run())):
         console().print(f"  {line}")
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from tunesmith.evaluate.front import unbeaten
+
 BASE = "base model"
 
 
@@ -62,14 +64,9 @@ def front(rows: Sequence[Row]) -> tuple[str, ...]:
 
     Little is measured by the peak of memory; one of the three must be better for a method to be beaten.
     """
-    points = [
-        (row.name, (-row.score, row.forgotten or 0.0, float(row.peak_bytes)))
+    points = {
+        row.name: (-row.score, row.forgotten or 0.0, float(row.peak_bytes))
         for row in rows
         if row.trained and row.score is not None and row.peak_bytes is not None
-    ]
-    return tuple(name for name, point in points if not any(beats(other, point) for _, other in points))
-
-
-def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether `one` is nowhere larger and somewhere smaller."""
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+    }
+    return unbeaten(points)

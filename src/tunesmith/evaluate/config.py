@@ -20,3 +20,8 @@ class EvaluateConfig(Config):
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="Prompts decoded together.")
     limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Use only the first n records.")
+    forgetting: Annotated[int, Field(ge=0)] = Field(
+        default=100,
+        description="Records of each set in the report on what was learned and lost, which ends a training with "
+        "data.general.eval; 0: no report.",
+    )

@@ -47,6 +47,7 @@ th{color:var(--soft);font-weight:600}td.r,th.r{text-align:right;white-space:nowr
 td.worse,td.better,td.open,.key{color:var(--c);font-weight:600}td.worse,td.better,td.open{white-space:nowrap}
 svg{width:100%;height:auto;max-width:47rem;display:block;font:12px system-ui,sans-serif}
 svg text{fill:var(--ink)}svg .tick{fill:var(--soft);font-size:11px}.grid{stroke:var(--line)}.axis{stroke:var(--soft)}
+.front{stroke:var(--m1);stroke-width:1.5;fill:none;opacity:.5}.chosen{stroke:var(--ink);stroke-width:2}
 .whisker{stroke:var(--c);stroke-width:2;stroke-linecap:round}.dot{fill:var(--c)}
 .plot{max-width:52rem;margin:.5rem 0 1rem;font-size:.8125rem;line-height:1.3}
 .row{display:grid;grid-template-columns:minmax(0,14rem) minmax(0,1fr) 4rem;column-gap:.9rem;min-height:22px}
@@ -66,6 +67,7 @@ th,td{padding-right:.4rem;min-width:0}tr,.row,details,.note{break-inside:avoid}h
 COLOURS = 6
 TITLE = 90  # characters of a question beside its task
 RIGHT = {"value", "interval", "n", "change", "p", "values", "better / worse", "without seen ones"}
+RIGHT |= {"learned, %", "general, %", "change, %", "summary", "base", "now"}
 
 
 def page(report: Report) -> str:
@@ -85,9 +87,13 @@ def page(report: Report) -> str:
     for title, changes in (("Lost", lost), ("Gained", gained)):
         if changes:
             body += [f"<h2>{title}</h2>", *map(change_part, changes)]
-    title = f"Evaluation: {safe(report.suite)}"
+    return document(f"Evaluation: {report.suite}", body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A page of these parts, with the style of all reports."""
     head = (
-        f'<meta charset="utf-8"/><title>{title}</title>'
+        f'<meta charset="utf-8"/><title>{safe(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"/><style>{STYLE}</style>'
     )
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
