@@ -79,6 +79,29 @@ def show_generation(report: dict) -> None:
     print(f"{generation_title(report)}\n{generation_table(report)}\n{generation_notes(report)}")
 
 
+def show_serving(report: dict) -> None:
+    work = report["work"]
+    print(f"Server, {work['model']} in {work['dtype']}, {work['products']}, {work['tokens']} tokens an answer")
+    print(serving_table(report))
+    for name, side in report["sides"].items():
+        if work["seconds"] and (curve := side["runs"][-1]["memory"]):
+            told = ", ".join(f"{seconds:.0f} s {size / 2**20:.0f}" for seconds, size in curve)
+            print(f"{name}: {side['runs'][-1]['requests']} requests; MiB after {told}")
+    loaded = " Other processes were at work." if report["load_allowed"] else ""
+    print(f"{report['date'][:10]}, {report['machine']['cores']} cores, {work['threads']} threads.{loaded}")
+
+
+def serving_table(report: dict) -> str:
+    lines = ["| | requests/s | tokens/s | per CPU-s | first token p50, p95, s | GiB |", "|---|---|---|---|---|---|"]
+    for name, side in report["sides"].items():
+        found = side["median"]
+        first = f"{found['first_token_p50']:.2f}, {found['first_token_p95']:.2f}"
+        speeds = [f"{found['requests_per_second']:.2f}", f"{found['tokens_per_second']:.0f}"]
+        speeds += [f"{found['tokens_per_cpu_second']:.0f}", first, f"{found['peak_bytes'] / 2**30:.2f}"]
+        lines.append(f"| {' | '.join([name, *speeds])} |")
+    return "\n".join(lines)
+
+
 def far(report: dict, name: str) -> str:
     """The largest difference of a row's losses from ours, over all steps."""
     if name == OURS or OURS not in report["sides"]:

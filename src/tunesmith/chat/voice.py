@@ -20,6 +20,7 @@ from tunesmith.models.forward import base_model
 from tunesmith.rollout.choosing import Chooser, Sampling, check_finite, choose_each, row_draws
 from tunesmith.rollout.decoding import decoding
 from tunesmith.rollout.engine.engine import Engine, serves
+from tunesmith.rollout.engine.matrices import Packs
 from tunesmith.rollout.engine.pages import Row
 from tunesmith.rollout.generator import Call, Request, by_cache, check_prompts, context_length, detokenise, stop_ids
 
@@ -139,6 +140,7 @@ class Voices:
     shelf: Shelf
     stack: ExitStack
     shared: dict[tuple[str, ...], Several] = field(default_factory=dict)
+    packs: dict[tuple[str, ...], Packs] = field(default_factory=dict)
     ready: dict[str, Voice] = field(default_factory=dict)
 
     def another(self, name: str) -> Voice:
@@ -150,6 +152,7 @@ class Voices:
             self.shelf.add(name)
             self.stack.close()
             self.shared.clear()
+            self.packs.clear()
             self.ready.clear()
         return self.open(name)
 
@@ -169,10 +172,12 @@ class Voices:
             view = self.stack.enter_context(decoding(self.shelf.open(name).model))
             voice = Voice(name, source, tokenizer, lambda: view)
         else:
-            voice = Voice(name, source, tokenizer, lambda: several.activate(name))
+            voice = Voice(name, source, tokenizer, lambda: self.shelf.activate(several, name))
         view = voice.activate()
         if serves(view):
-            voice.engine = Engine(view, "packed" if several is None else "shared")
+            key = base_key(source)
+            packs = self.packs.setdefault(key, Packs("packed")) if several is not None and key is not None else None
+            voice.engine = Engine(view, "packed", packs)
         return voice
 
     def view_of_several(self, source: ModelSource) -> Several | None:

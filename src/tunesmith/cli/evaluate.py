@@ -11,8 +11,16 @@ import typer
 
 from tunesmith.cli.deciders import JudgeModel, JudgeUrl, Reward, RuleName
 from tunesmith.cli.forgetting import Base, Forgetting, General, GeneralWeight, report_forgetting
-from tunesmith.cli.model import Weights, check_words, choose_weights, open_for_use, shape_names, split_words
-from tunesmith.cli.options import AsJson
+from tunesmith.cli.model import (
+    Weights,
+    check_words,
+    choose_products,
+    choose_weights,
+    open_for_use,
+    shape_names,
+    split_words,
+)
+from tunesmith.cli.options import AsJson, Products
 from tunesmith.cli.suite import Out, Suite, SuiteOptions, TrainData, report_suite
 from tunesmith.cli.winrate import NOBODY, Against, Decider, Duellists, report
 
@@ -62,6 +70,7 @@ def evaluate_model(
     max_new_tokens: Longest = None,
     max_length: MaxLength = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts decoded together.")] = 32,
+    products: Products = "packed",
     shape: Annotated[str, typer.Option(help="Shape of the records; auto recognises it.")] = "auto",
     answers: Annotated[Path | None, typer.Option("--answers", help="Write every answer to this jsonl file.")] = None,
     examples: Annotated[int, typer.Option("--show", min=0, help="Answers shown beside their references.")] = 3,
@@ -79,7 +88,8 @@ def evaluate_model(
 ) -> None:
     """Measure models: on records, at the tasks of a suite, compared exercise by exercise, or against forgetting."""
     others = {"--reward": reward, "--rule": rule, "--judge": judge, "--judge-model": judge_model, "--against": against}
-    given = {"--metrics": metrics, "--max-length": max_length, "--shape": None if shape == "auto" else shape}
+    kept = {"--shape": None if shape == "auto" else shape, "--products": None if products == "packed" else products}
+    given = {"--metrics": metrics, "--max-length": max_length, **kept}
     if forgetting:
         said = {"--train-data": train_data, "--max-new-tokens": max_new_tokens, "--answers": answers}
         refuse("with --forgetting", {**given, **others, **said, "--weights": None if weights == "auto" else weights})
@@ -101,6 +111,7 @@ def evaluate_model(
         "metrics": check_words(split_words(metrics) or [*DEFAULT_METRICS], metric_names(), "--metrics"),
         "max_new_tokens": longest,
         "batch_size": batch_size,
+        "products": choose_products(products),
         "limit": limit,
     }
     decider = Decider(reward, rule, judge, judge_model)

@@ -8,7 +8,9 @@ import typer
 
 if TYPE_CHECKING:
     from tunesmith.export.opening import Opened, Wants, Which
+    from tunesmith.rollout.config import Held
 
+PRODUCTS = ("packed", "shared", "int8")
 WEIGHTS = ("auto", "final", "best", "newest")
 
 ModelName = Annotated[
@@ -36,6 +38,10 @@ def choose_weights(word: str) -> Which:
     if step != word and step.isascii() and step.isdigit():
         return int(step)
     return cast("Which", check_words([word], WEIGHTS, "--weights")[0])
+
+
+def choose_products(word: str) -> Held:
+    return cast("Held", check_words([word], PRODUCTS, "--products")[0])
 
 
 def shape_names() -> tuple[str, ...]:

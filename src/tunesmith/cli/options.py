@@ -11,4 +11,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe: train.steps=100", show_default=False),
 ]
+Products = Annotated[
+    str, typer.Option("--products", help="On a CPU: packed; shared, less memory; int8, fastest and not exact.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunesmith.cli.options import AsJson
+from tunesmith.cli.options import AsJson, Products
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +42,7 @@ def sample(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers decoded together.")] = 32,
+    products: Products = "packed",
     texts: Annotated[
         str, typer.Option(help="A text prompt is asked: chat, plain; auto: lines of .txt as chat.")
     ] = "auto",
@@ -53,7 +54,7 @@ def sample(
     json: AsJson = False,
 ) -> None:
     """Draw several answers to each prompt; a file that was begun is continued."""
-    from tunesmith.cli.model import check_words, choose_weights
+    from tunesmith.cli.model import check_words, choose_products, choose_weights
     from tunesmith.cli.output import answer, emit_json
     from tunesmith.rollout.config import SamplingConfig
     from tunesmith.rollout.sampling import Drawing
@@ -64,6 +65,7 @@ def sample(
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        products=choose_products(products),
         texts=check_words([texts], ("auto", "chat", "plain"), "--texts")[0],  # pyright: ignore[reportArgumentType]
     )
     source = find_writer(model, choose_weights(weights))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from tunesmith.cli.options import Products
+
 if TYPE_CHECKING:
+    from tunesmith.export.opening import Dtype
     from tunesmith.serve.settings import Settings
 
 TOKEN = "TUNESMITH_SERVE_TOKEN"  # noqa: S105  the name of a variable, not a token
@@ -42,22 +45,36 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come back.")] = 256,
     cache_gib: Annotated[float, typer.Option("--cache-gib", min=0.01, help="Keys and values of each model.")] = 2.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer that names no limit.")] = 1024,
+    max_wait: Annotated[float, typer.Option("--max-wait", min=0.1, help="Seconds that a request may wait.")] = 120.0,
+    products: Products = "packed",
+    dtype: Annotated[str, typer.Option("--dtype", help="Weights as auto (stored), float32 or bfloat16.")] = "auto",
+    backend: Annotated[str, typer.Option(help="What decodes: tunesmith, or vllm where it is installed.")] = "tunesmith",
     weights: Annotated[str, typer.Option("--weights", help="Weights of a run: auto, final, best, newest.")] = "auto",
 ) -> None:
     """Serve models to OpenAI's clients: chat, completions, embeddings, rewards."""
     check_packages()
-    from tunesmith.cli.model import choose_weights
+    from tunesmith.cli.model import check_words, choose_products, choose_weights
     from tunesmith.cli.output import console
     from tunesmith.serve.house import House, name_models
     from tunesmith.serve.server import Server, listen
     from tunesmith.serve.settings import Limits, Settings
+    from tunesmith.serve.vllm import VllmHouse
 
-    limits = Limits(batch_size=batch_size, queue=queue, new_tokens=max_tokens, cache_bytes=int(cache_gib * 2**30))
+    limits = Limits(
+        batch_size=batch_size,
+        queue=queue,
+        new_tokens=max_tokens,
+        cache_bytes=int(cache_gib * 2**30),
+        wait_seconds=max_wait,
+        held=choose_products(products),
+        dtype=cast("Dtype", check_words([dtype], ("auto", "float32", "bfloat16"), "--dtype")[0]),
+    )
     settings = Settings(host, port, read_token(token_file), tuple(allow_host or ()), limits)
     named, which = name_models(models), choose_weights(weights)
     listening = listen(host, port)
+    decoder = check_words([backend], ("tunesmith", "vllm"), "--backend")[0]
     with console().status(f"loading {', '.join(named)}"):
-        house = House(named, limits, which)
+        house = House(named, limits, which) if decoder == "tunesmith" else VllmHouse(named, limits, which)
     server = Server(house, settings)
     server.serve_on(listening, on_ready=lambda: announce(settings, listening.getsockname()[1], list(named)))
 

@@ -36,6 +36,7 @@ class ControlTokens:
             for text, token in self._added.items()
             if text and (token.get("special") or text in names or _MARKER_SHAPE.fullmatch(text)) and text not in own
         }
+        self.special_ids = frozenset(int(token["id"]) for token in self._added.values() if token.get("special"))
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._wrapped: Backend | None = None

@@ -99,8 +99,13 @@ class Tokenizer:
         reached = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]]) if len(ends) else ends
         return Tokens(ids, np.minimum(starts, reached), ends)
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        return self._backend.decode([int(id) for id in ids], skip_special_tokens=skip_special)
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False, shown: frozenset[int] = frozenset()) -> str:
+        """The text of ids; with `skip_special` without tokens that are special in the file, but for those `shown`."""
+        found = [int(id) for id in ids]
+        if skip_special and shown.intersection(found):
+            found = [id for id in found if id in shown or id not in self.control.special_ids]
+            skip_special = False
+        return self._backend.decode(found, skip_special_tokens=skip_special)
 
     def token_text(self, id: int) -> str:
         """One token as text; a part of a character is shown as its bytes."""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from tunesmith.config import Config
 from tunesmith.data.config import SourceConfig
+from tunesmith.rollout.config import Held
 
 Metric = Literal["loss", "perplexity", "exact_match", "contains", "valid_json", "rouge_l", "chrf", "bleu"]
 
@@ -19,6 +20,7 @@ class EvaluateConfig(Config):
         default=256, description="Longest answer in tokens."
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="Prompts decoded together.")
+    products: Held = Field(default="packed", description="What products read on a CPU, as in online.sampling.")
     limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Use only the first n records.")
     forgetting: Annotated[int, Field(ge=0)] = Field(
         default=100,

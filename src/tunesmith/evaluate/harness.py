@@ -229,6 +229,7 @@ def answer(
         [question.tokens for question in questions],
         Sampling(settings.max_new_tokens),
         batch_size=settings.batch_size,
+        held=settings.products,
         on_progress=None if on_progress is None else lambda done, total: on_progress(task, done, total),
     )
     return [

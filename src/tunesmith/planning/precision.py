@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import PlacedConfig
 from tunesmith.models.inventory import Inventory, Trainable
+from tunesmith.models.native.decode import serves
 from tunesmith.planning.fp8 import told_fp8
 from tunesmith.planning.memory import MASTERS, WIDTH, state_bytes
 from tunesmith.recipe import Recipe
 
+WEIGHTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDING = "train.optimizer.rounding"
 OVERFLOWING = ("gemma", "t5", "mt5", "umt5")  # beginnings of model types that were trained in bf16 alone
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -52,6 +56,20 @@ def bytes_per_parameter(recipe: Recipe, inventory: Inventory, trained: Trainable
     below = trains_below_fp32(recipe, trained, dtype)
     weight, beside = (2, MASTERS[optimizer.rounding]) if below else (4, 0)
     return weight + beside + (0 if optimizer.in_backward else 4) + states
+
+
+def product_problems(recipe: Recipe, dtype: str, device: str) -> Iterator[Diagnostic]:
+    """E428: answers in 8 bits where nothing multiplies them."""
+    asked = {"evaluate.products": recipe.evaluate.products}
+    if recipe.online is not None:
+        asked["online.sampling.products"] = recipe.online.sampling.products
+    if device == "cpu" and serves(WEIGHTS.get(dtype, torch.bfloat16)):
+        return
+    for key, products in asked.items():
+        if products == "int8":
+            where = "a GPU" if device != "cpu" else f"weights in {dtype} on this processor"
+            message = f"answers in 8 bits are made from bf16 weights on a CPU that multiplies them, not on {where}"
+            yield Diagnostic("E428", message, where=Where(field=key), fixes=(Fix(f"{key}=packed", {key: "packed"}),))
 
 
 def precision_problems(recipe: Recipe, inventory: Inventory, trained: Trainable, dtype: str) -> Iterator[Diagnostic]:

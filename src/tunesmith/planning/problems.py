@@ -26,7 +26,7 @@ from tunesmith.planning.memory import USABLE, Memory
 from tunesmith.planning.optimizers import optimizer_problems
 from tunesmith.planning.paging import can_page, paging_problems
 from tunesmith.planning.policies import possible
-from tunesmith.planning.precision import precision_problems
+from tunesmith.planning.precision import precision_problems, product_problems
 from tunesmith.planning.quantized import quantization_problems
 from tunesmith.planning.trunk import TrunkPlan, existing, trunk_problems
 from tunesmith.recipe import Recipe
@@ -197,6 +197,7 @@ def _optimizer(facts: Facts) -> Iterator[Diagnostic]:
 def _precision(facts: Facts) -> Iterator[Diagnostic]:
     trained = trainable_of(facts.recipe, facts.inventory)
     yield from precision_problems(facts.recipe, facts.inventory, trained, facts.dtype)
+    yield from product_problems(facts.recipe, facts.dtype, facts.machine.device)
     yield from fp8_problems(facts.recipe, facts.inventory, trained, facts.dtype, facts.machine.device)
 
 

@@ -6,6 +6,13 @@ from pydantic import Field
 
 from tunesmith.config import Config
 
+Held = Literal["packed", "shared", "int8"]
+"""What products read while answers are made: a copy of the weights in the order in which it is read, the weights
+themselves, or a copy in 8 bits.
+
+The first two give the same up to rounding, the second is slower and takes no further memory; 8 bits are the fastest,
+and not exact.
+"""
 Texts = Literal["auto", "chat", "plain"]  # what a prompt that is a text becomes
 
 
@@ -23,6 +30,12 @@ class SamplingConfig(Config):
         default=256, description="Longest answer in tokens."
     )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="Answers decoded together.")
+    products: Held = Field(
+        default="packed",
+        description="What products read on a CPU: packed, a copy of the weights in the order in which it is read; "
+        "shared, the weights themselves, slower and without the memory of a copy; int8, a copy in 8 bits, which is not "
+        "exact.",
+    )
     texts: Texts = Field(
         default="auto",
         description="A prompt that is a text: chat asks it as a user, plain continues it; auto asks lines of .txt "

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tunesmith.rollout.engine.engine import Engine
-from tunesmith.rollout.engine.pages import Row
+from tunesmith.rollout.engine.table import Prompt, Table
 
 Name = TypeVar("Name")
 
@@ -29,11 +28,13 @@ class Asked(Generic[Name]):
 @dataclass(slots=True)
 class Live(Generic[Name]):
     asked: Asked[Name]
-    row: Row
+    prompt: Prompt
+    stops: frozenset[int]
     tokens: list[int] = field(default_factory=list)
 
-    def ended(self, stops: frozenset[int]) -> bool:
-        return bool(self.tokens) and (self.tokens[-1] in stops or len(self.tokens) >= self.asked.room)
+    @property
+    def is_over(self) -> bool:
+        return bool(self.tokens) and (self.tokens[-1] in self.stops or len(self.tokens) >= self.asked.room)
 
 
 Choose = Callable[[Float[Tensor, "B V"], Sequence[Live[Name]]], Sequence[int]]
@@ -52,47 +53,31 @@ def answers(
     A prompt is read once, when its first answer begins, and kept until its last one has begun. All pages are given
     back, also when the caller stops listening.
     """
-    waiting, live = deque(asked), list[Live[Name]]()
-    left = Counter(each.prompt for each in asked)
-    begun: dict[int, tuple[Row, Tensor]] = {}
+
+    def advance(logits: Float[Tensor, "B V"], live: Sequence[Live[Name]]) -> Sequence[int]:
+        tokens = choose(logits, live)
+        for each, token in zip(live, tokens, strict=True):
+            each.tokens.append(token)
+        return tokens
+
+    texts = [tuple(prompt) for prompt in prompts]
+    waiting = deque(Live(each, texts[each.prompt], stops) for each in asked)
+    left = Counter(each.prompt for each in waiting)
+    table = Table[Live[Name]](engine, advance)
     try:
-        while waiting or live:
-            new = [waiting.popleft() for _ in range(min(batch_size - len(live), len(waiting)))]
-            if new:
-                logits = begin(engine, prompts, new, begun)
-                joining = [Live(each, engine.fork(begun[each.prompt][0])) for each in new]
-                live += joining
-                forget(engine, left, [each.prompt for each in new], begun)
-            else:
-                joining = live
-                tokens = torch.tensor([each.tokens[-1] for each in live])
-                logits = engine.step([each.row for each in live], tokens)
-            for each, token in zip(joining, choose(logits, joining), strict=True):
-                each.tokens.append(token)
-                yield each.asked.name, token, each.ended(stops)
-            for each in live:
-                if each.ended(stops):
-                    engine.release(each.row)
-            live = [each for each in live if not each.ended(stops)]
+        while waiting or table.seats:
+            new = [waiting.popleft() for _ in range(min(batch_size - len(table.seats), len(waiting)))]
+            forget(left, new)
+            for seat in table.turn(new, left):
+                yield seat.who.asked.name, seat.last, seat.who.is_over
+            table.sweep()
     finally:
-        for row in [each.row for each in live] + [row for row, _ in begun.values()]:
-            engine.release(row)
+        table.close()
 
 
-def begin(
-    engine: Engine, prompts: Sequence[Sequence[int]], new: Sequence[Asked[Name]], begun: dict[int, tuple[Row, Tensor]]
-) -> Float[Tensor, "N V"]:
-    """Read the prompts that are new; the logits behind the prompt of each new answer."""
-    unread = list(dict.fromkeys(each.prompt for each in new if each.prompt not in begun))
-    if unread:
-        rows, logits = engine.read([prompts[prompt] for prompt in unread])
-        begun.update((prompt, (row, own)) for prompt, row, own in zip(unread, rows, logits, strict=True))
-    return torch.stack([begun[each.prompt][1] for each in new])
-
-
-def forget(engine: Engine, left: Counter[int], prompts: Sequence[int], begun: dict[int, tuple[Row, Tensor]]) -> None:
-    """Give back the prompts whose last answer has begun."""
-    left.subtract(prompts)
-    for prompt in set(prompts):
-        if not left[prompt]:
-            engine.release(begun.pop(prompt)[0])
+def forget(left: Counter[Prompt], new: Sequence[Live[Name]]) -> None:
+    """Count those that begin; a prompt whose last answer begins is no longer in it."""
+    for each in new:
+        left[each.prompt] -= 1
+        if not left[each.prompt]:
+            del left[each.prompt]

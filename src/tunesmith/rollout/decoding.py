@@ -23,14 +23,20 @@ def decoding(model: nn.Module) -> Iterator[nn.Module]:
     training = [module for module in model.modules() if module.training]
     attention = base.config._attn_implementation
     assert attention is not None
-    model.eval()
-    base.set_attn_implementation(cached_attention(base))
     try:
-        yield fast_view(model)
+        yield settled(model)
     finally:
         base.set_attn_implementation(attention)
         for module in training:
             module.training = True
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """The module to decode with for good: whoever lets go of `model` holds its weights once."""
+    base = base_model(model)
+    model.eval()
+    base.set_attn_implementation(cached_attention(base))
+    return fast_view(model)
 
 
 def cached_attention(base: PreTrainedModel) -> str:

@@ -16,10 +16,10 @@ from tunesmith.models.forward import base_model
 from tunesmith.models.prompts import positions_taken
 from tunesmith.rollout.beginning import begin, forward, in_groups
 from tunesmith.rollout.choosing import Chooser, Sampling, check_finite, choose_each, row_draws
+from tunesmith.rollout.config import Held
 from tunesmith.rollout.continuous import Asked, Live, answers
 from tunesmith.rollout.decoding import decoding
-from tunesmith.rollout.engine.engine import Engine, serves
-from tunesmith.rollout.engine.matrices import Held
+from tunesmith.rollout.engine.engine import Engine, check_held, serves
 from tunesmith.rollout.text import GrowingText
 
 COMPACT_AT = 0.75  # live share of a batch below which the finished rows are dropped from the cache
@@ -59,7 +59,8 @@ def generate(
 
     Prompt i draws from its own generator, seeded by (seed, i), so its answer does not depend on its neighbours.
     `on_progress` hears (finished prompts, all prompts). `held`: "shared" needs no memory for a second copy of the
-    weights; "int8" is faster, and not exact. ModelError E150: a prompt is empty or fills the context.
+    weights; "int8" is faster, and not exact. ModelError E150: a prompt is empty or fills the context; E428: there are
+    no products in 8 bits here.
     """
     requests = [Request(index, (index,)) for index in range(len(prompts))]
     found: dict[int, Generated] = {}
@@ -93,6 +94,7 @@ def complete(
     order = sorted(range(len(requests)), key=longest_first)
     tokens: list[list[int]] = [[] for _ in requests]
     with decoding(model) as view:
+        check_held(view, held)
         stops = stop_ids(base_model(view), tokenizer)
         call = Call(prompts, requests, sampling, stops, batch_size, context_length(view))
         for place, token, ends in by_engine(view, call, order, held) if serves(view) else by_cache(view, call, order):
@@ -163,14 +165,17 @@ def by_cache(view: nn.Module, call: Call, order: Sequence[int]) -> Iterator[tupl
             yield place, token, ends
 
 
-def stream(model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+def stream(
+    model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, held: Held = "packed"
+) -> Iterator[str]:
     """Pieces of one answer as they are decoded; a piece never holds half of a character."""
     check_prompts(model, [prompt])
     requests = [Request(0, (0,))]
     with decoding(model) as view:
+        check_held(view, held)
         stops = stop_ids(base_model(view), tokenizer)
         call = Call([prompt], requests, sampling, stops, 1, context_length(view))
-        made = by_engine(view, call, [0], "packed") if serves(view) else by_cache(view, call, [0])
+        made = by_engine(view, call, [0], held) if serves(view) else by_cache(view, call, [0])
         yield from detokenise(tokenizer, (token for _, token, _ in made if token not in stops))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -65,7 +66,9 @@ class Order:
     logprobs: int | None = None  # how many of the likeliest tokens are told beside each
     ignore_eos: bool = False
     constraint: Callable[[], Constraint] | None = None
+    shown: frozenset[int] = frozenset()  # control tokens that are part of the text
     cancelled: bool = False
+    since: float = field(default_factory=time.monotonic)
 
     def answers(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> list[Answer]:
         return [Answer(self, index, tokenizer, stop_ids) for index in range(self.count)]
@@ -80,12 +83,12 @@ class Answer:
     """One answer while it is made. The answer k of an order draws as the prompt k of `generate` does."""
 
     def __init__(self, order: Order, index: int, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
-        self.order = order
+        self.order, self.prompt = order, tuple(order.prompt)
         self.index = order.first + index
         self.stop_ids = frozenset() if order.ignore_eos else stop_ids
         self.tokens: list[int] = []
         self.reason: Reason | None = None
-        self.text, self.finder = GrowingText(tokenizer), StopFinder[Said](order.stops)
+        self.text, self.finder = GrowingText(tokenizer, order.shown), StopFinder[Said](order.stops)
         self.constraint = order.constraint() if order.constraint is not None else None
         self.draws: Tensor | None = None
         if order.sampling.temperature > 0:

@@ -51,7 +51,9 @@ class Drawing:
 
 def drawing_identity(settings: SamplingConfig, seed: int, weights: Mapping[str, str]) -> dict[str, Any]:
     """What decides the answers: two files with the same hold the same ones."""
-    return {**settings.model_dump(mode="json", exclude={"batch_size"}), "seed": seed, "weights": dict(weights)}
+    same = {"batch_size"} if settings.products == "int8" else {"batch_size", "products"}  # but for rounding
+    told = settings.model_dump(mode="json", exclude=same)
+    return {**told, "seed": seed, "weights": dict(weights)}
 
 
 def draw_answers(load: Load, prompts: Sequence[Prompt], file: AnswerFile, drawing: Drawing) -> Sampled:
@@ -86,7 +88,8 @@ def fill(
         if drawing.check_stop is not None:
             drawing.check_stop()
 
-    for place, made in complete(model, tokenizer, texts, requests, sampling, settings.batch_size, on_token):
+    each = complete(model, tokenizer, texts, requests, sampling, settings.batch_size, on_token, settings.products)
+    for place, made in each:
         index, k = requests[place].name
         held[index][k] = made
         done, drawn = done + 1, drawn + len(made.tokens)

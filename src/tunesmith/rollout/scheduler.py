@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.models.native.decode import PLACES
 from tunesmith.rollout.beginning import takes_one_length
 from tunesmith.rollout.engine.engine import TOKENS, Engine
-from tunesmith.rollout.engine.pages import Row
+from tunesmith.rollout.engine.table import Table
 from tunesmith.rollout.generator import steps
 from tunesmith.rollout.orders import Answer, Order, Speaker, advance
 
@@ -24,8 +22,16 @@ class Scheduler(Protocol):
     """`turn` does a little work and says whether there was any; `waiting` are the orders that have not begun."""
 
     waiting: deque[Order]
-    made: int  # tokens so far
-    read: int  # tokens of prompts so far
+
+    @property
+    def made(self) -> int:
+        """Tokens so far."""
+        ...
+
+    @property
+    def read(self) -> int:
+        """Tokens of prompts so far."""
+        ...
 
     @property
     def live(self) -> int: ...
@@ -40,15 +46,6 @@ class Scheduler(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Place:
-    """An answer and its row in the cache; `last` is the token that it goes on with."""
-
-    answer: Answer
-    row: Row
-    last: int = 0
-
-
 def pages_of(order: Order) -> int:
     """Pages that an order takes at most, sharing none."""
     return order.count * -(-(len(order.prompt) + order.sampling.max_new_tokens) // PLACES)
@@ -57,21 +54,28 @@ def pages_of(order: Order) -> int:
 class EngineScheduler:
     """One model in the engine. An order begins when there are rows for all its answers and pages for all their tokens.
 
-    A turn reads new prompts, at most TOKENS of them, or takes every row one token further. Orders begin in the order
-    in which they came.
+    A turn reads new prompts, at most TOKENS of them, or takes every row one token further, as `answers` does for a list
+    that is known from the beginning. Orders begin in the order in which they came.
     """
 
     def __init__(self, engine: Engine, speaker: Speaker, batch_size: int, pages: int) -> None:
         self.engine, self.speaker, self.batch_size, self.room = engine, speaker, batch_size, pages
         self.waiting: deque[Order] = deque()
-        self.places: list[Place] = []
+        self.table = Table[Answer](engine, advance)
         self.reserved: dict[Order, int] = {}
         self.beginning: list[Order] = []
-        self.made, self.read = 0, 0
+
+    @property
+    def made(self) -> int:
+        return self.table.made
+
+    @property
+    def read(self) -> int:
+        return self.table.read
 
     @property
     def live(self) -> int:
-        return len(self.places)
+        return len(self.table.seats)
 
     @property
     def pages(self) -> int:
@@ -79,22 +83,19 @@ class EngineScheduler:
 
     def turn(self) -> bool:
         self.sweep()
-        if new := self.admit():
-            self.beginning = new
-            self.begin(new)
-            self.beginning = []
-        elif self.places:
-            tokens = torch.tensor([place.last for place in self.places])
-            self.take(self.engine.step([place.row for place in self.places], tokens), self.places)
-        else:
+        self.beginning = self.admit()
+        new = self.answers_of(self.beginning)
+        if not (new or self.beginning or self.table.seats):
             return False
+        self.table.turn(new)
+        self.beginning = []
         self.sweep()
         return True
 
     def admit(self) -> list[Order]:
         """The waiting orders that begin now."""
         new: list[Order] = []
-        rows, pages = self.batch_size - len(self.places), self.room - sum(self.reserved.values())
+        rows, pages = self.batch_size - self.live, self.room - sum(self.reserved.values())
         while self.waiting:
             order = self.waiting[0]
             rows, pages = rows - order.count, pages - pages_of(order)
@@ -104,54 +105,29 @@ class EngineScheduler:
             new.append(self.waiting.popleft())
         return new
 
-    def begin(self, new: Sequence[Order]) -> None:
-        """Read the prompts and choose the first tokens; prompts of these orders that are alike are read once."""
-        fresh: list[list[Answer]] = []
+    def answers_of(self, new: Sequence[Order]) -> list[Answer]:
+        found: list[Answer] = []
         for order in new:
             try:
-                fresh.append(order.answers(self.speaker.tokenizer, self.speaker.stop_ids))
+                found += order.answers(self.speaker.tokenizer, self.speaker.stop_ids)
             except TunesmithError as error:
                 order.fail(error)
-        if not fresh:
-            return
-        prompts = list(dict.fromkeys(tuple(group[0].order.prompt) for group in fresh))
-        begun, logits = self.engine.read(prompts)
-        self.read += sum(map(len, prompts))
-        at = {prompt: number for number, prompt in enumerate(prompts)}
-        joining, owners = [], []
-        try:
-            for answer in (answer for group in fresh for answer in group):
-                owner = at[tuple(answer.order.prompt)]
-                joining.append(Place(answer, self.engine.fork(begun[owner])))
-                owners.append(owner)
-                self.reserved[answer.order] = pages_of(answer.order)
-        finally:
-            self.places += joining
-            for row in begun:
-                self.engine.release(row)
-        self.take(logits[torch.tensor(owners)], joining)
-
-    def take(self, logits: Float[Tensor, "B V"], places: Sequence[Place]) -> None:
-        for place, token in zip(places, advance(logits, [place.answer for place in places]), strict=True):
-            place.last = token
-        self.made += len(places)
+            else:
+                self.reserved[order] = pages_of(order)
+        return found
 
     def sweep(self) -> None:
         """Give back what belongs to answers that are over, and forget orders that nobody waits for."""
         if any(order.cancelled for order in self.waiting):
             self.waiting = deque(order for order in self.waiting if not order.cancelled)
-        over = [place for place in self.places if place.answer.is_over]
-        if not over:
-            return
-        for place in over:
-            self.engine.release(place.row)
-        self.places = [place for place in self.places if not place.answer.is_over]
-        left = {place.answer.order for place in self.places}
-        self.reserved = {order: pages for order, pages in self.reserved.items() if order in left}
+        if self.table.sweep():
+            left = {seat.who.order for seat in self.table.seats}
+            self.reserved = {order: pages for order, pages in self.reserved.items() if order in left}
 
     def fail(self, error: TunesmithError) -> None:
-        for order in [*self.beginning, *(place.answer.order for place in self.places)]:
+        for order in [*self.beginning, *(seat.who.order for seat in self.table.seats)]:
             order.fail(error)
+            self.reserved.pop(order, None)
         self.beginning = []
         self.sweep()
 

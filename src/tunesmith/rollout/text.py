@@ -14,8 +14,9 @@ Mark = TypeVar("Mark")
 class GrowingText:
     """The text that each further token adds; what ends in an unfinished character waits for its remaining bytes."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, marks: frozenset[int] = frozenset()) -> None:
+        """`marks`: control tokens that are shown."""
+        self.tokenizer, self.marks = tokenizer, marks
         self.ids: list[int] = []
         self.shown, self.start = 0, 0  # tokens already told, and the context before them that decoding needs
 
@@ -34,8 +35,8 @@ class GrowingText:
         return now[len(before) :]
 
     def both(self) -> tuple[str, str]:
-        before = self.tokenizer.decode(self.ids[self.start : self.shown], skip_special=True)
-        return before, self.tokenizer.decode(self.ids[self.start :], skip_special=True)
+        before = self.tokenizer.decode(self.ids[self.start : self.shown], skip_special=True, shown=self.marks)
+        return before, self.tokenizer.decode(self.ids[self.start :], skip_special=True, shown=self.marks)
 
 
 @dataclass(slots=True)

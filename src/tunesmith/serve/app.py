@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tunesmith.errors import TunesmithError
 from tunesmith.serve.body import read_json
 from tunesmith.serve.house import House
-from tunesmith.serve.mailbox import Mailbox, unless_gone, until_gone
+from tunesmith.serve.mailbox import Gone, Mailbox, unless_gone, until_gone
 from tunesmith.serve.metrics import TYPE, Metrics
 from tunesmith.serve.preparing import Prepared, prepare_chat, prepare_completion
 from tunesmith.serve.refusals import body_of, bug
@@ -130,7 +130,10 @@ def written(row: np.ndarray, form: str) -> list[float] | str:
 
 
 class Events(Response):
-    """A stream of server-sent events. A client that leaves, or leaves its socket full, cancels what it asked for."""
+    """A stream of server-sent events. A client that leaves, or leaves its socket full, cancels what it asked for.
+
+    It begins with the first piece, so that what fails before has a status of its own.
+    """
 
     media_type = "text/event-stream"
 
@@ -138,30 +141,39 @@ class Events(Response):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.mailbox, self.prepared, self.limits = mailbox, prepared, limits
+        self.begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self.write(send))
         watch = asyncio.create_task(until_gone(receive))
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if not work.done() and self.begun:
                 self.mailbox.metrics.cancelled += 1
         finally:
             self.mailbox.cancel()
             for task in (work, watch):
                 task.cancel()
             await asyncio.gather(work, watch, return_exceptions=True)
-        if not work.cancelled() and (error := work.exception()) is not None:
+        if work.cancelled():
+            if not self.begun:
+                raise Gone
+        elif (error := work.exception()) is not None:
+            if not self.begun:
+                raise error
             LOG.warning("a stream was given up: %s", error)
 
     async def write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for text in self.events():
             async with asyncio.timeout(self.limits.send_seconds):
+                if not self.begun:
+                    self.begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def events(self) -> AsyncIterator[str]:
+        """What is sent, to the end or to the error that ends it. Raises what goes wrong before the first piece."""
         made: dict[int, int] = {}
         try:
             async for piece in self.mailbox.pieces():
@@ -173,11 +185,12 @@ class Events(Response):
                 kind = "chat.completion.chunk" if envelope.kind.startswith("chat") else None
                 yield event({**envelope.wrap([], kind), "usage": envelope.usage(sum(made.values()))})
             yield "data: [DONE]\n\n"
-        except TunesmithError as error:
-            yield event(body_of(error))
-        except Exception as error:  # the stream has begun: what went wrong is its last event
-            LOG.exception("a stream failed")
-            yield event(body_of(bug(error)))
+        except Exception as error:
+            if not made:
+                raise
+            if not isinstance(error, TunesmithError):
+                LOG.exception("a stream failed")
+            yield event(body_of(error if isinstance(error, TunesmithError) else bug(error)))
 
 
 def event(content: dict[str, Any]) -> str:

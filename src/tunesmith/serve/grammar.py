@@ -58,11 +58,8 @@ class Grammars:
         text = json.dumps(schema)
         return self.of(lambda library: library.LLMatcher.grammar_from_json_schema(text, overrides=SPACES), field)
 
-    def for_call(self, schema: dict[str, Any], opening: str, closing: str) -> Any:
-        """A matcher of one call of a tool, between what the model's template puts around it."""
-        parts = [json.dumps(opening)] if opening else []
-        parts += ["call", json.dumps(closing)] if closing else ["call"]
-        text = f"start: {' '.join(parts)}\ncall: %json {json.dumps(schema)}\n"
+    def for_call(self, text: str) -> Any:
+        """A matcher of what `call_grammar` wrote."""
         return self.of(lambda library: library.LLMatcher.grammar_from_lark(text), "tools")
 
     def of(self, grammar: Any, field: str) -> Any:

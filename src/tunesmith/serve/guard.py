@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from urllib.parse import urlsplit
 
@@ -17,9 +16,8 @@ from tunesmith.serve.mailbox import Gone
 from tunesmith.serve.metrics import Metrics
 from tunesmith.serve.refusals import Refusal, body_of, bug, status_of
 from tunesmith.serve.settings import Settings
+from tunesmith.serve.throttle import Throttle
 from tunesmith.serve.worker import LOG
-
-FAILURES = 10  # wrong tokens after which each further one takes a second
 
 
 class Guard:
@@ -27,7 +25,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, routes: list[Route], settings: Settings, metrics: Metrics) -> None:
         self.app, self.routes, self.settings, self.metrics = app, routes, settings, metrics
-        self.failures = 0
+        self.throttle = Throttle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,12 +80,12 @@ class Guard:
         self.check_origin(headers)
         if self.settings.token is None:
             return
+        address = (scope.get("client") or ("",))[0]
+        self.throttle.check(address)
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.settings.token.encode()):
             return
-        self.failures += 1
-        if self.failures > FAILURES:
-            await asyncio.sleep(1)
+        await self.throttle.note(address)
         error = Refusal("E416", "the token is missing or wrong", fix="send it as Authorization: Bearer TOKEN")
         error.headers["WWW-Authenticate"] = "Bearer"
         raise error

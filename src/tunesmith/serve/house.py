@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import UsageError, Where, nearest
@@ -18,8 +19,9 @@ from tunesmith.models.forward import base_model
 from tunesmith.models.heads import is_encoder
 from tunesmith.models.native.decode import PLACES
 from tunesmith.models.safety import read_config
-from tunesmith.rollout.decoding import decoding
-from tunesmith.rollout.engine.engine import Engine, serves
+from tunesmith.rollout.decoding import settled
+from tunesmith.rollout.engine.engine import Engine, check_held, serves
+from tunesmith.rollout.engine.matrices import Packs
 from tunesmith.rollout.generator import context_length, stop_ids
 from tunesmith.rollout.orders import Speaker
 from tunesmith.rollout.scheduler import BatchScheduler, EngineScheduler, Scheduler
@@ -61,13 +63,13 @@ class House:
         self.scorers: dict[str, Scorer] = {}
         self.encoders: dict[str, Encoder] = {}
         self.limits = limits
-        self.stack = ExitStack()
-        self.views: dict[int, nn.Module] = {}
+        self.packs: dict[tuple[str, ...], Packs] = {}  # by the base that several models share
         self.schedulers: dict[str, Scheduler] = {}
-        self.shelf = Shelf({name: source for name, source in self.sources.items() if self.gives[name] == "text"})
+        texts = {name: source for name, source in self.sources.items() if self.gives[name] == "text"}
+        self.shelf = Shelf(texts, limits.dtype)
         for name, source in self.sources.items():
             self.open(name, source)
-        self.worker = Worker(self.schedulers, limits.queue)
+        self.worker = Worker(self.schedulers, limits.queue, limits.wait_seconds)
 
     def open(self, name: str, source: ModelSource) -> None:
         match self.gives[name]:
@@ -82,44 +84,47 @@ class House:
     def open_writer(self, name: str, source: ModelSource) -> None:
         """In the engine where it serves the model; else beside the other models of its base, one batch at a time."""
         opened = self.shelf.open(name)
-        shared = self.shelf.several(source) is not None
-        view = self.view_of(opened.model, source if shared else None)
-        stops, context = stop_ids(base_model(view), opened.tokenizer), context_length(view)
-        speaker = Speaker(opened.tokenizer, stops, context)
+        tokenizer = opened.tokenizer
+        view, packs = self.view_of(opened.model, name)
+        stops, context = stop_ids(base_model(view), tokenizer), context_length(view)
+        speaker = Speaker(tokenizer, stops, context)
+        check_held(view, self.limits.held)
         pages = 0
         if serves(view):
-            engine = Engine(view, "shared" if shared else "packed")
+            engine = Engine(view, self.limits.held, packs)
             pages = max(1, self.limits.cache_bytes // engine.pages.bytes_of(PLACES))
             self.schedulers[name] = EngineScheduler(engine, speaker, self.limits.batch_size, pages)
         else:
             self.schedulers[name] = self.plain_scheduler(name, source, speaker, view)
         width = int(base_model(view).get_input_embeddings().get_parameter("weight").shape[0])
-        self.writers[name] = Writer(name, speaker, Grammars(opened.tokenizer, stops, width), pages)
+        self.writers[name] = Writer(name, speaker, Grammars(tokenizer, stops, width), pages)
 
     def plain_scheduler(self, name: str, source: ModelSource, speaker: Speaker, view: nn.Module) -> Scheduler:
         several = self.shelf.several(source)
         if several is None:
             return BatchScheduler(lambda _: view, {name: speaker}, self.limits.batch_size)
-        for other in self.companions(source):
+        for other in self.shelf.companions(source):
             found = self.schedulers.get(other)
             if isinstance(found, BatchScheduler):
                 found.speakers[name] = speaker
                 return found
-        return BatchScheduler(several.activate, {name: speaker}, self.limits.batch_size)
+        return BatchScheduler(lambda name: self.shelf.activate(several, name), {name: speaker}, self.limits.batch_size)
 
-    def companions(self, source: ModelSource) -> list[str]:
-        return [name for name, other in self.shelf.sources.items() if base_key(other) == base_key(source)]
+    def view_of(self, model: nn.Module, name: str) -> tuple[nn.Module, Packs]:
+        """The module that decodes, and what is packed of its weights.
 
-    def view_of(self, model: nn.Module, shared: ModelSource | None) -> nn.Module:
-        """The module that decodes; a base that adapters share is prepared once, and they are switched on that one."""
-        if id(model) not in self.views:
-            view = self.stack.enter_context(decoding(model))
-            self.views[id(model)] = self.views[id(view)] = view
-            several = None if shared is None else self.shelf.several(shared)
-            key = None if shared is None else base_key(shared)
-            if several is not None and key is not None and view is not model:
-                self.shelf.shared[key] = replace(several, model=view)  # pyright: ignore[reportArgumentType]
-        return self.views[id(model)]
+        A base that several models share is prepared once, and they are switched on that one.
+        """
+        source = self.shelf.sources[name]
+        several, key = self.shelf.several(source), base_key(source)
+        if several is None or key is None:
+            return settled(model), Packs(self.limits.held)
+        if key not in self.packs:
+            view = settled(model)
+            assert isinstance(view, PeftModel | PreTrainedModel), "a copy of what it was made of"
+            several = self.shelf.shared[key] = replace(several, model=view)
+            self.packs[key] = Packs(self.limits.held)
+        return self.shelf.activate(several, name), self.packs[key]
 
     def writer(self, name: str) -> Writer:
         self.check(name, "text")
@@ -146,9 +151,11 @@ class House:
             raise Refusal("E412", f"there is no model {name[:200]!r}", field="model", fix=fix)
         return self.gives[name]
 
+    def start(self) -> None:
+        self.worker.start()
+
     def close(self) -> None:
         self.worker.close()
-        self.stack.close()
 
 
 def gives(source: ModelSource) -> Gives:

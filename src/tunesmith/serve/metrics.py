@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from tunesmith.serve.house import House
+from tunesmith.rollout.scheduler import Scheduler
 
 BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 WINDOW = 10.0  # seconds over which a speed is told
@@ -32,10 +33,25 @@ class Histogram:
         yield f"{name}_count {below}"
 
 
+class Work(Protocol):
+    """What decodes, as far as it is counted."""
+
+    @property
+    def schedulers(self) -> Sequence[Scheduler]: ...
+
+    @property
+    def waiting(self) -> int: ...
+
+
+class Counted(Protocol):
+    @property
+    def worker(self) -> Work: ...
+
+
 class Metrics:
     """Counted on the event loop; what the worker counts is read when it is asked for."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: Counted) -> None:
         self.house = house
         self.requests: Counter[tuple[str, int]] = Counter()
         self.cancelled = 0

@@ -15,7 +15,7 @@ from tunesmith.serve.house import Writer
 from tunesmith.serve.refusals import Refusal
 from tunesmith.serve.replies import ChatReply, CompletionReply, Envelope, Reply
 from tunesmith.serve.settings import Limits
-from tunesmith.serve.tools import CallFinder, Style, call_schema, offered, style_of
+from tunesmith.serve.tools import CallFinder, Style, call_grammar, mark_ids, offered, style_of
 from tunesmith.serve.wire import Asked, ChatAsked, CompletionAsked, Tool
 
 
@@ -45,7 +45,8 @@ def prepare_chat(asked: ChatAsked, writer: Writer, limits: Limits) -> Prepared:
     names = [tool.function.name for tool in tools]
     finders = None if style is None else [CallFinder(style, names) for _ in range(count)]
     envelope = Envelope("chat.completion", asked.model, len(prompt), writer.tokenizer)
-    common = Common(asked, sampling, count, logprobs, constraint)
+    shown = frozenset() if style is None else frozenset(mark_ids(writer.tokenizer, style).values())
+    common = Common(asked, sampling, count, logprobs, constraint, shown)
     common.check(prompt, writer)
     return Prepared(
         lambda deliver: [common.order(prompt, 0, deliver)],
@@ -83,6 +84,7 @@ class Common:
     count: int
     logprobs: int | None
     constraint: Callable[[], Constraint] | None
+    shown: frozenset[int] = frozenset()
 
     def order(self, prompt: Sequence[int], first: int, deliver: Deliver) -> Order:
         return Order(
@@ -96,6 +98,7 @@ class Common:
             self.logprobs,
             self.asked.ignore_eos,
             self.constraint,
+            self.shown,
         )
 
     def check(self, prompt: Sequence[int], writer: Writer) -> None:
@@ -185,8 +188,7 @@ def constraint_of(
     form = asked.response_format
     must_call = style is not None and asked.tool_choice not in (None, "auto")
     if must_call and style is not None:
-        schema = call_schema(tools, style)
-        matcher = writer.grammars.for_call(schema, style.opening, style.closing)
+        matcher = writer.grammars.for_call(call_grammar(tools, style, mark_ids(writer.tokenizer, style)))
     elif form is None or form.type == "text":
         return None
     elif form.type == "json_object":

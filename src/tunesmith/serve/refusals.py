@@ -16,6 +16,8 @@ STATUS = {
     "E424": 408,
     "E425": 500,
     "E426": 503,
+    "E429": 429,
+    "E486": 503,
 }
 KINDS = {
     400: "invalid_request_error",

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tunesmith.errors import Fix, MachineError, Where
 from tunesmith.serve.app import Routes, make_app
 from tunesmith.serve.guard import Guard
 from tunesmith.serve.house import House
 from tunesmith.serve.metrics import Metrics
-from tunesmith.serve.settings import Limits, Settings
+from tunesmith.serve.protocol import protocol
+from tunesmith.serve.settings import Settings
+from tunesmith.serve.vllm import VllmHouse
 
 KEEP_ALIVE = 15  # seconds that an idle connection is kept
 GRACE = 10  # seconds that requests may take to end at shutdown
@@ -27,10 +28,11 @@ TRIES = 20  # ports that are tried for a free one
 class Server(uvicorn.Server):
     """Serves until it is told to stop; `house` is closed with it."""
 
-    def __init__(self, house: House, settings: Settings) -> None:
+    def __init__(self, house: House | VllmHouse, settings: Settings) -> None:
         self.house, self.settings = house, settings
         self.metrics = Metrics(house)
-        routes = Routes(house, self.metrics, settings.limits).all()
+        is_own = isinstance(house, House)
+        routes = Routes(house, self.metrics, settings.limits).all() if is_own else house.routes(self.metrics)
         app = Guard(make_app(routes), routes, settings, self.metrics)
         config = uvicorn.Config(
             app,
@@ -45,7 +47,6 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=GRACE,
-            limit_concurrency=settings.limits.connections,
             h11_max_incomplete_event_size=settings.limits.header_bytes,
         )
         super().__init__(config)
@@ -65,7 +66,7 @@ class Server(uvicorn.Server):
 
     def serve_on(self, listening: socket.socket, *, on_ready: Callable[[], None] | None = None) -> None:
         """Blocks until the server has ended; SIGINT and SIGTERM end it."""
-        self.house.worker.start()
+        self.house.start()
 
         async def both() -> None:
             serving = asyncio.ensure_future(self.serve([listening]))
@@ -79,48 +80,6 @@ class Server(uvicorn.Server):
             asyncio.run(both())
         finally:
             self.house.close()
-
-
-def protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's, with a limit on the time that the head of a request may take."""
-
-    class Timed(H11Protocol):
-        deadline: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-            super().connection_made(transport)
-            self.start_clock()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.cycle is None or self.cycle.response_complete:
-                self.start_clock()
-            else:
-                self.stop_clock()
-
-        def on_response_complete(self) -> None:
-            self.stop_clock()
-            super().on_response_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.stop_clock()
-            super().connection_lost(exc)
-
-        def start_clock(self) -> None:
-            if self.deadline is None:
-                self.deadline = self.loop.call_later(limits.header_seconds, self.give_up)
-
-        def stop_clock(self) -> None:
-            if self.deadline is not None:
-                self.deadline.cancel()
-                self.deadline = None
-
-        def give_up(self) -> None:
-            self.deadline = None
-            if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
-                self.transport.close()
-
-    return Timed
 
 
 def listen(host: str, port: int) -> socket.socket:

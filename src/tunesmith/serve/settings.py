@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 
 from tunesmith.errors import Fix, Unsafe, Where
+from tunesmith.export.opening import Dtype
+from tunesmith.rollout.config import Held
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -19,15 +21,19 @@ class Limits:
     choices: int = 128  # answers of one request
     new_tokens: int = 1024  # of an answer that names no limit
     cache_bytes: int = 2 << 30  # keys and values of each model
+    wait_seconds: float = 120.0  # that an order may wait for its beginning
+    held: Held = "packed"  # what products read
+    dtype: Dtype = "auto"  # of the weights
     body_bytes: int = 4 << 20
     path_bytes: int = 8 << 10
-    header_bytes: int = 64 << 10
+    header_bytes: int = 32 << 10
     depth: int = 64  # of JSON
     header_seconds: float = 10.0  # from the first byte of a request to the end of its headers
     body_seconds: float = 30.0
     send_seconds: float = 30.0  # that a client may leave a full socket unread
     pieces: int = 4096  # of a stream that wait for its client
     connections: int = 1024
+    connections_each: int = 512  # of one address
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.rollout.text import StopFinder
+from tunesmith.serve.grammar import SPACES
 from tunesmith.serve.refusals import Refusal
 from tunesmith.serve.wire import ChatAsked, NamedTool, Tool
 
@@ -21,11 +22,18 @@ class Style:
     opening: str
     closing: str
     key: str
+    listed: bool = False  # the calls are one JSON list
+    between: str = ""  # the name and the arguments, where they are no JSON object together
+    id_length: int = 24  # of the names of calls, which a template may insist on
 
 
 TAGGED = Style("<tool_call>", "</tool_call>", "arguments")  # Hermes, Qwen, SmolLM3
+LISTED = Style("[TOOL_CALLS]", "", "arguments", listed=True, id_length=9)  # Mistral up to tokenizer v7
+NAMED = Style("[TOOL_CALLS]", "", "arguments", between="[ARGS]", id_length=9)  # Mistral from v11
 PARAMETERS = Style("", "", "parameters")  # Llama 3
 BARE = Style("", "", "arguments")
+CALL_ID = "[CALL_ID]"  # may stand behind the name in NAMED
+SEPARATORS = " \t\r\n;,"  # between calls that nothing stands around
 
 
 def style_of(tokenizer: Tokenizer) -> Style:
@@ -34,9 +42,17 @@ def style_of(tokenizer: Tokenizer) -> Style:
     if "tools" not in text:
         message = "the chat template of this model knows no tools"
         raise Refusal("E423", message, field="tools", fix="leave them out, or use a model that was trained with tools")
+    if LISTED.opening in text:
+        return NAMED if NAMED.between in text else LISTED
     if TAGGED.opening in text:
         return TAGGED
     return PARAMETERS if '"parameters"' in text else BARE
+
+
+def mark_ids(tokenizer: Tokenizer, style: Style) -> dict[str, int]:
+    """The marks of a style that are control tokens: answers show them all the same, and grammars name their ids."""
+    marks = (style.opening, style.closing, style.between, CALL_ID)
+    return {mark: tokenizer.control.ids[mark] for mark in marks if mark in tokenizer.control.ids}
 
 
 def offered(asked: ChatAsked) -> list[Tool]:
@@ -52,21 +68,39 @@ def offered(asked: ChatAsked) -> list[Tool]:
     return tools
 
 
-def call_schema(tools: Sequence[Tool], style: Style) -> dict[str, Any]:
-    """A call of one of the tools, as a JSON schema."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                style.key: tool.function.parameters or {"type": "object"},
-            },
-            "required": ["name", style.key],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+def call_grammar(tools: Sequence[Tool], style: Style, marks: Mapping[str, int]) -> str:
+    """A call of one of the tools in that style, in the language of llguidance."""
+
+    def literal(mark: str) -> str:
+        return f"<[{marks[mark]}]>" if mark in marks else json.dumps(mark)
+
+    def json_of(schema: Mapping[str, Any]) -> str:
+        return f"%json {json.dumps({**schema, 'x-guidance': SPACES})}"
+
+    rules = []
+    for at, tool in enumerate(tools):
+        arguments = tool.function.parameters or {"type": "object"}
+        if style.between:
+            head = f"{json.dumps(tool.function.name)} {literal(style.between)} arguments_{at}"
+            rules += [f"call_{at}: {head}", f"arguments_{at}: {json_of(arguments)}"]
+        else:
+            rules.append(f"call_{at}: {json_of(call_schema(tool.function.name, arguments, style))}")
+    call = " | ".join(f"call_{at}" for at in range(len(tools)))
+    parts = [f"({call})"]
+    if style.listed:
+        parts = ['"["', *parts, '"]"']
+    around = [literal(style.opening)] if style.opening else []
+    after = [literal(style.closing)] if style.closing else []
+    return "\n".join([f"start: {' '.join([*around, *parts, *after])}", *rules]) + "\n"
+
+
+def call_schema(name: str, arguments: Mapping[str, Any], style: Style) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, style.key: arguments},
+        "required": ["name", style.key],
+        "additionalProperties": False,
+    }
 
 
 class CallFinder:
@@ -107,22 +141,50 @@ class CallFinder:
         """The text that is left, and the calls; what looks like a call and is none is text."""
         if not self.calling:
             return self.held + self.before.end()[0], []
-        found = self.tagged() if self.style.opening else [self.call(self.held)]
-        calls = [call for call in found if call is not None]
-        return ("", calls) if calls and len(calls) == len(found) else (self.held, [])
+        calls = [self.call(name, given) for name, given in self.found()]
+        known = [call for call in calls if call is not None]
+        return ("", known) if known and len(known) == len(calls) else (self.held, [])
 
-    def tagged(self) -> list[dict[str, Any] | None]:
-        parts = self.held.split(self.style.opening)[1:]
-        return [self.call(part.partition(self.style.closing)[0]) for part in parts]
+    def found(self) -> list[tuple[Any, Any]]:
+        """Name and arguments of everything that looks like a call; None for the name of what only begins like one."""
+        style = self.style
+        parts = self.held.split(style.opening)[1:] if style.opening else [self.held]
+        if style.between:
+            return [self.named(part) for part in parts]
+        texts = [part.partition(style.closing)[0] if style.closing else part for part in parts]
+        return [self.parted(value) for text in texts for value in values_in(text)]
 
-    def call(self, text: str) -> dict[str, Any] | None:
-        try:
-            found = json.loads(text.strip())
-        except ValueError:
+    def named(self, part: str) -> tuple[Any, Any]:
+        name, _, given = part.partition(self.style.between)
+        values = values_in(given)
+        return name.partition(CALL_ID)[0].strip(), values[0] if len(values) == 1 else None
+
+    def parted(self, value: Any) -> tuple[Any, Any]:
+        if not isinstance(value, dict):
+            return None, None
+        return value.get("name"), value.get(self.style.key, value.get("arguments", value.get("parameters", {})))
+
+    def call(self, name: Any, given: Any) -> dict[str, Any] | None:
+        if not isinstance(name, str) or name not in self.names or given is None:
             return None
-        if not isinstance(found, dict) or found.get("name") not in self.names:
-            return None
-        given = found.get(self.style.key, found.get("arguments", found.get("parameters", {})))
         arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        told = {"name": found["name"], "arguments": arguments}
-        return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": told}
+        key = secrets.token_hex(self.style.id_length)[: self.style.id_length]
+        number = key if self.style.id_length < LONG_ID else f"call_{key}"
+        return {"id": number, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+LONG_ID = 24  # from which the name of a call has room to say what it is
+
+
+def values_in(text: str) -> list[Any]:
+    """The JSON values of a text, those of lists one by one; one that is None where the text is something else."""
+    found: list[Any] = []
+    text = text.strip(SEPARATORS)
+    while text:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text)
+        except ValueError:
+            return [None]
+        found += value if isinstance(value, list) else [value]
+        text = text[end:].strip(SEPARATORS)
+    return found or [None]

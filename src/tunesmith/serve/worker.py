@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,15 +23,27 @@ LOG = logging.getLogger("tunesmith.serve")
 Work = Callable[[], Any]
 
 
-class Worker:
-    """Orders and other work in, pieces and results out. `schedulers` are found by the name of a model."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Work that is no order, and who waits for it."""
 
-    def __init__(self, schedulers: Mapping[str, Scheduler], queue: int) -> None:
+    work: Work
+    future: Future[Any]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Worker:
+    """Orders and other work in, pieces and results out. `schedulers` are found by the name of a model.
+
+    What has not begun after `patience` seconds is refused.
+    """
+
+    def __init__(self, schedulers: Mapping[str, Scheduler], queue: int, patience: float = math.inf) -> None:
         self.by_name = schedulers
         self.schedulers = list(dict.fromkeys(schedulers.values()))
-        self.queue = queue
+        self.queue, self.patience = queue, patience
         self.inbox: deque[Order] = deque()
-        self.work: deque[tuple[Work, Future[Any]]] = deque()
+        self.work: deque[Task] = deque()
         self.wake = threading.Condition()
         self.closing = False
         self.speed = 0.0  # orders begun per second, smoothed
@@ -55,7 +68,7 @@ class Worker:
         future: Future[Any] = Future()
         with self.wake:
             self.check_room(1)
-            self.work.append((work, future))
+            self.work.append(Task(work, future))
             self.wake.notify()
         return future
 
@@ -63,9 +76,12 @@ class Worker:
         if self.closing:
             raise Refusal("E426", "the server is shutting down", fix="ask again when it is back")
         if self.waiting + count > self.queue:
-            error = Refusal("E415", f"{self.waiting} requests wait already", fix="ask again later, or less at a time")
-            error.headers["Retry-After"] = str(self.seconds_until_room())
-            raise error
+            raise self.busy("E415", f"{self.waiting} requests wait already")
+
+    def busy(self, code: str, message: str) -> Refusal:
+        error = Refusal(code, message, fix="ask again later, or less at a time")
+        error.headers["Retry-After"] = str(self.seconds_until_room())
+        return error
 
     def seconds_until_room(self) -> int:
         """A guess, from how fast orders have begun of late."""
@@ -91,10 +107,11 @@ class Worker:
                 for order in self.inbox:
                     self.by_name[order.model].waiting.append(order)
                 self.inbox.clear()
+                self.expire()
                 work = self.work.popleft() if self.work else None
             before = sum(len(each.waiting) for each in self.schedulers)
             if work is not None:
-                self.do(*work)
+                self.do(work)
             for scheduler in self.schedulers:
                 self.turn(scheduler)
             begun = before - sum(len(each.waiting) for each in self.schedulers)
@@ -107,6 +124,16 @@ class Worker:
     def is_busy(self) -> bool:
         return any(each.live or each.waiting for each in self.schedulers)
 
+    def expire(self) -> None:
+        """Refuse what has waited too long; what came first stands first."""
+        oldest = time.monotonic() - self.patience
+        gone = lambda: self.busy("E486", f"there was no place for {self.patience:g} s")  # noqa: E731
+        for scheduler in self.schedulers:
+            while scheduler.waiting and scheduler.waiting[0].since < oldest:
+                scheduler.waiting.popleft().fail(gone())
+        while self.work and self.work[0].since < oldest:
+            fail(self.work.popleft().future, gone())
+
     def turn(self, scheduler: Scheduler) -> None:
         try:
             scheduler.turn()
@@ -116,16 +143,16 @@ class Worker:
             LOG.exception("decoding failed")
             scheduler.fail(bug(error))
 
-    def do(self, work: Work, future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
+    def do(self, task: Task) -> None:
+        if not task.future.set_running_or_notify_cancel():
             return
         try:
-            future.set_result(work())
+            task.future.set_result(task.work())
         except TunesmithError as error:
-            future.set_exception(error)
+            task.future.set_exception(error)
         except Exception as error:  # as above
             LOG.exception("a request failed")
-            future.set_exception(bug(error))
+            task.future.set_exception(bug(error))
 
     def end(self) -> None:
         gone = Refusal("E426", "the server is shutting down", fix="ask again when it is back")
@@ -136,5 +163,11 @@ class Worker:
             scheduler.waiting.clear()
         for order in self.inbox:
             order.fail(gone)
-        for _, future in self.work:
-            future.set_exception(gone)
+        for task in self.work:
+            fail(task.future, gone)
+
+
+def fail(future: Future[Any], error: TunesmithError) -> None:
+    """Whoever waits hears of it; nobody may."""
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)

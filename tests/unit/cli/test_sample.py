@@ -45,6 +45,16 @@ def test_sample_writes_answers_and_their_settings_and_continues(folder, asked, c
     assert "6 answers to 2 prompts" in capsys.readouterr().out
 
 
+def test_products_are_chosen_and_refused_where_there_are_none(folder, asked, capsys):
+    assert call("sample", str(folder), *asked, "--products", "shared") == 0
+    assert call("sample", str(folder), *asked, "--json") == 0  # the same answers, so that the file is whole
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["new"] == 0
+    assert call("sample", str(folder), *asked, "--products", "int8", "-o", "other.jsonl") == 4
+    assert "E428" in capsys.readouterr().err  # the model is in fp32
+    assert call("eval", str(folder), "--data", "prompts.txt", "--products", "eight") == 2
+    assert "--products" in capsys.readouterr().err
+
+
 def test_sample_refuses_to_mix_settings(folder, asked, capsys):
     assert call("sample", str(folder), *asked) == 0
     assert call("sample", str(folder), *asked, "--seed", "5") == 2

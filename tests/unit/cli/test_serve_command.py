@@ -55,6 +55,15 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(tmp_path, capsys, monkey
     assert "E416" in capsys.readouterr().err
 
 
+def test_another_backend_is_told_apart_before_it_is_looked_for(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert call("serve", "nowhere", "--backend", "vllm") == 5
+    assert "pip install vllm" in capsys.readouterr().err
+    for option, word in (("--backend", "other"), ("--products", "int4"), ("--dtype", "float8")):
+        assert call("serve", "nowhere", option, word) == 2
+        assert option in capsys.readouterr().err
+
+
 def test_a_missing_package_is_told_with_its_command(capsys, monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else find_spec(name))
     assert call("serve", "nowhere") == 5

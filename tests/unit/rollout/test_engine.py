@@ -1,21 +1,29 @@
 """The engine against transformers: the same logits for every architecture, however rows come, share pages and go."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from tests.unit.models.architectures import ARCHITECTURES, build
+from tests.unit.rollout.test_generator import load
+from tests.unit.serve.running import resident
 from torch import nn
 from transformers import PreTrainedModel
 
+from tunesmith.errors import ModelError
 from tunesmith.models.adapters import attach
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.native.decode import PLACES
+from tunesmith.rollout.choosing import Sampling
+from tunesmith.rollout.config import Held
 from tunesmith.rollout.continuous import Asked, answers
-from tunesmith.rollout.engine.engine import Engine, in_passes, serves
-from tunesmith.rollout.engine.matrices import Held
+from tunesmith.rollout.engine.engine import Engine, check_held, in_passes, serves
+from tunesmith.rollout.engine.matrices import Packs
 from tunesmith.rollout.engine.pages import Pages, Row, View, attend_plainly
+from tunesmith.rollout.orders import Answer, Order, Speaker
+from tunesmith.rollout.scheduler import EngineScheduler
 
 WRITTEN_OUT = ["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"]
 PROMPTS = [[5, 9, 70], [17], list(range(20, 90))]
@@ -176,6 +184,70 @@ class Counting:
         return tokens[:, None].float()
 
 
+def test_prompts_of_all_lengths_leave_no_kernels_behind(tmp_path: Path) -> None:
+    engine = Engine(fast("llama").bfloat16())
+    if not engine.pages.native:
+        pytest.skip("the products of this processor are torch's")
+    read = lambda count: engine.release(engine.read([[5] * count])[0][0])  # noqa: E731
+    read(300)
+    before = resident()
+    for count in range(1, 300):
+        read(count)
+    assert resident() - before < 4 << 20  # half a MiB for every number of rows and shape would be more than 100
+
+
+def test_engines_of_one_base_share_what_is_packed() -> None:
+    torch.manual_seed(1)
+    base = fast("qwen2").bfloat16()
+    adapted = attach(base, LoraConfig(rank=4)).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    packs = Packs("packed")
+    with_adapter = Engine(adapted, packs=packs)
+    count = len(packs.made)
+    adapted.base_model.disable_adapter_layers()
+    alone = Engine(adapted, packs=packs)
+    assert len(packs.made) == count
+    adapted.base_model.enable_adapter_layers()
+    for engine, other in ((with_adapter, Engine(adapted)), (alone, Engine(fast("qwen2").bfloat16()))):
+        made, logits = decode(engine, PROMPTS, 5)
+        again, wanted = decode(other, PROMPTS, 5)
+        assert made == again
+        assert torch.equal(logits, wanted)
+
+
+def test_both_feeders_make_the_same_answers_to_the_bit(tmp_path: Path) -> None:
+    model, tokenizer = load(tmp_path, "llama")
+    seen: list[list[torch.Tensor]] = [[], []]
+    by_list: dict[int, list[int]] = {at: [] for at in range(9)}
+
+    def greedy(logits: torch.Tensor, live: list) -> list[int]:
+        seen[0].append(logits.clone())
+        return logits.float().argmax(-1).tolist()
+
+    asked = [Asked(at, at % 3, 3 + at) for at in range(9)]  # they leave one after the other
+    for name, token, _ in answers(Engine(model), PROMPTS, asked, greedy, frozenset(), 9):
+        by_list[name].append(token)
+    server = EngineScheduler(Engine(model), Speaker(tokenizer, frozenset(), 512), 9, 1000)
+    advance, made = server.table.advance, dict[Order, list[int]]()
+
+    def noting(logits: torch.Tensor, live: Sequence[Answer]) -> Sequence[int]:
+        seen[1].append(logits.clone())
+        made.update((answer.order, answer.tokens) for answer in live)
+        return advance(logits, live)
+
+    server.table.advance = noting
+    orders = [Order("m", PROMPTS[at % 3], Sampling(3 + at), lambda piece: None) for at in range(9)]
+    server.waiting.extend(orders)
+    with torch.no_grad():
+        while server.turn():
+            pass
+    assert [made[order] for order in orders] == list(by_list.values())
+    assert len(seen[0]) == len(seen[1])
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+
+
 def test_free_places_are_filled_at_once_and_prompts_are_read_once() -> None:
     engine = Counting()
     asked = [Asked(name, name // 3, room) for name, room in enumerate([2, 5, 2, 2, 9, 2, 3, 3, 3])]
@@ -228,3 +300,13 @@ def test_cutting_gives_pages_back_and_leaves_those_of_others_alone() -> None:
     assert engine.pages.used == 1
     engine.pages.cut(fork, 0)
     assert (engine.pages.used, fork.length) == (0, 0)
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [("gemma2", torch.bfloat16), ("llama", torch.float32)])
+def test_eight_bits_are_refused_where_nothing_multiplies_them(architecture: str, dtype: torch.dtype) -> None:
+    model = fast(architecture).to(dtype)
+    check_held(model, "packed")
+    with pytest.raises(ModelError, match="E428") as caught:
+        check_held(model, "int8")
+    assert ("transformers" if architecture == "gemma2" else "float32") in str(caught.value)
+    assert any("packed" in fix.label for fix in caught.value.diagnostic.fixes)

@@ -1,5 +1,6 @@
 """A real server on a free port, in a thread, for as long as a test needs it."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,10 +42,10 @@ class Running:
 
 
 @contextmanager
-def serving(named: Mapping[str, Path | str], settings: Settings | None = None) -> Iterator[Running]:
+def serving(named: Mapping[str, Path | str], settings: Settings | None = None, port: int = 0) -> Iterator[Running]:
     settings = settings or Settings()
     house = House({name: str(model) for name, model in named.items()}, settings.limits)
-    server, listening = Server(house, settings), listen("127.0.0.1", 0)
+    server, listening = Server(house, settings), listen("127.0.0.1", port)
     thread = threading.Thread(target=server.serve_on, args=(listening,))
     thread.start()
     eventually(lambda: server.started)
@@ -62,6 +63,10 @@ def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
     while not holds():
         assert time.monotonic() < end, "it did not come to hold"
         time.sleep(0.01)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def limited(**limits: float) -> Settings:

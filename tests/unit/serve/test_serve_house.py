@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from tests.tiny import CHATML, tiny_model_folder, tiny_tokenizer
+from tests.tiny import tiny_model_folder, tiny_tokenizer
 from tests.unit.evaluate.test_scoring import reward_model
 from tests.unit.export.test_averaging import saved
 from tests.unit.serve.conftest import LIVELY
@@ -25,19 +25,7 @@ from tunesmith.models.config import LoraConfig
 from tunesmith.rollout.generator import Sampling, generate
 from tunesmith.rollout.scheduler import BatchScheduler, EngineScheduler
 from tunesmith.serve.house import name_models
-from tunesmith.serve.tools import BARE, PARAMETERS, TAGGED, CallFinder
 from tunesmith.types import Message
-
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]},
-        },
-    }
-]
-WITH_TOOLS = "{% if tools %}{{ tools | tojson }} call with <tool_call>{% endif %}" + CHATML
 
 
 def greedy(name: str) -> str:
@@ -57,7 +45,9 @@ def test_adapters_of_one_base_answer_by_name_side_by_side(tmp_path, monkeypatch,
     assert len(set(wanted.values())) == 3
     loads = []
     load = shelves.load_base
-    monkeypatch.setattr(shelves, "load_base", lambda *given: loads.append(given) or load(*given))
+    monkeypatch.setattr(
+        shelves, "load_base", lambda *given, packing: loads.append(given) or load(*given, packing=packing)
+    )
     with serving(named) as server:
         assert len(loads) == 1
         assert all(isinstance(each, kind) for each in server.house.schedulers.values())
@@ -178,59 +168,6 @@ def test_models_are_named_once():
     }
     with pytest.raises(UsageError, match="E020"):
         name_models(["a=x", "a=y"])
-
-
-@pytest.mark.parametrize(
-    ("style", "text", "content", "calls"),
-    [
-        (TAGGED, 'Hm. <tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', "Hm. ", [("f", '{"x": 1}')]),
-        (
-            TAGGED,
-            '<tool_call>{"name": "f"}</tool_call><tool_call>{"name": "g", "arguments": {}}',
-            "",
-            [("f", "{}"), ("g", "{}")],
-        ),
-        (TAGGED, "a <tool_ b", "a <tool_ b", []),
-        (TAGGED, '<tool_call>{"name": "other"}</tool_call>', '<tool_call>{"name": "other"}</tool_call>', []),
-        (PARAMETERS, ' {"name": "f", "parameters": {"x": 1}}', "", [("f", '{"x": 1}')]),
-        (PARAMETERS, "It is {so}.", "It is {so}.", []),
-        (BARE, '{"name": "f", "arguments": "{}"}', "", [("f", "{}")]),
-        (BARE, '{"city": "Paris"}', '{"city": "Paris"}', []),
-    ],
-)
-def test_calls_are_found_however_the_text_is_cut(style, text, content, calls):
-    for size in (1, 3, len(text)):
-        finder = CallFinder(style, ["f", "g"])
-        shown = "".join(finder.add(text[at : at + size]) for at in range(0, len(text), size))
-        rest, found = finder.end()
-        assert shown + rest == content
-        assert [(call["function"]["name"], call["function"]["arguments"]) for call in found] == calls
-
-
-def test_a_call_that_is_required_is_one_of_the_tools(tmp_path):
-    pytest.importorskip("llguidance")
-    folder = tiny_model_folder(tmp_path / "tools", template=WITH_TOOLS, **LIVELY)
-    with serving({"m": folder}) as running:
-        settings = {"model": "m", "messages": HELLO, "tools": TOOLS, "max_tokens": 300, "seed": 1}
-        for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
-            whole = running.client.chat.completions.create(**settings, tool_choice=choice)
-            (call,) = whole.choices[0].message.tool_calls
-            assert whole.choices[0].finish_reason == "tool_calls"
-            assert call.function.name == "weather"
-            assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
-            stream = running.client.chat.completions.create(**settings, tool_choice=choice, stream=True)
-            parts = [chunk.choices[0] for chunk in stream]
-            (told,) = [part.delta.tool_calls[0] for part in parts if part.delta.tool_calls]
-            assert (told.function.name, told.function.arguments) == (call.function.name, call.function.arguments)
-            assert parts[-1].finish_reason == "tool_calls"
-            assert not any(part.delta.content for part in parts)
-        turns = [
-            *HELLO,
-            {"role": "assistant", "content": "", "tool_calls": [call.model_dump()]},
-            {"role": "tool", "tool_call_id": call.id, "content": "Sunny."},
-        ]
-        said = running.client.chat.completions.create(**{**settings, "messages": turns, "max_tokens": 4})
-        assert said.usage.completion_tokens <= 4
 
 
 def test_the_server_ends_with_what_it_was_doing(tiny):

@@ -1,15 +1,13 @@
 """Many clients at once: every answer whole, no error, memory bounded."""
 
-import os
 import random
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from tests.unit.serve.running import HELLO, Running, eventually, limited, serving
+from tests.unit.serve.running import HELLO, Running, eventually, limited, resident, serving
 
 
 def one(client: openai.OpenAI, rng: random.Random, wanted: dict[int, str]) -> None:
@@ -52,10 +50,6 @@ def crowd(server: Running, clients: int, seconds: float) -> tuple[int, list[Base
     for thread in threads:
         thread.join()
     return sum(done), errors
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_fifty_clients_at_once(tiny):

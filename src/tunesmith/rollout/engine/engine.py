@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tunesmith.errors import ModelError, Where
 from tunesmith.models.forest import Forest
 from tunesmith.models.forward import active_module, base_model, decoder_of, logit_softcap
 from tunesmith.models.heads import has_head, is_encoder
@@ -17,10 +18,12 @@ from tunesmith.models.layer.heads import Rotation, by_key_head, heads_of
 from tunesmith.models.layer.module import FastLayer
 from tunesmith.models.layer.parts import gate
 from tunesmith.models.layer.weights import Shape, Weights
+from tunesmith.models.native import decode
 from tunesmith.models.prompts import positions_taken
 from tunesmith.models.rounding import missing
 from tunesmith.models.scratch import Loan, scratch
-from tunesmith.rollout.engine.matrices import Head, Held, laid_out
+from tunesmith.rollout.config import Held
+from tunesmith.rollout.engine.matrices import Head, Packs, laid_out
 from tunesmith.rollout.engine.pages import Pages, Row, View
 
 TOKENS = 4096  # of prompts that are read in one pass; a longer one alone is more
@@ -28,10 +31,13 @@ TOGETHER = 256  # tokens of a row that is gone on with
 
 
 class Engine:
-    """One model and the rows that are being decoded with it. It must be in evaluation mode and stay as it is."""
+    """One model and the rows that are being decoded with it. It must be in evaluation mode and stay as it is.
+
+    Engines of one base with other adapters share what is packed through `packs`, which then says how it is held.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, held: Held = "packed") -> None:
+    def __init__(self, model: nn.Module, held: Held = "packed", packs: Packs | None = None) -> None:
         weights = layers_of(model)
         assert weights is not None, "ask `serves` first"
         self.decoder, self.base = decoder_of(model), base_model(model)
@@ -39,10 +45,11 @@ class Engine:
         layers = [layer for layer in self.decoder.modules() if isinstance(layer, FastLayer)]
         self.shapes = [layer.shape for layer in layers]
         like = weights[0].norms.all()[0].weight.detach()
-        self.reading, self.stepping = weights, [laid_out(each, held, like) for each in weights]
+        packs = packs or Packs(held)
+        self.weights = [laid_out(each, packs, like) for each in weights]
         head = self.base.get_output_embeddings()
         assert head is not None, "a causal model without a head got past loading"
-        self.head = Head(active_module(head), held)
+        self.head = Head(active_module(head), packs)
         shape = self.shapes[0]
         self.pages = Pages(len(layers), shape.key_heads, shape.width, like)
 
@@ -73,7 +80,7 @@ class Engine:
         )
         forest = Forest.of(segments, ends - 1)
         states, rotation = self.begin(tokens, torch.cat([torch.arange(length) for length in lengths]))
-        for number, (weights, shape) in enumerate(zip(self.reading, self.shapes, strict=True)):
+        for number, (weights, shape) in enumerate(zip(self.weights, self.shapes, strict=True)):
             wanted = forest.wanted if number == len(self.shapes) - 1 else None
             states, kept = forward_layer(states, Call(weights, shape, rotation, forest, wanted))
             key, value = kept.attended.heads.key[:, :count], kept.attended.heads.value[:, :count]
@@ -97,7 +104,7 @@ class Engine:
 
     def step_states(self, tokens: Int[Tensor, " B"], view: View) -> Float[Tensor, "B D"]:
         states, rotation = self.begin(tokens, view.lengths - 1)
-        for number, (weights, shape) in enumerate(zip(self.stepping, self.shapes, strict=True)):
+        for number, (weights, shape) in enumerate(zip(self.weights, self.shapes, strict=True)):
             states = self.step_layer(number, states, weights, shape, rotation, view)
         return states
 
@@ -144,6 +151,23 @@ def serves(model: nn.Module) -> bool:
     if positions_taken(model) or logit_softcap(base) is not None:
         return False
     return layers_of(model) is not None
+
+
+def check_held(model: nn.Module, held: Held) -> None:
+    """Raises ModelError E428 where 8 bits are asked for and cannot be multiplied."""
+    if held != "int8" or (serves(model) and decode.serves(base_model(model).dtype)):
+        return
+    dtype = str(base_model(model).dtype).removeprefix("torch.")
+    if not serves(model):
+        why = "this model is decoded by transformers"
+    else:
+        why = f"its weights are {dtype} here"
+    raise ModelError(
+        "E428",
+        f"answers in 8 bits are made from bf16 weights of the Llama family on a CPU that multiplies them; {why}",
+        where=Where(field="products"),
+        fixes=["set products to packed, which is exact", "load the weights in bfloat16 where they are float32"],
+    )
 
 
 def layers_of(model: nn.Module) -> list[Weights] | None:

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tunesmith.models.eight_bit import Matrix8
 from tunesmith.models.layer.projection import Part, Projection
 from tunesmith.models.layer.weights import Weights
 from tunesmith.models.native.decode import MANY, PackedMatrix, PackedMatrix8, serves
+from tunesmith.rollout.config import Held
 
-Held = Literal["shared", "packed", "int8"]
-"""What products read: the model's own weights, a copy in the order in which it is read, or one in 8 bits.
+Packed = PackedMatrix | PackedMatrix8
 
-Packed ones give the same up to rounding and are faster; 8 bits are faster still and not exact.
-"""
+
+class Packs:
+    """Copies of weights in that order or in 8 bits: one of each matrix, however many engines read it."""
+
+    def __init__(self, held: Held) -> None:
+        self.held = held
+        self.made: dict[tuple[int, ...], tuple[Sequence[Tensor], Packed]] = {}
+
+    def of(self, weights: Sequence[Tensor], whole: Callable[[], Tensor]) -> Packed:
+        """That of these weights side by side; they are kept, so that none is taken for another."""
+        key = tuple(map(id, weights))
+        if key not in self.made:
+            self.made[key] = weights, (PackedMatrix8 if self.held == "int8" else PackedMatrix)(whole())
+        return self.made[key][1]
 
 
 class Whole:
     """A projection with its adapter and bias, worked out once: out = x W^T + bias + s (x A^T) B^T."""
 
-    def __init__(self, projection: Projection, held: Held, like: Tensor) -> None:
-        weight = projection.weight(like).to(like.dtype)
-        self.matrix: Matrix8 = (PackedMatrix8 if held == "int8" else PackedMatrix)(weight)
+    def __init__(self, projection: Projection, packs: Packs, like: Tensor) -> None:
+        weights = [part.weight for part in projection.parts if part.weight is not None]
+        self.matrix = packs.of(weights, lambda: projection.weight(like).to(like.dtype))
         self.factors = projection.factors(like.dtype)
-        biases = [weight.new_zeros(part.width) if part.bias is None else part.bias for part in projection.parts]
+        biases = [like.new_zeros(part.width) if part.bias is None else part.bias for part in projection.parts]
         self.bias = torch.cat(biases) if any(part.bias is not None for part in projection.parts) else None
         self.projection = projection
 
@@ -46,12 +57,12 @@ class Whole:
         raise AssertionError("decoding has no gradient")
 
 
-def laid_out(weights: Weights, held: Held, like: Tensor) -> Weights:
+def laid_out(weights: Weights, packs: Packs, like: Tensor) -> Weights:
     """The layer's weights with products of that kind; those in few or 8 bits already stay as they are."""
-    if held == "shared" or not serves(like.dtype):
+    if packs.held == "shared" or not serves(like.dtype):
         return weights
     names = ("qkv", "out", "gate_up", "down")
-    made = {name: whole(each, held, like) for name, each in zip(names, projections_of(weights), strict=True)}
+    made = {name: whole(each, packs, like) for name, each in zip(names, projections_of(weights), strict=True)}
     return replace(weights, **made)
 
 
@@ -59,22 +70,21 @@ def projections_of(weights: Weights) -> tuple[Projection, Projection, Projection
     return weights.qkv, weights.out, weights.gate_up, weights.down
 
 
-def whole(projection: Projection, held: Held, like: Tensor) -> Projection:
+def whole(projection: Projection, packs: Packs, like: Tensor) -> Projection:
     if any(part.weight is None for part in projection.parts):
         return projection
-    return replace(projection, parts=(Part(projection.width, None, None, None, Whole(projection, held, like)),))
+    return replace(projection, parts=(Part(projection.width, None, None, None, Whole(projection, packs, like)),))
 
 
 class Head:
     """The projection to the vocabulary, packed where it is a plain matrix."""
 
-    def __init__(self, module: nn.Module, held: Held) -> None:
+    def __init__(self, module: nn.Module, packs: Packs) -> None:
         self.module = module
         weight = module.weight if type(module) is nn.Linear and module.bias is None else None
-        is_packed = held != "shared" and weight is not None and serves(weight.dtype)
         self.matrix = None
-        if is_packed and weight is not None:
-            self.matrix = (PackedMatrix8 if held == "int8" else PackedMatrix)(weight)
+        if packs.held != "shared" and weight is not None and serves(weight.dtype):
+            self.matrix = packs.of([weight], lambda: weight)
 
     def __call__(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
         if self.matrix is None or len(states) > MANY:
