@@ -88,8 +88,7 @@ def evaluate_model(
 ) -> None:
     """Measure models: on records, at the tasks of a suite, compared exercise by exercise, or against forgetting."""
     others = {"--reward": reward, "--rule": rule, "--judge": judge, "--judge-model": judge_model, "--against": against}
-    kept = {"--shape": None if shape == "auto" else shape, "--products": None if products == "packed" else products}
-    given = {"--metrics": metrics, "--max-length": max_length, **kept}
+    given = {"--metrics": metrics, "--max-length": max_length, **unless_plain(shape, products)}
     if forgetting:
         said = {"--train-data": train_data, "--max-new-tokens": max_new_tokens, "--answers": answers}
         refuse("with --forgetting", {**given, **others, **said, "--weights": None if weights == "auto" else weights})
@@ -106,20 +105,23 @@ def evaluate_model(
     check_alone(models, data)
     sources = [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data or ()]
     longest = max_new_tokens or MAX_NEW_TOKENS
-    settings = {
-        "data": sources,
-        "metrics": check_words(split_words(metrics) or [*DEFAULT_METRICS], metric_names(), "--metrics"),
-        "max_new_tokens": longest,
-        "batch_size": batch_size,
-        "products": choose_products(products),
-        "limit": limit,
-    }
+    names = check_words(split_words(metrics) or [*DEFAULT_METRICS], metric_names(), "--metrics")
+    settings: dict[str, Any] = {"data": sources, "metrics": names, "max_new_tokens": longest, "batch_size": batch_size}
+    settings |= {"products": choose_products(products), "limit": limit}
     decider = Decider(reward, rule, judge, judge_model)
     if against is not None or decider != NOBODY:
         duellists = Duellists(models[0], against, choose_weights(weights), longest, batch_size)
         report(duellists, sources, limit, decider, answers, examples=examples, as_json=json)
         return
     on_records(models[0], weights, settings, max_length or MAX_LENGTH, Shown(answers, examples, json))
+
+
+def unless_plain(shape: str, products: str) -> dict[str, str | None]:
+    """Options whose default says nothing."""
+    return {
+        "--shape": None if shape == "auto" else shape,
+        "--products": None if products == "packed" else products,
+    }
 
 
 @dataclass(frozen=True, slots=True)
