@@ -13,8 +13,8 @@ from tunesmith.cli.options import AsJson
 if TYPE_CHECKING:
     from tunesmith.export.exporting import ExportReport, Form
 
-FORMS = ("huggingface", "adapter", "gguf", "gguf-adapter", "ollama")
-DTYPES = ("float32", "bfloat16", "float16")
+FORMS = ("huggingface", "adapter", "gguf", "gguf-adapter", "ollama", "onnx")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,11 +26,16 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The new folder.", show_default=False)],
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(FORMS)}.")] = "huggingface",
     kinds: Annotated[
-        str, typer.Option("--type", help="Type of GGUF files, or several: q8_0,q4_k_m. f16, bf16, q6_k, q4_0, ...")
+        str,
+        typer.Option("--type", help="Types of GGUF files: q8_0,q4_k_m. f16, bf16, q6_k, q3_k_m, q2_k, ..."),
     ] = "q8_0",
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Type of huggingface weights; else the model's own.", show_default=False),
+        typer.Option(
+            "--dtype",
+            help=f"Type of weights: {', '.join(DTYPES)}.",
+            show_default=False,
+        ),
     ] = None,
     shard: Annotated[str, typer.Option("--shard", help="Largest file of huggingface weights.")] = "5GB",
     context: Annotated[

@@ -11,6 +11,7 @@ import yaml
 from tunesmith import __version__
 from tunesmith.errors import TunesmithError
 from tunesmith.export.opening import ModelSource
+from tunesmith.export.uses import Use
 from tunesmith.models.meaning import Meaning
 from tunesmith.track.outcome import outcome
 from tunesmith.track.reader import read_lines
@@ -41,38 +42,41 @@ def model_card(source: ModelSource, name: str, report: Mapping[str, Any]) -> str
     """Markdown with the front matter of model hubs; file paths of this machine are left out."""
     meaning = source.meaning if source.outputs else None
     made = "merged into an ordinary model folder"
-    how = use(name) if meaning is None else use_head(name, meaning)
-    return card(source, name, made, how, f"## Merge\n\n{merge_lines(report)}")
+    how = use_text(name) if meaning is None else use_head(name, meaning)
+    return card(source, name, Use(made, how), f"## Merge\n\n{merge_lines(report)}")
 
 
-def card(source: ModelSource, name: str, made: str, how: str, proof: str) -> str:
-    """What it is and how it was `made`, `how` it is used, what it was trained on, the `proof` that it is the same."""
+def card(source: ModelSource, name: str, use: Use, proof: str) -> str:
+    """What it is and how it was made, how it is used, what it was trained on, the `proof` that it is the same."""
     base = base_name(source)
     recipe = recipe_of(source.run)
     parts = [
-        front_matter(base, "text-classification" if source.outputs else "text-generation"),
+        front_matter(source, base, use),
         f"# {name}",
-        f"{described(recipe)} of `{base}`, made with Tunesmith {__version__} and {made}.",
+        f"{described(recipe)} of `{base}`, made with Tunesmith {__version__} and {use.made}.",
         "## Use",
-        how,
+        use.how,
         "## Base model",
         f"`{base}`" + stack_note(source, recipe) + checkpoint_note(source),
     ]
     if source.run is not None:
         parts += ["## Data", data_lines(source.run, recipe), "## Training", training_lines(source.run, recipe)]
         parts += ["## Results", result_lines(source.run)]
-    parts += [proof, "## Limits", limit_lines(source.run, recipe), "## Licence", licence(source, base)]
+    parts += [proof, "## Limits", limit_lines(source.run, recipe, use), "## Licence", licence(source, base)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front_matter(base: str, task: str) -> str:
+def front_matter(source: ModelSource, base: str, use: Use) -> str:
+    """The lines that model hubs sort by; a licence only where the base folder names one."""
     about = {
+        "license": licence_of(source.base),
         "base_model": base,
-        "library_name": "transformers",
-        "pipeline_tag": task,
+        "base_model_relation": use.relation,
+        "library_name": use.library,
+        "pipeline_tag": "text-classification" if source.outputs else "text-generation",
         "tags": ["tunesmith"],
     }
-    return f"---\n{yaml.safe_dump(about, sort_keys=False)}---"
+    return f"---\n{yaml.safe_dump({key: value for key, value in about.items() if value}, sort_keys=False)}---"
 
 
 def base_name(source: ModelSource) -> str:
@@ -103,7 +107,7 @@ def described(recipe: Mapping[str, Any]) -> str:
     return words.get(str(method), "A fine-tune") + (f" ({objective})" if objective else "")
 
 
-def use(name: str) -> str:
+def use_text(name: str) -> str:
     return f'```\ntunesmith chat {name}\n```\n\nor with transformers: `AutoModelForCausalLM.from_pretrained("{name}")`.'
 
 
@@ -209,9 +213,11 @@ def merge_lines(report: Mapping[str, Any]) -> str:
     )
 
 
-def limit_lines(run: RunDir | None, recipe: Mapping[str, Any]) -> str:
+def limit_lines(run: RunDir | None, recipe: Mapping[str, Any], use: Use) -> str:
     """What nobody has looked at, as far as the run tells."""
     lines = ["- What the base model gets wrong, this one can get wrong too. Nothing here tests whether it is safe."]
+    if use.rounded:
+        lines.append("- Its weights are rounded, so it answers somewhat otherwise than its source: see the check.")
     longest = value_at(recipe, "data.max_length")
     if longest:
         lines.append(f"- It was trained on texts of up to {longest:,} tokens; longer ones were not practised.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -18,14 +19,18 @@ from tunesmith.errors import Diagnostic, Fix, UsageError, Where
 from tunesmith.export.card import base_name, card
 from tunesmith.export.gguf.families import family_of
 from tunesmith.export.gguf.reading import Reading
-from tunesmith.export.gguf.types import FILE_TYPES, FileType, file_type
+from tunesmith.export.gguf.turning import main_rope, original_length
+from tunesmith.export.gguf.types import EXACT, FILE_TYPES, FileType, file_type
 from tunesmith.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from tunesmith.export.gguf.write import About, write_gguf, write_lora
+from tunesmith.export.graph import FILE, Graph, check_packages, write_graph
 from tunesmith.export.huggingface import computing_dtype, merge_finite, name_of, save_merged
 from tunesmith.export.ollama import modelfile
 from tunesmith.export.opening import ModelSource, Which, check_gives, find_model, load_source
+from tunesmith.export.quantised import BITS, Bits, as_stored, check_package, limit_of, read_folder, write_bits
 from tunesmith.export.staging import check_target, staged
-from tunesmith.export.verifying import Check, Source, logits_of, prompt_rows, refuse_failed
+from tunesmith.export.uses import USES
+from tunesmith.export.verifying import ROUNDED, Check, Source, logits_of, prompt_rows, refuse_failed
 from tunesmith.models.adapters import load_adapter
 from tunesmith.models.adapters.updates import read_low_rank
 from tunesmith.models.config import ModelConfig
@@ -34,10 +39,11 @@ from tunesmith.models.load import load_base, resolve_dtype
 from tunesmith.models.safety import read_config
 from tunesmith.models.save import copy_tokenizer
 
-Form = Literal["huggingface", "adapter", "gguf", "gguf-adapter", "ollama"]
-FORMS: tuple[Form, ...] = ("huggingface", "adapter", "gguf", "gguf-adapter", "ollama")
+Form = Literal["huggingface", "adapter", "gguf", "gguf-adapter", "ollama", "onnx"]
+FORMS: tuple[Form, ...] = ("huggingface", "adapter", "gguf", "gguf-adapter", "ollama", "onnx")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIMITS = {"float32": 1e-5, "bfloat16": 3e-2, "float16": 1e-3}  # nats per token that rounding explains
+TYPES: Mapping[Form, tuple[str, ...]] = {"huggingface": (*DTYPES, *BITS), "onnx": ("float32", "float16")}
 REPORT = "export.json"
 
 
@@ -101,7 +107,8 @@ def export(name: str, out: Path, wish: Wish, which: Which = "auto") -> ExportRep
     """Write what `name` means to the new folder `out`, read it back and compare.
 
     ModelError E435 when the answers differ by more than the type explains: the folder stays, its report says so.
-    UsageError E430 for an unknown type, E438 where there is no adapter; E431 to E434 for what GGUF cannot hold.
+    UsageError E430 for an unknown type, E438 where there is no adapter; E431 to E434 for what GGUF cannot hold; E439
+    for a package that is not installed, E440 for a type that the form has not.
     """
     found = find_model(name, which)
     check_gives(found, "text")
@@ -114,6 +121,7 @@ def export(name: str, out: Path, wish: Wish, which: Which = "auto") -> ExportRep
         file_type(kind)
     if wish.to in ("adapter", "gguf-adapter") and found.adapter is None:
         raise no_adapter(name)
+    check_wish(wish)
     write = WRITERS[wish.to]
     with staged(out, "the export") as stage:
         stage.mkdir()
@@ -125,6 +133,19 @@ def export(name: str, out: Path, wish: Wish, which: Which = "auto") -> ExportRep
     (out / "README.md").write_text(written_card(order, report), "utf-8")
     refuse_failed(checks, out)
     return report
+
+
+def check_wish(wish: Wish) -> None:
+    """E440 for a type that the form has not, E439 for a package that is not installed."""
+    known = TYPES.get(wish.to, ())
+    if wish.dtype is not None and wish.dtype not in known:
+        told = f"--to {wish.to} has no type {wish.dtype}" if known else f"--dtype says nothing for --to {wish.to}"
+        fixes = [f"--dtype {' or '.join(known)}"] if known else ["leave --dtype out; --type is that of GGUF files"]
+        raise UsageError("E440", told, where=Where("command line", field="--dtype"), fixes=fixes)
+    if wish.dtype in BITS:
+        check_package(cast("Bits", wish.dtype))
+    if wish.to == "onnx":
+        check_packages()
 
 
 def no_adapter(name: str) -> UsageError:
@@ -146,8 +167,10 @@ def opened(order: Order) -> tuple[PreTrainedModel, Source]:
 
 
 def write_huggingface(order: Order, stage: Path) -> tuple[Checker, list[Diagnostic]]:
-    model, source = opened(order)
     named = order.wish.dtype
+    if named in BITS:
+        return write_quantised(order, stage, cast("Bits", named))
+    model, source = opened(order)
     written = DTYPES[named] if named else resolve_dtype(order.found.settings.dtype, read_config(order.found.base)[0])
     save_merged(model, written, stage, order.found, order.wish.shard)
 
@@ -157,6 +180,49 @@ def write_huggingface(order: Order, stage: Path) -> tuple[Checker, list[Diagnost
         return [source.check(logits_of(again, source.rows), out.name, form, LIMITS[form])]
 
     return check, []
+
+
+@contextmanager
+def plain_folder(order: Order, model: PreTrainedModel, dtype: torch.dtype) -> Iterator[Path]:
+    """The merged model as an ordinary folder, for as long as another form is made of it."""
+    with tempfile.TemporaryDirectory(dir=order.out.parent) as place:
+        save_merged(model, dtype, Path(place), order.found, order.wish.shard)
+        yield Path(place)
+
+
+def write_quantised(order: Order, stage: Path, bits: Bits) -> tuple[Checker, list[Diagnostic]]:
+    model, source = opened(order)
+    dtype = resolve_dtype(order.found.settings.dtype, read_config(order.found.base)[0])
+    with plain_folder(order, model, dtype) as plain:
+        write_bits(bits, plain, stage, dtype, order.wish.shard)
+    copy_tokenizer(order.found.base, stage, order.found.settings.added)
+    computed = DTYPES[order.word]
+
+    def check(out: Path) -> list[Check]:
+        found = logits_of(read_folder(out, computed), source.rows)
+        wanted = logits_of(as_stored(model.to(dtype=computed), out), source.rows)  # pyright: ignore[reportCallIssue]
+        exact = order.word == "float32"
+        near = source.check(found, out.name, bits, limit_of(bits) + (0 if exact else ROUNDED))
+        return [source.explained(near, found, wanted, EXACT if exact else ROUNDED)]
+
+    return check, []
+
+
+def write_onnx(order: Order, stage: Path) -> tuple[Checker, list[Diagnostic]]:
+    model, source = opened(order)
+    form = order.wish.dtype or "float32"
+    with plain_folder(order, model, DTYPES[form]) as plain:
+        write_graph(read_folder(plain, DTYPES[form]), stage)
+        shutil.copy(plain / "config.json", stage)
+    copy_tokenizer(order.found.base, stage, order.found.settings.added)
+
+    def check(out: Path) -> list[Check]:
+        graph = Graph.of(out)
+        whole = source.check(graph.logits(source.rows), FILE, form, LIMITS[form])
+        by_token = source.check(graph.logits_by_token(source.rows), FILE, f"{form} token by token", LIMITS[form])
+        return [whole, by_token]
+
+    return check, turning_warning(order)
 
 
 def write_adapter(order: Order, stage: Path) -> tuple[Checker, list[Diagnostic]]:
@@ -238,6 +304,7 @@ WRITERS: Mapping[Form, Callable[[Order, Path], tuple[Checker, list[Diagnostic]]]
     "gguf": write_ggufs,
     "gguf-adapter": write_gguf_adapter,
     "ollama": write_ollama,
+    "onnx": write_onnx,
 }
 
 
@@ -251,29 +318,19 @@ def window_warning(order: Order) -> list[Diagnostic]:
     return [Diagnostic("W430", message, "warning", Where("config.json", field="sliding_window"), (), (fix,))]
 
 
+def turning_warning(order: Order) -> list[Diagnostic]:
+    """W433: a model that turns positions otherwise in long texts does not do so in a graph, which is followed once."""
+    config = order.config.to_dict()
+    if main_rope(config).get("rope_type") not in ("dynamic", "longrope"):
+        return []
+    message = f"beyond {original_length(config):,} tokens the model turns positions otherwise, and the graph does not"
+    return [Diagnostic("W433", message, "warning", Where("config.json", field="rope_parameters"), (), ())]
+
+
 def written_card(order: Order, report: ExportReport) -> str:
     lines = "\n".join(f"- {check}" for check in report.checks)
     prompts = max(check.prompts for check in report.checks)
     proof = f"## Check\n\nRead back and compared with the source on {prompts} prompts:\n\n{lines}"
-    made, how = USES[order.wish.to]
-    first = report.checks[0].file
-    return card(order.found, order.out.name, made, how.format(folder=order.out.name, file=first), proof)
-
-
-USES: Mapping[Form, tuple[str, str]] = {
-    "huggingface": (
-        "written as an ordinary model folder",
-        "```\ntunesmith chat {folder}\n```\n\n"
-        'or with transformers: `AutoModelForCausalLM.from_pretrained("{folder}")`.',
-    ),
-    "adapter": (
-        "written as an adapter for PEFT",
-        '```\ntunesmith chat {folder}\n```\n\nor with PEFT: `PeftModel.from_pretrained(base, "{folder}")`.',
-    ),
-    "gguf": ("written as GGUF", "```\nllama-cli -m {folder}/{file}\n```"),
-    "gguf-adapter": (
-        "written as a LoRA adapter in GGUF",
-        "```\nllama-cli -m BASE.gguf --lora {folder}/{file}\n```\n\nThe base has to be the model named below.",
-    ),
-    "ollama": ("written for Ollama", "```\ncd {folder}\nollama create {folder} -f Modelfile\nollama run {folder}\n```"),
-}
+    form = order.wish.dtype if order.wish.dtype in BITS else order.wish.to
+    use = USES[form].filled(order.out.name, report.checks[0].file)
+    return card(order.found, order.out.name, use, proof)

@@ -18,12 +18,11 @@ from tunesmith.export.gguf.engine import is_installed, llama_ids, llama_logits
 from tunesmith.export.gguf.reading import Reading
 from tunesmith.export.gguf.spelling import encode
 from tunesmith.export.gguf.tensors import as_stored
-from tunesmith.export.gguf.types import FileType
+from tunesmith.export.gguf.types import EXACT, FileType
 from tunesmith.export.huggingface import check_rows
 from tunesmith.export.opening import ModelSource
 from tunesmith.export.proof import ready
 
-EXACT = 1e-5  # nats per token between two ways to compute the same in fp32
 ROUNDED = 3e-2  # in bf16; llama.cpp rounds what goes into quantised products, and keeps its cache in fp16
 TOKENS = 32  # of each prompt: bounds the logits that are held
 PROMPTS = (
@@ -117,6 +116,11 @@ def compared(wanted: Float[Tensor, "K V"], found: Float[Tensor, "K V"]) -> tuple
     )
 
 
+def both(first: float, second: float) -> float:
+    """The largest divergence of two errors at once: it grows with the square of their sum."""
+    return round((first**0.5 + second**0.5) ** 2, 4)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """What an export is compared with."""
@@ -140,7 +144,7 @@ class Source:
         found = [self.explained(own, logits, wanted, exact)]
         if is_installed():
             logits, spelled = llama_logits(path, self.rows), self.spelled(llama_ids(path, PROMPTS))
-            llama = self.check(logits, path.name, f"{kind.name} in llama.cpp", kind.limit + ROUNDED, spelled)
+            llama = self.check(logits, path.name, f"{kind.name} in llama.cpp", both(kind.limit, ROUNDED), spelled)
             found.append(self.explained(llama, logits, wanted, ROUNDED))
         return found
 

@@ -7,6 +7,10 @@ import torch
 from tests.tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tunesmith.export.gguf.types import FILE_TYPES
+from tunesmith.export.gguf.vocabulary import read_vocabulary
+from tunesmith.export.gguf.write import About, write_gguf
+
 SIZE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "initializer_range": 0.08}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -16,6 +20,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+YARN_OWN = {**YARN, "factor": 2.0, "attention_factor": 0.8}
 GEMMA = {"head_dim": 64, "tie_word_embeddings": True}
 LOCAL = {**GEMMA, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 8}
 LONG = {
@@ -31,8 +42,10 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True}),
     "llama3-rope": ("llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3}),
     "linear-rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}}),
+    "yarn": ("llama", {"rope_parameters": YARN}),
     "mistral": ("mistral", {"tie_word_embeddings": False, "head_dim": 32}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-yarn": ("qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN_OWN}),
     "qwen3": ("qwen3", {"tie_word_embeddings": False, "head_dim": 128}),
     "gemma": ("gemma", GEMMA),
     "gemma2": ("gemma2", LOCAL),
@@ -58,3 +71,10 @@ def shape_folder(path: Path, name: str) -> Path:
 
 def loaded(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def written(folder: Path, kind: str, path: Path) -> Path:
+    model = loaded(folder)
+    words = read_vocabulary(folder, model.config.vocab_size)
+    write_gguf(path, model, FILE_TYPES[kind], words, About("tiny", "base", 512))
+    return path

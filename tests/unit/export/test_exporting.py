@@ -173,7 +173,7 @@ def test_refusals_come_before_anything_is_written(tmp_path, base, capsys, monkey
         ((str(base), "--to", "gguf", "--type", "q3_x"), "E430"),
         ((str(base), "--shard", "many"), "E430"),
         ((str(base), "--to", "gguff"), "E020"),
-        ((str(base), "--dtype", "int8"), "E020"),
+        ((str(base), "--dtype", "int5"), "E020"),
         ((str(base), "--to", "gguf-adapter"), "E438"),
     ):
         assert call("export", words[0], str(tmp_path / "out"), *words[1:]) in (2, 4)

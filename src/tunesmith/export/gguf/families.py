@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from gguf import GGUFWriter, RopeScalingType
+from gguf import GGUFWriter
 from transformers import PreTrainedConfig
 
 from tunesmith.errors import Fix, ModelError, Where
+from tunesmith.export.gguf.turning import head_width, main_rope, odd_turning, turned_width, write_scaling
 
 SILU, GELU = frozenset({"silu", "swish"}), frozenset({"gelu_pytorch_tanh"})
 KEEP = Fix("write the model folder that transformers, vLLM and SGLang read", command="tunesmith export MODEL OUT")
-LOCAL_THETA = 10_000.0  # of Gemma 3's local layers: fixed in the programs that read the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +80,7 @@ def oddities(config: Mapping[str, Any], family: Family) -> list[str]:
     activation = str(config.get("hidden_activation") or config.get("hidden_act"))
     if activation not in family.activation:
         found.append(f"activation {activation}; the format means {' or '.join(sorted(family.activation))}")
-    for name, rope in rope_sets(config).items():
-        kind = rope.get("rope_type", "default")
-        known = ("default", "longrope") if family.architecture == "phi3" else ("default", "linear", "llama3")
-        if kind not in known:
-            found.append(f"rotary embedding of type {kind} ({name}); known: {', '.join(known)}")
-    if family.architecture == "gemma3":
-        theta = rope_sets(config)["sliding_attention"]
-        if theta.get("rope_type") != "default" or theta.get("rope_theta") != LOCAL_THETA:
-            found.append(f"local layers turn with {theta}; the format means rope_theta {LOCAL_THETA:g}")
+    found += odd_turning(config, family.architecture)
     if family.tied_only and not config.get("tie_word_embeddings", True):
         found.append("a head of its own; the format means that of the embedding")
     if config.get("use_sliding_window"):
@@ -117,26 +107,6 @@ def odd_attention(config: Mapping[str, Any], family: Family) -> list[str]:
     return found
 
 
-def rope_sets(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rotary settings by the kind of layer they are for; `all` where there is one kind."""
-    found = dict(config.get("rope_parameters") or {})
-    return found if "full_attention" in found else {"all": found}
-
-
-def main_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    sets = rope_sets(config)
-    return sets.get("full_attention", sets.get("all", {}))
-
-
-def head_width(config: Mapping[str, Any]) -> int:
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-
-
-def turned_width(config: Mapping[str, Any]) -> int:
-    """How many numbers of a head are turned."""
-    return int(head_width(config) * main_rope(config).get("partial_rotary_factor", 1.0))
-
-
 def write_settings(writer: GGUFWriter, config: Mapping[str, Any], family: Family, context: int) -> None:
     """The keys of the architecture."""
     width = head_width(config)
@@ -159,46 +129,4 @@ def write_settings(writer: GGUFWriter, config: Mapping[str, Any], family: Family
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     if config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    write_scaling(writer, config, family)
-
-
-def write_scaling(writer: GGUFWriter, config: Mapping[str, Any], family: Family) -> None:
-    rope = main_rope(config)
-    if rope.get("rope_type") == "linear":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-    if family.architecture == "phi3":
-        writer.add_rope_scaling_orig_ctx_len(original_length(config))
-        if rope.get("rope_type") == "longrope":
-            writer.add_rope_scaling_attn_factors(long_factor(config))
-
-
-def original_length(config: Mapping[str, Any]) -> int:
-    named = main_rope(config).get("original_max_position_embeddings")
-    return named or config.get("original_max_position_embeddings") or config["max_position_embeddings"]
-
-
-def long_factor(config: Mapping[str, Any]) -> float:
-    """By what LongRoPE multiplies queries and keys (arXiv:2402.13753)."""
-    named = main_rope(config).get("attention_factor")
-    if named is not None:
-        return float(named)
-    original = original_length(config)
-    scale = config["max_position_embeddings"] / original
-    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-
-
-def rope_tensors(config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Divisors of the turning speeds, where some are slower than others."""
-    rope = main_rope(config)
-    if rope.get("rope_type") == "longrope":
-        pairs = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
-        return {name: torch.tensor(rope[key], dtype=torch.float32) for name, key in pairs.items()}
-    if rope.get("rope_type") != "llama3":
-        return {}
-    width = turned_width(config)
-    speed = rope["rope_theta"] ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-    turns = rope["original_max_position_embeddings"] * speed / (2 * math.pi)  # over the length of pretraining
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    share = ((turns - low) / (high - low)).clamp(0, 1)
-    return {"rope_freqs.weight": (1 / (share + (1 - share) / rope["factor"])).float()}
+    write_scaling(writer, config, family.architecture)

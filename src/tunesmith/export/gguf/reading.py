@@ -5,6 +5,7 @@ It shares nothing with the model that the file was made from, so a wrong key, na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.export.gguf.families import FAMILIES, LOCAL_THETA, Family
+from tunesmith.export.gguf.families import FAMILIES, Family
+from tunesmith.export.gguf.turning import BETAS, LOCAL_THETA
 from tunesmith.models.gguf_header import check_gguf
 
 
@@ -164,6 +166,11 @@ class Layer:
         slower = file.tensor("rope_factors_short.weight") if slower is None else slower
         angle = angle if slower is None else angle / slower
         factor = file.key("rope.scaling.attn_factor", 1.0)
+        if file.key("rope.scaling.type") == "yarn":
+            angle, factor = (
+                angle * self.slowed(width, theta),
+                factor * (1 + 0.1 * math.log(file.key("rope.scaling.factor"))),
+            )
         cos, sin = (angle.cos() * factor).float(), (angle.sin() * factor).float()
         turning, rest = x[..., :width], x[..., width:]
         if file.family.permuted:
@@ -171,6 +178,15 @@ class Layer:
             return torch.cat([torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2), rest], -1)
         a, b = turning.chunk(2, -1)
         return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)
+
+    def slowed(self, width: int, theta: float) -> Tensor:
+        """YaRN: pairs that turn often keep their speed, those that turn seldom lose it, between them by share."""
+        file = self.file
+        length, factor = file.key("rope.scaling.original_context_length"), file.key("rope.scaling.factor")
+        ends = [width * math.log(length / (beta * 2 * math.pi)) / (2 * math.log(theta)) for beta in BETAS.values()]
+        first, last = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]), width - 1)
+        seldom = ((torch.arange(width // 2).double() - first) / max(last - first, 0.001)).clamp(0, 1)
+        return seldom / factor + (1 - seldom)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         up = self.linear(x, "ffn_up")

@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from gguf import TokenType
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from tunesmith.export.gguf.vocabulary import SPLITS, WHOLE_WORDS
+
+UNKNOWN_COST = 10.0  # below the score of the worst piece
 
 
 def encode(fields: Mapping[str, Any], text: str) -> list[int]:
     """Ids of a plain text, without BOS and EOS."""
     if fields["tokenizer.ggml.model"] == "gpt2":
         return byte_encoder(fields).encode(text, add_special_tokens=False).ids
+    if fields["tokenizer.ggml.model"] == "t5":
+        return encode_by_sum(fields, text)
     return encode_by_score(fields, text)
 
 
@@ -54,3 +59,40 @@ def encode_by_score(fields: Mapping[str, Any], text: str) -> list[int]:
         at = known.get(piece)
         ids += [known[f"<0x{byte:02X}>"] for byte in piece.encode()] if at is None else [at]
     return ids
+
+
+def encode_by_sum(fields: Mapping[str, Any], text: str) -> list[int]:
+    """The pieces of the highest sum of scores; the unknown token, once, for characters that no piece holds."""
+    scores, unknown = fields["tokenizer.ggml.scores"], fields["tokenizer.ggml.unknown_token_id"]
+    usable = (TokenType.NORMAL, TokenType.USER_DEFINED)
+    kinds = fields["tokenizer.ggml.token_type"]
+    known = {token: at for at, token in enumerate(fields["tokenizer.ggml.tokens"]) if kinds[at] in usable}
+    worst = min(scores[at] for at in known.values()) - UNKNOWN_COST
+    led = spaced_text(fields, text)
+    longest = max(map(len, known))
+    best: list[tuple[float, int, int]] = [(0.0, 0, -1)]  # sum up to each place, where its last piece begins, its id
+    for end in range(1, len(led) + 1):
+        ways = [(best[end - 1][0] + worst, end - 1, unknown)]
+        for begin in range(max(0, end - longest), end):
+            at = known.get(led[begin:end])
+            if at is not None:
+                ways.append((best[begin][0] + scores[at], begin, at))
+        best.append(max(ways))
+    ids: list[int] = []
+    end = len(led)
+    while end:
+        _, end, at = best[end]
+        if at != unknown or ids[-1:] != [unknown]:
+            ids.append(at)
+    return ids[::-1]
+
+
+def spaced_text(fields: Mapping[str, Any], text: str) -> str:
+    """Characters replaced by the map, spaces as the file says."""
+    charsmap = fields.get("tokenizer.ggml.precompiled_charsmap")
+    if charsmap is not None:
+        text = normalizers.Precompiled(bytes(charsmap)).normalize_str(text)
+    if fields["tokenizer.ggml.remove_extra_whitespaces"]:
+        return "".join(f"▁{word}" for word in text.split(" ") if word)
+    lead = "▁" if fields["tokenizer.ggml.add_space_prefix"] and text else ""
+    return lead + text.replace(" ", "▁")

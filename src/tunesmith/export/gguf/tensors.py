@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.export.gguf.families import KEEP, Family, family_of, head_width, rope_tensors
+from tunesmith.export.gguf.families import KEEP, Family, family_of
+from tunesmith.export.gguf.mixtures import Layout
+from tunesmith.export.gguf.turning import head_width, rope_tensors
 from tunesmith.export.gguf.types import FileType, rounded, stored_type
 
 
@@ -47,13 +49,18 @@ def tensors_of(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, Te
 @torch.no_grad()
 def as_stored(model: PreTrainedModel, kind: FileType) -> PreTrainedModel:
     """A copy whose weights are rounded as the type rounds them: what a file of it has to answer."""
-    family, layers, tied = family_of(model.config), model.config.num_hidden_layers, is_tied(model)
-    names = names_of(family, layers)
+    family, layout = family_of(model.config), layout_of(model)
+    names = names_of(family, layout.layers)
     copy = deepcopy(model)
     for name, parameter in copy.named_parameters():
-        how = stored_type(gguf_name(names, name), tuple(parameter.shape), kind, layers, tied)
+        how = stored_type(gguf_name(names, name), tuple(parameter.shape), kind, layout)
         parameter.copy_(rounded(parameter, how))
     return copy
+
+
+def layout_of(model: PreTrainedModel) -> Layout:
+    config = model.config
+    return Layout(config.num_hidden_layers, config.num_attention_heads // config.num_key_value_heads, is_tied(model))
 
 
 def is_tied(model: PreTrainedModel) -> bool:

@@ -14,44 +14,88 @@ from torch import Tensor
 
 from tunesmith.errors import UsageError, Where, nearest
 from tunesmith.export.gguf.kquants import K_TYPES, quantize_k
+from tunesmith.export.gguf.mixtures import Layout, mixed
 
 CHUNK = 1 << 22  # numbers converted at a time
 
 
+# What a type loses of numbers that fall as a bell: squared error over squares. `test_types.py` measures them again.
+LOSSES: Mapping[Type, float] = {
+    Type.F32: 0.0,
+    Type.F16: 4.3e-8,
+    Type.BF16: 2.8e-6,
+    Type.Q8_0: 2.9e-5,
+    Type.Q6_K: 3.1e-4,
+    Type.Q5_K: 1.3e-3,
+    Type.Q5_1: 1.4e-3,
+    Type.Q5_0: 1.8e-3,
+    Type.Q4_K: 5.1e-3,
+    Type.Q4_1: 6.1e-3,
+    Type.Q4_0: 7.4e-3,
+    Type.Q3_K: 2.3e-2,
+    Type.Q2_K: 7.6e-2,
+}
+SENSITIVITY = 200.0  # nats per token that a loss of 1 would cost the smallest models in use, if it went on like that
+EXACT = 1e-5  # nats per token between two ways to compute the same in fp32
+COMPUTED = {Type.F16: 1e-3, Type.BF16: 3e-2}  # where what is computed is rounded too, not the weights alone
+MOST = 5.0  # beyond it a model says next to nothing of what it knew
+
+
 @dataclass(frozen=True, slots=True)
 class FileType:
-    """`usual` for matrices, `finer` for the head and, in a mixture, for the layers that suffer most.
+    """`usual` for matrices, finer for the head and, by the rules of the mixture of its name, for some of the layers.
 
-    `limit` is the largest mean KL divergence from the source, in nats per token: half as much again as the smallest
-    models in use lose by rounding. That the file holds the rounded weights and nothing else is checked apart from it.
+    That a file holds the rounded weights and nothing else is checked apart from the limit.
     """
 
     name: str
     mark: LlamaFileType
     usual: Type
-    finer: Type
-    limit: float
-    mixture: bool = False
+
+    @property
+    def head(self) -> Type:
+        return self.usual if self.usual in FINE else Type.Q6_K
+
+    @property
+    def limit(self) -> float:
+        """The largest mean KL divergence from the source, in nats per token.
+
+        The divergence grows with the square of the error of the weights, so one number gives the limits of all types.
+        """
+        least = COMPUTED.get(self.usual, EXACT)
+        return float(f"{min(max(SENSITIVITY * LOSSES[self.usual], least), MOST):.2g}")
 
 
+FINE = (Type.F32, Type.F16, Type.BF16, Type.Q8_0)
 FILE_TYPES: Mapping[str, FileType] = {
     kind.name: kind
     for kind in (
-        FileType("F32", LlamaFileType.ALL_F32, Type.F32, Type.F32, 1e-5),
-        FileType("F16", LlamaFileType.MOSTLY_F16, Type.F16, Type.F16, 1e-3),
-        FileType("BF16", LlamaFileType.MOSTLY_BF16, Type.BF16, Type.BF16, 3e-2),
-        FileType("Q8_0", LlamaFileType.MOSTLY_Q8_0, Type.Q8_0, Type.Q8_0, 3e-2),
-        FileType("Q6_K", LlamaFileType.MOSTLY_Q6_K, Type.Q6_K, Type.Q6_K, 6e-2),
-        FileType("Q5_K_M", LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K, Type.Q6_K, 0.3, mixture=True),
-        FileType("Q5_1", LlamaFileType.MOSTLY_Q5_1, Type.Q5_1, Type.Q6_K, 0.3),
-        FileType("Q5_0", LlamaFileType.MOSTLY_Q5_0, Type.Q5_0, Type.Q6_K, 0.3),
-        FileType("Q4_K_M", LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K, Type.Q6_K, 0.9, mixture=True),
-        FileType("Q4_1", LlamaFileType.MOSTLY_Q4_1, Type.Q4_1, Type.Q6_K, 0.9),
-        FileType("Q4_0", LlamaFileType.MOSTLY_Q4_0, Type.Q4_0, Type.Q6_K, 0.9),
+        FileType("F32", LlamaFileType.ALL_F32, Type.F32),
+        FileType("F16", LlamaFileType.MOSTLY_F16, Type.F16),
+        FileType("BF16", LlamaFileType.MOSTLY_BF16, Type.BF16),
+        FileType("Q8_0", LlamaFileType.MOSTLY_Q8_0, Type.Q8_0),
+        FileType("Q6_K", LlamaFileType.MOSTLY_Q6_K, Type.Q6_K),
+        FileType("Q5_K_M", LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K),
+        FileType("Q5_K_S", LlamaFileType.MOSTLY_Q5_K_S, Type.Q5_K),
+        FileType("Q5_1", LlamaFileType.MOSTLY_Q5_1, Type.Q5_1),
+        FileType("Q5_0", LlamaFileType.MOSTLY_Q5_0, Type.Q5_0),
+        FileType("Q4_K_M", LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K),
+        FileType("Q4_K_S", LlamaFileType.MOSTLY_Q4_K_S, Type.Q4_K),
+        FileType("Q4_1", LlamaFileType.MOSTLY_Q4_1, Type.Q4_1),
+        FileType("Q4_0", LlamaFileType.MOSTLY_Q4_0, Type.Q4_0),
+        FileType("Q3_K_L", LlamaFileType.MOSTLY_Q3_K_L, Type.Q3_K),
+        FileType("Q3_K_M", LlamaFileType.MOSTLY_Q3_K_M, Type.Q3_K),
+        FileType("Q3_K_S", LlamaFileType.MOSTLY_Q3_K_S, Type.Q3_K),
+        FileType("Q2_K", LlamaFileType.MOSTLY_Q2_K, Type.Q2_K),
     )
 }
-DELICATE = ("attn_v.weight", "ffn_down.weight")  # half of their layers are stored finer in a mixture
-COARSER = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}  # for rows not of 256 numbers
+COARSER = {  # for rows not of 256 numbers
+    Type.Q2_K: Type.Q4_0,
+    Type.Q3_K: Type.Q4_0,
+    Type.Q4_K: Type.Q5_0,
+    Type.Q5_K: Type.Q5_1,
+    Type.Q6_K: Type.Q8_0,
+}
 
 
 def file_type(name: str) -> FileType:
@@ -69,32 +113,17 @@ def file_type(name: str) -> FileType:
     return kind
 
 
-def stored_type(name: str, shape: tuple[int, ...], kind: FileType, layers: int, tied: bool) -> Type:
+def stored_type(name: str, shape: tuple[int, ...], kind: FileType, layout: Layout) -> Type:
     """What a tensor is stored as: vectors in F32, the head finer, rows that fill no block in a type that they fill."""
     if len(shape) < 2:
         return Type.F32
-    wanted = kind.usual
-    if (
-        name == "output.weight"
-        or (tied and name == "token_embd.weight")
-        or (
-            kind.mixture and name.endswith(("attn_v.weight", "ffn_down.weight")) and is_delicate(layer_of(name), layers)
-        )
-    ):
-        wanted = kind.finer
+    if name == "output.weight" or (layout.tied and name == "token_embd.weight"):
+        wanted = kind.head
+    else:
+        wanted = mixed(kind.name, kind.usual, name, layout)
     if shape[-1] % GGML_QUANT_SIZES[wanted][0]:
         wanted = COARSER.get(wanted, Type.F16)
     return Type.F16 if shape[-1] % GGML_QUANT_SIZES[wanted][0] else wanted
-
-
-def layer_of(name: str) -> int:
-    return int(name.split(".")[1])
-
-
-def is_delicate(layer: int, layers: int) -> bool:
-    """The first and last eighth, and every third between: the mixture that the readers of GGUF call M."""
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
 def byte_count(shape: tuple[int, ...], kind: Type) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,13 +36,17 @@ SPLITS: Mapping[str, Steps] = {  # what each name of a pre-tokenizer stands for
 }
 WHOLE_WORDS = {"llama-bpe": True, "dbrx": False, "tekken": True}  # a word that is a token is not merged up to it
 LOWEST = -1e4  # score of tokens that no merge gives
+SPACE, SPACES = "▁", {"Regex": " {2,}"}
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """`model` is gpt2 (merges over bytes) or llama (merges by score over characters, with bytes for the rest)."""
+    """`model` is gpt2 (merges over bytes), llama (merges by score over characters, with bytes for the rest) or t5.
 
-    model: Literal["gpt2", "llama"]
+    In t5 the pieces of the highest sum of scores are taken; `charsmap` replaces characters before.
+    """
+
+    model: Literal["gpt2", "llama", "t5"]
     pre: str
     tokens: list[str]
     kinds: list[TokenType]
@@ -51,6 +56,8 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     spaced: bool = False  # a space is put before the text
+    joined: bool = False  # several spaces count as one, those at the ends as none
+    charsmap: bytes = b""
     template: str | None = None
 
 
@@ -69,12 +76,18 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
         )
     data = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     model = data["model"]
-    if model.get("type") != "BPE":
-        raise no_form(folder, f"it is of type {model.get('type')}; BPE over bytes or characters has one")
-    tokens, kinds = listed(data, rows, byte_level=not model.get("byte_fallback"))
+    if model.get("type") not in ("BPE", "Unigram"):
+        raise no_form(folder, f"it is of type {model.get('type')}; BPE over bytes or characters and Unigram have one")
+    byte_level = model["type"] == "BPE" and not model.get("byte_fallback")
+    tokens, kinds = listed(data, rows, byte_level=byte_level)
     special, ends = special_ids(tokenizer), tokenizer.eos_id is not None and tokenizer.eos_id in tokenizer.end_ids
     begins = tokenizer.bos_id is not None and tokenizer.bos_id in tokenizer.start_ids
     template = template_of(tokenizer)
+    if model["type"] == "Unigram":
+        charsmap, spaced, joined = unigram_rules(data, folder)
+        scores = [score for _, score in model["vocab"]] + [LOWEST] * (rows - len(model["vocab"]))
+        return Vocabulary("t5", "default", tokens, kinds, special, begins, ends, scores=scores,
+                          spaced=spaced, joined=joined, charsmap=charsmap, template=template)  # fmt: skip
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model.get("byte_fallback"):
         scores = scores_of(model, tokens)
@@ -93,7 +106,9 @@ def no_form(folder: Path, why: str) -> ModelError:
 def listed(data: Mapping[str, Any], rows: int, *, byte_level: bool) -> tuple[list[str], list[TokenType]]:
     tokens = [f"[PAD{at}]" for at in range(rows)]
     kinds = [TokenType.UNUSED] * rows
-    for token, at in data["model"]["vocab"].items():
+    listing = data["model"]["vocab"]
+    places = listing if isinstance(listing, dict) else {token: at for at, (token, _) in enumerate(listing)}
+    for token, at in places.items():
         tokens[at], kinds[at] = token, TokenType.NORMAL
         if not byte_level and len(token) == 6 and token.startswith("<0x"):
             kinds[at] = TokenType.BYTE
@@ -101,9 +116,9 @@ def listed(data: Mapping[str, Any], rows: int, *, byte_level: bool) -> tuple[lis
         at, text = added["id"], added["content"]
         tokens[at] = text if byte_level else text.replace("▁", " ")
         kinds[at] = TokenType.CONTROL if added.get("special") else TokenType.USER_DEFINED
-    unknown = data["model"].get("unk_token")
-    if not byte_level and unknown in data["model"]["vocab"]:
-        kinds[data["model"]["vocab"][unknown]] = TokenType.UNKNOWN
+    unknown = places.get(data["model"].get("unk_token"), data["model"].get("unk_id"))
+    if not byte_level and unknown is not None:
+        kinds[unknown] = TokenType.UNKNOWN
     return tokens, kinds
 
 
@@ -168,14 +183,47 @@ def begins_with_space(data: Mapping[str, Any]) -> bool:
     return '"Prepend"' in written or '"prepend_scheme": "first"' in written or '"prepend_scheme": "always"' in written
 
 
+def unigram_rules(data: Mapping[str, Any], folder: Path) -> tuple[bytes, bool, bool]:
+    """The map of characters, whether a space is put in front, whether spaces are joined; E433 for other rules."""
+    model = data["model"]
+    if model.get("byte_fallback"):
+        raise no_form(folder, "Unigram with bytes for unknown characters; readers give the unknown token for those")
+    if model.get("unk_id") is None:
+        raise no_form(folder, "Unigram without an unknown token")
+    charsmap, joined, spaced = b"", False, False
+    for part in parts_of(data.get("normalizer"), "normalizers") + parts_of(data.get("pre_tokenizer"), "pretokenizers"):
+        kind = part["type"]
+        if kind == "Precompiled":
+            charsmap = base64.b64decode(part["precompiled_charsmap"] or "")
+        elif kind == "WhitespaceSplit" or (kind == "Replace" and part["pattern"] == SPACES and part["content"] == " "):
+            joined = True
+        elif kind == "Metaspace" and part.get("replacement", SPACE) == SPACE:
+            spaced = part.get("prepend_scheme", "always") != "never"
+        elif kind != "Strip":
+            raise no_form(folder, f"its texts are changed by {kind} before the search for pieces")
+    if joined and not spaced:
+        raise no_form(folder, "spaces are joined, but none is put before the text")
+    return charsmap, spaced, joined
+
+
+def parts_of(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
+    if part is None:
+        return []
+    return [each for inner in part[key] for each in parts_of(inner, key)] if part["type"] == "Sequence" else [part]
+
+
 def write_vocabulary(writer: GGUFWriter, words: Vocabulary) -> None:
     writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(words.tokens)
     writer.add_token_types(words.kinds)
-    if words.model == "llama":
+    if words.model != "gpt2":
         writer.add_token_scores(words.scores)
         writer.add_add_space_prefix(words.spaced)
+        if words.model == "t5":
+            writer.add_remove_extra_whitespaces(words.joined)
+        if words.charsmap:
+            writer.add_precompiled_charsmap(words.charsmap)
     else:
         writer.add_token_merges(words.merges)
     adders = {

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where
-from tunesmith.export.gguf.families import Family, family_of, head_width, write_settings
-from tunesmith.export.gguf.tensors import gguf_name, interleaved, is_tied, names_of, tensors_of
+from tunesmith.export.gguf.families import Family, family_of, write_settings
+from tunesmith.export.gguf.tensors import gguf_name, interleaved, layout_of, names_of, tensors_of
+from tunesmith.export.gguf.turning import head_width
 from tunesmith.export.gguf.types import FileType, byte_count, stored, stored_type
 from tunesmith.export.gguf.vocabulary import Vocabulary, write_vocabulary
 from tunesmith.models.adapter_folder import PREFIX
@@ -43,10 +44,11 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: FileType, words: Vocabu
     writer.add_file_type(kind.mark)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     write_vocabulary(writer, words)
+    layout = layout_of(model)
     planned: list[tuple[Tensor, GGMLQuantizationType]] = []
     for name, tensor in tensors_of(model, family):
         shape = tuple(tensor.shape)
-        how = stored_type(name, shape, kind, config["num_hidden_layers"], is_tied(model))
+        how = stored_type(name, shape, kind, layout)
         writer.add_tensor_info(name, list(shape), np.dtype(np.float32), byte_count(shape, how), raw_dtype=how)
         planned.append((tensor, how))
     writer.write_header_to_file()
