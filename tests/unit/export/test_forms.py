@@ -22,7 +22,7 @@ from tunesmith.models.load import load_model
 from tunesmith.models.save import save_weights
 from tunesmith.track.run_dir import RunDir
 
-ONNX = pytest.param(Wish("onnx"), "onnx", marks=NEEDS_ONNX, id="onnx")
+ONNX = pytest.param(Wish("onnx"), "onnx", marks=[NEEDS_ONNX, pytest.mark.nightly], id="onnx")
 ROUNDED = [pytest.param(Wish(dtype=each.values[0]), "transformers", marks=each.marks, id=each.values[0])  # pyright: ignore[reportArgumentType]
            for each in INSTALLED]  # fmt: skip
 

@@ -130,7 +130,16 @@ def test_tokenizer_and_template_come_back(folders, tmp_path) -> None:
         ("olmo2", {"attention_bias": True}, "attention_bias"),
         ("llama", {"rope_parameters": {**YARN, "beta_slow": 2.0}}, "beta_slow 2; the format means 1"),
         ("qwen2", {"rope_parameters": {**YARN, "truncate": False}}, "truncate: false"),
-        ("phi3", {"rope_parameters": YARN}, "rotary embedding of type yarn"),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "full_attention": YARN,
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                }
+            },
+            "rotary embedding of type yarn",
+        ),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},

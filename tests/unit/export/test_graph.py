@@ -42,6 +42,7 @@ def test_steps_through_a_cache_of_tensors(tmp_path, name) -> None:
 
 
 @NEEDS_ONNX
+@pytest.mark.timeout(900)
 def test_export_in_both_types(tmp_path) -> None:
     folder = tiny_model_folder(tmp_path / "model", tie_word_embeddings=True, initializer_range=0.1)
     report = export(str(folder), tmp_path / "out", Wish("onnx"))
