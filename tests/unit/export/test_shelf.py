@@ -99,13 +99,13 @@ def test_chat_goes_from_one_to_another(names, base, tmp_path, capsys, monkeypatc
     assert call("chat", names[0], strong, "--prompt", "Hello", *words) == 0
     assert capsys.readouterr().out == "".join(f"{name}: {text}" for name, text in said.items())
     assert said[names[0]] != said[strong]
-    typed = f"Hello\n/reset\n/use {strong}\nHello\n/reset\n/use {names[0]}\nHello\n/exit\n"
+    typed = f"Hello\n/clear\n/use {strong}\nHello\n/clear\n/use {names[0]}\nHello\n/bye\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    assert call("chat", names[0], strong, *words) == 0
+    assert call("chat", names[0], *words) == 0
     assert capsys.readouterr().out == said[names[0]] + said[strong] + said[names[0]]
     monkeypatch.setattr(sys, "stdin", io.StringIO("/use nobody\n"))
-    assert call("chat", names[0], *words) == 2
-    assert "E368" in capsys.readouterr().err
+    assert call("chat", names[0], *words) == 4
+    assert "E086" in capsys.readouterr().err
 
 
 def test_a_duel_loads_the_base_once(names, tmp_path, loads, capsys):
