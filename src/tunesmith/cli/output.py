@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith import __version__
 from tunesmith.errors import Diagnostic, TunesmithError
 from tunesmith.paths import home
+from tunesmith.redaction import redacted, redacted_tree
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -74,7 +75,7 @@ def show(diagnostic: Diagnostic) -> None:
 def fail(error: TunesmithError, *, as_json: bool = False) -> int:
     """Show every diagnostic of the error and return its exit code."""
     if as_json:
-        first, *others = (diagnostic.to_json() for diagnostic in error.diagnostics)
+        first, *others = (redacted_tree(diagnostic.to_json()) for diagnostic in error.diagnostics)
         emit_json({"error": first, "others": others})
     else:
         for diagnostic in error.diagnostics:
@@ -84,7 +85,8 @@ def fail(error: TunesmithError, *, as_json: bool = False) -> int:
 
 def crash(error: BaseException, *, as_json: bool = False, folder: Path | None = None) -> int:
     """Write the traceback of a bug of ours to a file under `folder` and say so in one diagnostic; exit code 1."""
-    text = f"tunesmith {__version__}\nargv {sys.argv}\n\n" + "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(error))
+    text = redacted(f"tunesmith {__version__}\nargv {sys.argv}\n\n{trace}")
     name = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}.txt"
     path = (folder or home() / "crash") / name
     try:
@@ -93,7 +95,9 @@ def crash(error: BaseException, *, as_json: bool = False, folder: Path | None = 
     except OSError:
         path = Path(tempfile.mkdtemp(prefix="tunesmith-crash-")) / name
         path.write_text(text, encoding="utf-8")
-    message = f"Tunesmith met a bug of its own: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    message = (
+        f"Tunesmith met a bug of its own: {type(error).__name__}: {redacted(str(error)).partition(chr(10))[0][:200]}"
+    )
     bug = TunesmithError("E029", message, evidence=[f"traceback: {path}"], fixes=["report it with that file"])
     return fail(bug, as_json=as_json)
 
@@ -102,7 +106,7 @@ def _painted(diagnostic: Diagnostic) -> Text:
     """`Diagnostic.__str__` with colours: the same characters, so that a log and a terminal agree."""
     from rich.text import Text
 
-    text = Text(str(diagnostic))
+    text = Text(redacted(str(diagnostic)))
     text.highlight_regex(r"^(error|warning|info)\[[EW]\d+\]", _STYLES[diagnostic.level])
     text.highlight_regex(r"^  --> .*$", "cyan")
     text.highlight_regex(r"^   \|", "blue")

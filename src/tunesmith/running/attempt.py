@@ -10,6 +10,7 @@ from typing import TypeVar
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import TunesmithError
 from tunesmith.recipe import Recipe
+from tunesmith.redaction import redacted_tree
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.status import State
 from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
@@ -52,4 +53,4 @@ def attempt(
 
 
 def begin_tracking(recipe: Recipe, run: RunDir) -> Tracking:
-    return open_tracker(run, recipe.run.report_to, run.next_attempt(), recipe.model_dump(mode="json"))
+    return open_tracker(run, recipe.run.report_to, run.next_attempt(), redacted_tree(recipe.model_dump(mode="json")))

@@ -8,6 +8,7 @@ from tunesmith.models.content import content_hash
 from tunesmith.models.locate import locate
 from tunesmith.models.stack import stacked_hash
 from tunesmith.recipe import Recipe, with_absolute_paths
+from tunesmith.redaction import redacted_tree
 from tunesmith.running.inputs import Inputs
 from tunesmith.track.run_dir import RunDir
 from tunesmith.train.position import check_same, without
@@ -47,7 +48,7 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         if not key.startswith(FREE_TO_CHANGE) and key not in HASHED
     }
     return {
-        **flat,
+        **redacted_tree(flat),
         DATA_HASH: inputs.train.key,
         "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
         "general data hash": None if inputs.general is None else inputs.general.key,

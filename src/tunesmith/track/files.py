@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import BadInput, Fix, MachineError, Where
+from tunesmith.redaction import redacted
 
 PLAIN = {
     errno.ENOSPC: "the disk is full",
@@ -40,11 +41,14 @@ def disk_error(error: OSError, path: Path) -> MachineError:
 
 
 def replace_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write the whole file in one go: readers see the old text or the new one, never a part. One writer per file."""
+    """Write the whole file in one go: readers see the old text or the new one, never a part. One writer per file.
+
+    Secrets in the text are covered.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(redacted(text))
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

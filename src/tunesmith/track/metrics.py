@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.faults import fault
+from tunesmith.redaction import redacted
 from tunesmith.track.files import disk_error, to_json
 
 
@@ -25,11 +26,11 @@ class JsonLines:
 
     def write(self, row: Mapping[str, Any], step: int | None = None) -> None:
         """Append one row; MachineError E194 when the disk refuses. Non-finite numbers are written as words."""
-        self._append(to_json(row), step)
+        self._append(redacted(to_json(row)), step)
 
     def write_text(self, line: str) -> None:
         """Append a line of plain text, for the log."""
-        self._append(line.replace("\n", "\n    "), None)
+        self._append(redacted(line).replace("\n", "\n    "), None)
 
     def _append(self, text: str, step: int | None) -> None:
         line = text.encode("utf-8", errors="replace") + b"\n"

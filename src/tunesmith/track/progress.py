@@ -15,6 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.redaction import redacted
 from tunesmith.track.status import Pace
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -110,7 +111,7 @@ class LineProgress:
         self.message("  ".join(parts))
 
     def message(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(redacted(text)), soft_wrap=True)
 
 
 class PanelProgress:
@@ -151,7 +152,7 @@ class PanelProgress:
             self._losses.append(values["train/loss"])
 
     def message(self, text: str) -> None:
-        self._live.console.print(Text(text), soft_wrap=True)
+        self._live.console.print(Text(redacted(text)), soft_wrap=True)
 
     def _render(self) -> RenderableType:
         lines: list[RenderableType] = []
