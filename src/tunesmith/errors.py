@@ -160,6 +160,26 @@ class Interrupted(TunesmithError):
     exit_code = 130
 
 
+def restored(exit_code: int, diagnostics: Iterable[dict[str, Any]]) -> TunesmithError:
+    """The error that another process told as its exit code and `Diagnostic.to_json` of each diagnostic."""
+    first, *others = (_diagnostic(told) for told in diagnostics)
+    error = kind_of(exit_code)(first.code, first.message, others=others)
+    error.diagnostic = first
+    error.args = (str(first),)
+    return error
+
+
+def kind_of(exit_code: int) -> type[TunesmithError]:
+    """The class of errors with this exit code; the root for a code of none."""
+    return next((kind for kind in TunesmithError.__subclasses__() if kind.exit_code == exit_code), TunesmithError)
+
+
+def _diagnostic(told: dict[str, Any]) -> Diagnostic:
+    where = None if told["where"] is None else Where(**told["where"])
+    fixes = tuple(Fix(**fix) for fix in told["fixes"])
+    return Diagnostic(told["code"], told["message"], told["level"], where, tuple(told["evidence"]), fixes)
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like `word`, or None when nothing is close."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

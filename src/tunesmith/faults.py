@@ -2,7 +2,7 @@
 
 `TUNESMITH_FAULT="ckpt.after_rename@step=12:kill; ckpt.mid_write@file=state.json:errno:ENOSPC"` arms two faults.
 Each is a point (or `*`), conditions and an action.
-Conditions: `step=N`, `file=NAME`, `hit=N` (the Nth time that the rest matches).
+Conditions: `step=N`, `file=NAME`, `rank=N`, `hit=N` (the Nth time that the rest matches).
 Actions: `kill` `stop` `raise` `errno:NAME` `delay:MS` `trace:FILE` (append point, step and file name to FILE)
 `flip[:NAME]` (change one bit of the file at hand, or of NAME in the folder at hand).
 """
@@ -13,7 +13,7 @@ import errno
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunesmith.errors import Fix, UsageError, nearest
@@ -63,7 +63,7 @@ POINTS = (
 )
 
 ACTIONS = ("kill", "stop", "raise", "errno", "delay", "flip", "trace")
-CONDITIONS = ("step", "file", "hit")
+CONDITIONS = ("step", "file", "rank", "hit")
 ERRORS = {name: number for number, name in errno.errorcode.items()}
 
 
@@ -78,6 +78,7 @@ class _Fault:
     argument: str = ""
     step: int | None = None
     file: str | None = None
+    rank: int | None = None
     hit: int | None = None
     hits: int = field(default=0, repr=False)
 
@@ -85,6 +86,8 @@ class _Fault:
         if self.point not in ("*", point) or self.step not in (None, step):
             return False
         if self.file is not None and (path is None or path.name != self.file):
+            return False
+        if self.rank not in (None, int(os.environ.get("RANK", "0"))):
             return False
         self.hits += 1
         return self.hit in (None, self.hits)
@@ -134,7 +137,7 @@ def _parse(text: str) -> _Fault:
         if name == "file":
             parsed.file = value
         elif name in CONDITIONS and value.isdecimal():
-            parsed.step, parsed.hit = (int(value), parsed.hit) if name == "step" else (parsed.step, int(value))
+            parsed = replace(parsed, **{name: int(value)})
         else:
             raise _refusal(text, f"{condition!r} is no condition", nearest(name, CONDITIONS), ("step=12", "hit=2"))
     return parsed

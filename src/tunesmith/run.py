@@ -23,6 +23,7 @@ from tunesmith.models.reference import Computed
 from tunesmith.models.save import save_weights
 from tunesmith.models.stack import find_stack
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
+from tunesmith.running.agreement import compare
 from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
 from tunesmith.running.identity import DATA_HASH, check_identity, identity
@@ -95,13 +96,14 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
         display.message(warning)
         tracker.text(warning)
         tracker.event("warning", {"message": warning})
+    about = identity(recipe, inputs)
+    compare(mesh, about)
     ignore = (DATA_HASH,) if around.accept_data_change else ()
     if mesh.is_first and run.run_file.exists():
         check_identity(run, recipe, inputs, ignore)
     elif mesh.is_first:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
-    about = identity(recipe, inputs)
     recipe = sized(recipe, inputs, mesh)
     with closing(build_loop(recipe, inputs, around, about)) as loop:
         tell_layers(recipe, loop.parts.model, around)

@@ -81,7 +81,7 @@ def context_of(objective: Objective, scores: Scores, one: Batch) -> Context:
 
 @every_objective
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_microbatches_change_neither_loss_nor_gradient(objective, kind, cut):
+def test_x11_microbatches_change_neither_loss_nor_gradient(objective, kind, cut):
     made = given(objective, kind)
     together = step(objective, [batch(objective, made)], MEMORY)
     apart = step(objective, [batch(objective, made[i : i + cut]) for i in range(0, 6, cut)], MEMORY)

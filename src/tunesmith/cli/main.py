@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from tunesmith import __version__
 from tunesmith.cli.output import crash, fail
+from tunesmith.distributed.launched import launch_folder
 from tunesmith.errors import TunesmithError, UsageError, Where
 
 GROUPS = (
@@ -119,7 +121,16 @@ def run(argv: list[str] | None = None) -> None:
         code = 130
     except Exception as error:
         code = crash(error, as_json=as_json)
-    sys.exit(code if isinstance(code, int) else 0)
+    leave(code if isinstance(code, int) else 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; a rank does not wait for the threads of a library that still talks to the others."""
+    if launch_folder() is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _usage(error: typer.TyperException) -> UsageError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import __version__
+from tunesmith.distributed.launched import leave_word
 from tunesmith.errors import Diagnostic, TunesmithError
 from tunesmith.paths import home
 from tunesmith.redaction import redacted, redacted_tree
@@ -73,7 +74,9 @@ def show(diagnostic: Diagnostic) -> None:
 
 
 def fail(error: TunesmithError, *, as_json: bool = False) -> int:
-    """Show every diagnostic of the error and return its exit code."""
+    """Show every diagnostic of the error and return its exit code; a rank hands them to our launcher instead."""
+    if leave_word(error.exit_code, error.diagnostics):
+        return error.exit_code
     if as_json:
         first, *others = (redacted_tree(diagnostic.to_json()) for diagnostic in error.diagnostics)
         emit_json({"error": first, "others": others})

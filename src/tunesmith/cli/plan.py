@@ -23,11 +23,11 @@ def plan(recipe: RecipeName, overrides: Overrides = None, as_json: AsJson = Fals
     words = " ".join([recipe, *(overrides or ())])
     with fetching() as progress:
         if loaded.recipe.online is None:
-            made = make_plan(loaded.recipe, file=words, progress=progress)
+            made = make_plan(loaded.recipe, ranks=loaded.recipe.run.ranks, file=words, progress=progress)
         else:
             from tunesmith.iterate.planning import plan_any  # loads transformers
 
-            made = plan_any(loaded.recipe, file=words, progress=progress)
+            made = plan_any(loaded.recipe, ranks=loaded.recipe.run.ranks, file=words, progress=progress)
     if as_json:
         emit_json(made.to_json())
     else:

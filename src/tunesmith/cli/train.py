@@ -14,7 +14,8 @@ from tunesmith.cli.options import AsJson, Overrides, RecipeName
 if TYPE_CHECKING:
     from tunesmith.distributed.mesh import Mesh
     from tunesmith.iterate.record import OnlineResult
-    from tunesmith.recipe import Loaded
+    from tunesmith.plan import Plan
+    from tunesmith.recipe import Loaded, Recipe
     from tunesmith.run import RunResult
     from tunesmith.track.run_dir import RunDir
 
@@ -31,6 +32,7 @@ EVERYDAY = {
     "max_length": "data.max_length",
     "seed": "train.seed",
     "out": "run.name",
+    "ranks": "run.ranks",
 }
 
 
@@ -65,6 +67,7 @@ def train(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run although the plan says that it does not fit.")] = False,
     accept_data_change: AcceptData = False,
+    ranks: Annotated[int | None, typer.Option(help="Processes that train together on this machine.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the plan, then train."""
@@ -77,6 +80,7 @@ def train(
         "max_length": max_length,
         "seed": seed,
         "out": out,
+        "ranks": ranks,
     }
     flags = [f"{EVERYDAY[name]}={value}" for name, value in everyday.items() if value is not None]
     start(recipe, [*flags, *(overrides or [])], Start(resume, yes, force, accept_data_change), as_json)
@@ -85,14 +89,20 @@ def train(
 def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
     from tunesmith.cli.forgetting import after_training
     from tunesmith.cli.output import console, emit_json, show
+    from tunesmith.cli.ranks import wants_launch
     from tunesmith.cli.runs_report import next_commands
     from tunesmith.distributed.mesh import join_world
     from tunesmith.recipe import load_recipe
+    from tunesmith.running.agreement import agree_on_start
     from tunesmith.track.index import summarise
     from tunesmith.track.run_dir import RunDir
 
     loaded = load_recipe(name, overrides)
+    if wants_launch(loaded.recipe):
+        start_ranks(loaded, name, overrides, how, as_json)
+        return
     mesh = join_world()
+    agree_on_start(loaded.recipe, mesh)
     if mesh.is_first:
         for warning in loaded.warnings:
             show(warning)
@@ -117,10 +127,41 @@ def start(name: str, overrides: list[str], how: Start, as_json: bool) -> None:
         console().print(f"  {line}")
 
 
+def start_ranks(loaded: Loaded, name: str, overrides: list[str], how: Start, as_json: bool) -> None:
+    """Plan and ask once for all ranks, then start them and see them to their end."""
+    from tunesmith.cli.output import fetching, show
+    from tunesmith.cli.ranks import Words, check_devices, lead
+    from tunesmith.iterate.planning import plan_any
+
+    for warning in loaded.warnings:
+        show(warning)
+    check_devices(loaded.recipe)
+    with fetching() as progress:
+        plan = plan_any(loaded.recipe, ranks=loaded.recipe.run.ranks, file=name, progress=progress)
+    show_plan(loaded.recipe, plan)
+    plan.check(force=how.force)
+    if not (how.yes or agreed()):
+        return
+    flags = ["--accept-data-change"] * how.accept_data_change + ["--json"] * as_json
+    run = run_to_resume(loaded, how.resume)
+    lead(loaded.recipe, Words(name, overrides, flags), run, as_json=as_json)
+
+
+def show_plan(recipe: Recipe, plan: Plan) -> None:
+    from tunesmith.cli.output import console, show
+    from tunesmith.cli.plan_view import plan_view
+
+    console().print(plan_view(plan))
+    if recipe.online is not None:
+        console().print(recipe.online.note)
+    for problem in plan.problems:
+        show(problem)
+
+
 def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult | OnlineResult | None:
     """Plan, ask, make or open the run directory, execute; None when the answer was no."""
-    from tunesmith.cli.output import console, fetching, show
-    from tunesmith.cli.plan_view import plan_view
+    from tunesmith.cli.output import fetching, show
+    from tunesmith.distributed.launched import launch_folder, name_run
     from tunesmith.iterate.loop import iterate
     from tunesmith.iterate.planning import plan_any
     from tunesmith.plan import record_actual
@@ -129,17 +170,15 @@ def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult |
 
     with fetching() as progress:
         plan = mesh.first_then_others(lambda: plan_any(loaded.recipe, ranks=mesh.world, file=name, progress=progress))
-    if mesh.is_first:
-        console().print(plan_view(plan))
-        if loaded.recipe.online is not None:
-            console().print(loaded.recipe.online.note)
-        for problem in plan.problems:
-            show(problem)
+    if mesh.is_first and launch_folder() is None:  # our launcher has shown it
+        show_plan(loaded.recipe, plan)
         plan.check(force=how.force)
     if not mesh.all_agree(not mesh.is_first or how.yes or agreed()):
         return None
     old = run_to_resume(loaded, how.resume)
     run = open_run(loaded, old, mesh)
+    if mesh.is_first:
+        name_run(run.path)
     with make_progress(quiet=not mesh.is_first) as display:
         accept = how.accept_data_change
         carry_out = execute if loaded.recipe.online is None else iterate

@@ -67,6 +67,16 @@ class RunConfig(Config):
     report_to: tuple[Literal["wandb", "trackio", "mlflow", "tensorboard", "none"], ...] = Field(
         default=("tensorboard",), description="Who gets the metrics besides the run's own files."
     )
+    ranks: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="Processes of this machine that train together, each on a share of every step."
+    )
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=1, description="How often several ranks start again from the newest checkpoint when one fails."
+    )
+    hang_seconds: Annotated[float, Field(gt=0, le=86400)] | None = Field(
+        default=None,
+        description="Seconds without progress of any rank that count as a hang; empty: 5 median steps, at least 60.",
+    )
 
 
 class Recipe(Config):

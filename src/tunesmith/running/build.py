@@ -22,6 +22,7 @@ from tunesmith.data.prepared import Prepared
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import Diagnostic
 from tunesmith.models.adapters import trainable
 from tunesmith.models.base_products import use_products
 from tunesmith.models.checkpointing import checkpoint_layers
@@ -68,6 +69,13 @@ class Context:
     plan: dict[str, Any] | None
     accept_data_change: bool
 
+    def warn(self, diagnostic: Diagnostic) -> None:
+        """Tell the user while the run goes on, and keep it."""
+        if self.mesh.is_first:
+            self.display.message(str(diagnostic))
+            self.tracker.text(str(diagnostic))
+            self.tracker.event("warning", diagnostic.to_json())
+
 
 def build_loop(recipe: Recipe, inputs: Inputs, around: Context, about: dict[str, Any]) -> Loop:
     """`about` is what a checkpoint says of the run, for a resume to find unchanged."""
@@ -109,6 +117,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context, about: dict[str,
         evaluate=None if held_out is None else lambda memory: evaluation_loss(model, held_out, objectives, memory),
         measure_general=general_loss(recipe, inputs, model, mesh),
         show_samples=fixed_prompts(recipe, model, inputs.tokenizer, tracker) if mesh.is_first else None,
+        warn=around.warn,
         pull=make_pull(recipe, model, optimizer),
         about=about,
     )

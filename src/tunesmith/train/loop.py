@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.errors import CheckpointError
+from tunesmith.distributed.stragglers import Stragglers
+from tunesmith.errors import CheckpointError, Diagnostic
 from tunesmith.faults import fault
 from tunesmith.objectives import Objective
 from tunesmith.track.clock import phase
@@ -63,6 +64,7 @@ class Parts:
     measure_general: Callable[[], float] | None = None  # the loss on held-out data of what must not be forgotten
     show_samples: Callable[[int], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
+    warn: Callable[[Diagnostic], object] = str  # told of what the user should know
     pull: Pull | None = None
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
 
@@ -86,6 +88,7 @@ class Loop:
         self.clipper = make_clipper(parts.settings)
         self.amounts = Amount(), Amount()  # of the last step on this rank: passes with gradient, passes without
         self.extra: dict[str, float] = {}  # figures of the last update, besides those of every step
+        self.stragglers = Stragglers()
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
@@ -129,7 +132,8 @@ class Loop:
 
     def step(self) -> None:
         parts, position = self.parts, self.position
-        started = time.monotonic()
+        parts.mesh.heart.begin(position.step + 1)
+        started, waiting = time.monotonic(), parts.mesh.heart.waited
         with phase("waiting for data"):
             microbatches = parts.source.next_step()
         waited = time.monotonic() - started
@@ -163,8 +167,10 @@ class Loop:
         took = time.monotonic() - started
         position.seconds += took
         self.account(result, verdict)
-        utilisation = self.flops(microbatches) / (took * parts.work.peak * parts.mesh.world)
+        own = took - (parts.mesh.heart.waited - waiting)
+        utilisation = self.flops(microbatches, own) / (took * parts.work.peak * parts.mesh.world)
         self.report(result, verdict, rate, Timing(took, waited, utilisation))
+        parts.mesh.heart.end()
         if verdict.action == "stop":
             raise verdict.error(self.last_checkpoint())
 
@@ -248,15 +254,21 @@ class Loop:
         if parts.on_step is not None:
             parts.on_step(position.step, parts.total, values)
 
-    def flops(self, microbatches: Sequence[Batch]) -> float:
-        """Model FLOP of the step's passes over all ranks; what the backward pass computes again does not count."""
+    def flops(self, microbatches: Sequence[Batch], own_seconds: float) -> float:
+        """Model FLOP of the step's passes over all ranks, without what the backward pass computes again.
+
+        In the same message every rank tells how long it worked by itself; one that holds up the others is warned of.
+        """
         parts, forward = self.parts, Amount()
         if any(objective.looks_ahead for objective in parts.objectives):
             forward = amount_of(batch if batch.mismatched is None else batch.mismatched for batch in microbatches)
         forward.include(parts.streams.amount)
         parts.streams.amount.clear()
         self.amounts = amount_of(microbatches), forward
-        return parts.mesh.sum([parts.work.flops(*self.amounts)])[0]
+        done, *seconds = parts.mesh.sum([parts.work.flops(*self.amounts), *parts.mesh.only_mine(own_seconds)])
+        if (late := self.stragglers.note(seconds)) is not None:
+            parts.warn(late)
+        return done
 
     @phase("evaluation")
     def evaluate(self) -> None:

@@ -103,7 +103,7 @@ def test_resume_continues_with_the_same_batches_in_epoch_two(tmp_path, tokens):
 
 
 @pytest.mark.parametrize("world", [2, 4, 9])
-def test_ranks_share_each_step_without_loss_or_overlap(tmp_path, world):
+def test_x09_ranks_share_each_step_without_loss_or_overlap(tmp_path, world):
     store = prepared(tmp_path)
     alone = source(store)
     ranks = [source(store, share=(rank, world)) for rank in range(world)]
