@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test check nightly torture bench clean
+.PHONY: help quickstart test check nightly torture wheel bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -37,6 +37,11 @@ torture: $(READY) ## break everything on purpose, then write docs/reference/reli
 	@rm -f $(EVIDENCE)
 	@TUNESMITH_EVIDENCE=$(CURDIR)/$(EVIDENCE) $(BIN)/python -m pytest -n 2 --dist worksteal -m 'row and not gpu' --timeout 1800 tests
 	@$(BIN)/python -m tests.torture_report $(EVIDENCE)
+
+wheel: $(READY) ## build the committed sources into dist/, the same bytes every time, without a network
+	@rm -rf build/wheel && mkdir -p build/wheel dist
+	@git archive HEAD | tar -xp -C build/wheel
+	@cd build/wheel && SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CURDIR)/$(BIN)/python -c 'import setuptools.build_meta as made; print(made.build_wheel("$(CURDIR)/dist"))'
 
 BENCH := env -u OMP_NUM_THREADS $(BIN)/python benchmarks
 bench: $(READY) ## every table of docs/reference/benchmarks.md, hours; make bench DATA=FILE PAIRS=FILE FLAGS=...

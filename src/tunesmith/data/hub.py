@@ -36,12 +36,13 @@ def hub_revision(path: str) -> str:
 
 
 def read_hub(path: str, tally: Tally) -> Iterator[Record]:
-    """The rows of a hub data set as records; `line` counts rows from 1. Code in the data set is never run."""
+    """The rows of a hub data set, at the commit of now, as records; `line` counts rows from 1. No code in it is run."""
     name, split = hub_name(path)
     datasets = _datasets(path)
     tally.start_file()
+    commit = hub_revision(path)
     try:
-        for row, value in enumerate(datasets.load_dataset(name, split=split, streaming=True), 1):
+        for row, value in enumerate(datasets.load_dataset(name, split=split, streaming=True, revision=commit), 1):
             tally.records += 1
             yield Record(dict(value), path, row)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
