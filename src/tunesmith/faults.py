@@ -2,8 +2,10 @@
 
 `TUNESMITH_FAULT="ckpt.after_rename@step=12:kill; ckpt.mid_write@file=state.json:errno:ENOSPC"` arms two faults.
 Each is a point (or `*`), conditions and an action.
-Conditions: `step=N`, `file=NAME`, `rank=N`, `hit=N` (the Nth time that the rest matches).
-Actions: `kill` `stop` `raise` `errno:NAME` `delay:MS` `trace:FILE` (append point, step and file name to FILE)
+Conditions: `step=N`, `file=NAME`, `rank=N`, `above=N` (tokens of a microbatch),
+`hit=N` (the Nth time that the rest matches).
+Actions: `kill` `stop` `raise` `memory` `errno:NAME` `delay:MS` `become:NUMBER` (of a figure)
+`trace:FILE` (append point, step and file name to FILE)
 `flip[:NAME]` (change one bit of the file at hand, or of NAME in the folder at hand).
 """
 
@@ -22,6 +24,9 @@ VARIABLE = "TUNESMITH_FAULT"
 
 POINTS = (
     "train.step",
+    "train.loss",
+    "train.grad_norm",
+    "train.backward",
     "log.before_write",
     "log.after_write",
     "log.before_flush",
@@ -62,8 +67,9 @@ POINTS = (
     "online.after_round",
 )
 
-ACTIONS = ("kill", "stop", "raise", "errno", "delay", "flip", "trace")
-CONDITIONS = ("step", "file", "rank", "hit")
+FIGURES = ("train.loss", "train.grad_norm")  # passed with a number, which a fault may change
+ACTIONS = ("become", "kill", "stop", "raise", "memory", "errno", "delay", "flip", "trace")
+CONDITIONS = ("step", "file", "rank", "above", "hit")
 ERRORS = {name: number for number, name in errno.errorcode.items()}
 
 
@@ -79,15 +85,18 @@ class _Fault:
     step: int | None = None
     file: str | None = None
     rank: int | None = None
+    above: int | None = None
     hit: int | None = None
     hits: int = field(default=0, repr=False)
 
-    def matches(self, point: str, step: int | None, path: Path | None) -> bool:
+    def matches(self, point: str, step: int | None, path: Path | None, tokens: int) -> bool:
         if self.point not in ("*", point) or self.step not in (None, step):
             return False
         if self.file is not None and (path is None or path.name != self.file):
             return False
         if self.rank not in (None, int(os.environ.get("RANK", "0"))):
+            return False
+        if self.above is not None and tokens <= self.above:
             return False
         self.hits += 1
         return self.hit in (None, self.hits)
@@ -96,18 +105,29 @@ class _Fault:
 _armed: tuple[_Fault, ...] | None = None
 
 
-def fault(point: str, step: int | None = None, path: Path | None = None) -> None:
+def fault(point: str, step: int | None = None, path: Path | None = None, tokens: int = 0) -> None:
     """Pass the failpoint `point`; does nothing unless `TUNESMITH_FAULT` names it.
 
     `path` is the file being written (or the folder at hand), for the condition `file` and the action `flip`.
     """
     if _armed == ():
         return
+    _pass(point, step, path, tokens)
+
+
+def _pass(point: str, step: int | None, path: Path | None, tokens: int) -> None:
     if _armed is None:
         arm(os.environ.get(VARIABLE, ""))
     for each in _armed or ():
-        if each.matches(point, step, path):
+        if each.action != "become" and each.matches(point, step, path, tokens):
             _act(each, point, step, path)
+
+
+def altered(figure: str, value: float, step: int) -> float:
+    """The value of a figure, or what an armed fault makes of it."""
+    _pass(figure, step, None, 0)
+    found = [each for each in _armed or () if each.action == "become" and each.matches(figure, step, None, 0)]
+    return float(found[-1].argument) if found else value
 
 
 def arm(text: str) -> None:
@@ -129,6 +149,8 @@ def _parse(text: str) -> _Fault:
         raise _refusal(text, f"there is no errno {argument!r}", nearest(argument, ERRORS), ("ENOSPC", "EIO"))
     if action == "delay" and not argument.isdecimal():
         raise _refusal(text, f"a delay is a number of milliseconds, not {argument!r}", None, ("delay:100",))
+    if action == "become" and (point not in FIGURES or not _is_number(argument)):
+        raise _refusal(text, f"{point}:become:{argument} is no figure with a number", None, ("train.loss:become:nan",))
     if action == "trace" and not argument:
         raise _refusal(text, "trace needs a file", None, ("trace:/tmp/points.txt",))
     parsed = _Fault(point, action, argument)
@@ -141,6 +163,14 @@ def _parse(text: str) -> _Fault:
         else:
             raise _refusal(text, f"{condition!r} is no condition", nearest(name, CONDITIONS), ("step=12", "hit=2"))
     return parsed
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _refusal(text: str, message: str, near: str | None, known: tuple[str, ...]) -> UsageError:
@@ -157,6 +187,8 @@ def _act(armed: _Fault, point: str, step: int | None, path: Path | None) -> None
             os.kill(os.getpid(), signal.SIGSTOP)
         case "raise":
             raise InjectedFault(f"{point} at step {step}")
+        case "memory":
+            raise MemoryError(f"{point}: out of memory on purpose")
         case "errno":
             number = ERRORS[armed.argument]
             raise OSError(number, os.strerror(number), str(path) if path else None)

@@ -49,6 +49,7 @@ from tunesmith.planning.policies import choose, costs_of, cut, possible, smalles
 from tunesmith.planning.precision import told_precision
 from tunesmith.planning.problems import Facts, find_problems, peak_off
 from tunesmith.planning.reference import find_reference
+from tunesmith.planning.safety import snapshot_bytes
 from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.planning.trunk import TrunkPlan, plan_trunk
 from tunesmith.recipe import Recipe
@@ -276,7 +277,9 @@ def plan_memory(
     load = Load(rows, longest, dtype, machine.device, is_dense, at_once, optimizer, held, recipe.train.fp8)
     trunk = plan_trunk(recipe, inventory, counted, dtype) if recipe.train.cache_trunk == "memory" else None
     kept = 0 if trunk is None or machine.device != "cpu" else trunk.bytes
-    copies = copies_bytes(recipe, inventory, trained, WIDTH.get(dtype, 2), steps.tokens * counted.scored_share)
+    width = WIDTH.get(dtype, 2)
+    copies = copies_bytes(recipe, inventory, trained, width, steps.tokens * counted.scored_share)
+    copies += snapshot_bytes(recipe, inventory, trained, width, machine.device)
     sizes = activation_sizes(inventory, trained, adapter, load)
     wanted = recipe.train.activation_checkpointing
     if wanted != "auto":

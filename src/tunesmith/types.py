@@ -279,7 +279,13 @@ class BatchSource(Protocol):
         """JSON-able position; `restore(state())` continues with exactly the same batches."""
         ...
 
-    def restore(self, state: dict[str, Any]) -> None: ...
+    def restore(self, state: dict[str, Any], microbatch_tokens: int = 0) -> None:
+        """Go on from there; in microbatches of at most so many tokens, unless it is 0."""
+        ...
+
+    def again(self, microbatch_tokens: int) -> list[Batch]:
+        """This rank's share of the step handed out last, in smaller microbatches; later steps have such as well."""
+        ...
 
     def fingerprint(self) -> str:
         """Hash of the data and of the settings that order it; a resume refuses another one."""

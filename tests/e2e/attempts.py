@@ -8,8 +8,9 @@ import select
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def make_inputs(folder: Path) -> None:
         write_records(folder / f"{kind}_held_out.jsonl", kind, 4, seed=1)
 
 
-def tiny_recipe(folder: Path, objective: str = "sft") -> Recipe:
+def tiny_recipe(folder: Path, objective: str = "sft", changes: Mapping[str, object] = MappingProxyType({})) -> Recipe:
     """Two epochs, several packed microbatches per step, a short last step, dropout, and a best checkpoint to keep."""
     kind = next(each.kind for each in OBJECTIVES if each.model_fields["name"].default == objective)
     settings = {
@@ -63,6 +64,7 @@ def tiny_recipe(folder: Path, objective: str = "sft") -> Recipe:
         "train.evaluate_every": 3,
         "train.stability.on_spike": "skip",
         "train.threads": 1,
+        **changes,
     }
     return load_recipe(None, [f"{key}={value}" for key, value in settings.items()], {}).recipe
 
@@ -99,6 +101,7 @@ class Attempt:
         run.mkdir(parents=True, exist_ok=True)
         self.run = run
         self.passed: list[str] = []
+        self.committed = 0  # the newest step whose checkpoint it had renamed
         self.times: list[float] = []
         self.code: int | None = None
         self.began = time.monotonic()
@@ -123,7 +126,7 @@ class Attempt:
         return True
 
     def finish(self) -> int:
-        self.watch(lambda: False, 120)
+        self.watch(lambda: False, 600)  # the first one compiles kernels
         assert self.code is not None, f"{self.run.name} hangs after {self.passed[-3:]}"
         return self.close()
 
@@ -158,7 +161,10 @@ class Attempt:
         except BlockingIOError:
             return
         *lines, self._rest = text.split("\n")
-        self.passed += [line.split()[0] for line in lines]
+        told = [line.split() for line in lines]
+        self.passed += [point for point, *_ in told]
+        steps = [int(step) for point, step, *_ in told if point == "ckpt.after_rename"]
+        self.committed = max([self.committed, *steps])
         self.times += [time.monotonic()] * len(lines)
 
     @property

@@ -57,7 +57,7 @@ class Campaign:
             if code != -signal.SIGKILL:
                 break
             self.phases[phase(attempt.passed or ["none"])] += 1
-            self.inspect(run)
+            self.inspect(run, attempt.committed)
         else:
             attempt = Attempt(self.recipe, run)
             code = attempt.finish()
@@ -77,10 +77,13 @@ class Campaign:
         attempt.pause(self.dice.uniform(0, self.seconds[aim]))
         return attempt.kill()
 
-    def inspect(self, run: Path) -> None:
-        """What a kill must never leave: a damaged checkpoint, or fewer than were there."""
+    def inspect(self, run: Path, committed: int) -> None:
+        """What a kill must never leave: a damaged checkpoint, an older one than was committed, or fewer than before."""
         store = CheckpointStore(run / "checkpoints")
         newest = store.newest()
+        found = newest.step if newest else 0
+        if found < committed:
+            self.problems.append(f"{run.name}: step {committed} was committed, step {found} is the newest")
         if newest is None:
             return
         self.later_epoch += newest.state["source"]["epoch"] >= 1

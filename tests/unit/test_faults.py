@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import math
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tunesmith import faults
 from tunesmith.errors import UsageError
 from tunesmith.faults import InjectedFault, arm, fault
 
+CALLS = ("fault", "altered")
 SOURCE = Path(tunesmith.__file__).parent
 
 
@@ -25,7 +27,7 @@ def _points_in_the_code() -> set[str]:
     found = set()
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "fault":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS:
                 assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}: a failpoint is a literal name"
                 found.add(node.args[0].value)
     return found
@@ -114,3 +116,26 @@ def test_an_unknown_fault_is_a_usage_error_with_a_hint(text, hint):
         arm(text)
     assert caught.value.exit_code == 2
     assert hint in str(caught.value)
+
+
+def test_a_figure_becomes_another_number_at_its_step_alone():
+    arm("train.loss@step=3:become:nan; train.grad_norm:become:2.5")
+    assert faults.altered("train.loss", 1.0, 2) == 1.0
+    assert math.isnan(faults.altered("train.loss", 1.0, 3))
+    assert faults.altered("train.grad_norm", 1.0, 9) == 2.5
+    arm("")
+    assert faults.altered("train.loss", 1.0, 3) == 1.0
+
+
+@pytest.mark.parametrize("text", ["ckpt.begin:become:1", "train.loss:become:much", "train.loss:become"])
+def test_only_a_figure_becomes_a_number(text):
+    with pytest.raises(UsageError, match=r"train\.loss:become:nan"):
+        arm(text)
+
+
+def test_memory_runs_out_above_a_number_of_tokens():
+    arm("train.backward@above=100@hit=2:memory")
+    for tokens in (100, 101, 5):
+        fault("train.backward", tokens=tokens)
+    with pytest.raises(MemoryError):
+        fault("train.backward", tokens=200)

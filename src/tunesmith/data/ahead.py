@@ -21,6 +21,7 @@ class Ready:
     tokens: int
     saved: int
     epoch: float
+    begun: dict[str, Any]
     state: dict[str, Any]
 
 
@@ -42,6 +43,7 @@ class Ahead:
         """Take the source's place as ours."""
         self.step_tokens, self.step_saved = 0, 0
         self.place, self.state_now = self.source.epoch(), self.source.state()
+        self.begun = self.state_now
 
     def next_step(self) -> list[Batch]:
         """This rank's microbatches of the next step."""
@@ -49,12 +51,13 @@ class Ahead:
             self.waiting.append(self.worker.submit(self.build))
         ready = self.waiting.popleft().result()
         self.step_tokens, self.step_saved = ready.tokens, ready.saved
-        self.place, self.state_now = ready.epoch, ready.state
+        self.place, self.begun, self.state_now = ready.epoch, ready.begun, ready.state
         return ready.batches
 
     def build(self) -> Ready:
-        batches = self.source.next_step()
-        return Ready(batches, self.source.step_tokens, self.source.step_saved, self.source.epoch(), self.source.state())
+        source = self.source
+        batches = source.next_step()
+        return Ready(batches, source.step_tokens, source.step_saved, source.epoch(), source.begun, source.state())
 
     def epoch(self) -> float:
         return self.place
@@ -62,11 +65,16 @@ class Ahead:
     def state(self) -> dict[str, Any]:
         return self.state_now
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Drop what was built ahead, and go on from there."""
+    def again(self, microbatch_tokens: int) -> list[Batch]:
+        """The step handed out last in smaller microbatches, which later steps have as well."""
+        self.restore(self.begun, microbatch_tokens)
+        return self.next_step()
+
+    def restore(self, state: dict[str, Any], microbatch_tokens: int = 0) -> None:
+        """Drop what was built ahead, and go on from there, in other microbatches when told so."""
         wait(self.waiting)
         self.waiting.clear()
-        self.source.restore(state)
+        self.source.restore(state, microbatch_tokens)
         self.settle()
 
     def fingerprint(self) -> str:

@@ -136,6 +136,7 @@ class OfflineSource:
         self.mixture = build.mixture
         self.lengths = build.prepared.lengths
         self.number, self.cursor = 0, 0
+        self.begun = self.state()  # before the step handed out last
         self.step_tokens, self.step_saved = 0, 0
         self.order = self.epoch_order(0)
 
@@ -207,6 +208,7 @@ class OfflineSource:
 
     def next_groups(self) -> list[list[int]]:
         """The examples of each of this rank's microbatches of the next step."""
+        self.begun = self.state()
         if self.cursor >= len(self.order):
             self.number, self.cursor = self.number + 1, 0
             self.order = self.epoch_order(self.number)
@@ -224,9 +226,15 @@ class OfflineSource:
     def state(self) -> dict[str, Any]:
         return {"epoch": self.number, "cursor": self.cursor}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def again(self, microbatch_tokens: int) -> list[Batch]:
+        """The step handed out last in smaller microbatches, which later steps have as well."""
+        self.restore(self.begun, microbatch_tokens)
+        return self.next_step()
+
+    def restore(self, state: dict[str, Any], microbatch_tokens: int = 0) -> None:
         self.number, self.cursor = state["epoch"], state["cursor"]
         self.order = self.epoch_order(self.number)
+        self.microbatch_tokens = microbatch_tokens or self.microbatch_tokens
 
     def fingerprint(self) -> str:
         shaping = [

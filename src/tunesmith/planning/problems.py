@@ -28,6 +28,7 @@ from tunesmith.planning.paging import can_page, paging_problems
 from tunesmith.planning.policies import possible
 from tunesmith.planning.precision import precision_problems, product_problems
 from tunesmith.planning.quantized import quantization_problems
+from tunesmith.planning.safety import safety_problems
 from tunesmith.planning.trunk import TrunkPlan, existing, trunk_problems
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.adalora_checks import without_room
@@ -308,6 +309,7 @@ def _disk(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _guards(facts: Facts) -> Iterator[Diagnostic]:
+    yield from safety_problems(facts.recipe, facts.ranks)
     yield from guard_problems(facts.recipe, facts.steps, facts.counted, facts.epochs)
 
 

@@ -17,7 +17,7 @@ from tunesmith.errors import CheckpointError, Diagnostic, MachineError, Where
 from tunesmith.faults import fault
 from tunesmith.train import commit
 from tunesmith.train.commit import TEMPORARY, Commit, Part, Tensors, Writers
-from tunesmith.train.manifest import Broken, read_manifest, verify
+from tunesmith.train.manifest import Broken, read_manifest, verify, versions
 from tunesmith.train.stored import Stored
 
 
@@ -51,6 +51,17 @@ class Checkpoint:
         if rank >= self.manifest["world"]["ranks"]:
             return None
         return Part(self.tensors(f"rank{rank}"), json.loads((self.folder / f"rank{rank}.json").read_text("utf-8")))
+
+
+def other_versions(checkpoint: Checkpoint) -> Diagnostic | None:
+    """The warning W465 where the checkpoint was saved by other versions of what the last bit depends on."""
+    here, there = versions(), checkpoint.manifest["versions"]
+    changed = [f"{name} {there.get(name)} -> {here[name]}" for name in here if there.get(name) != here[name]]
+    if not changed:
+        return None
+    words = f"step {checkpoint.step} was saved by other versions ({', '.join(changed)})"
+    message = f"{words}: the run goes on, and need not equal an uninterrupted one to the bit"
+    return Diagnostic("W465", message, "warning", Where(str(checkpoint.folder)))
 
 
 class CheckpointStore:

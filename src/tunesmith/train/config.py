@@ -50,6 +50,11 @@ class CheckpointConfig(Config):
     keep: Annotated[int, Field(ge=2)] = Field(
         default=2, description="How many of the newest are kept; the best is kept besides."
     )
+    in_background: bool = Field(
+        default=False,
+        description="Copy the state and write it while training goes on, one save at a time; takes the memory of the "
+        "copy. Several ranks save in step all the same.",
+    )
 
 
 class EarlyStoppingConfig(Config):
@@ -105,8 +110,10 @@ class StabilityConfig(Config):
         default="skip", description="A step with NaN or Inf: leave it out, or stop."
     )
     max_skips: Positive = Field(default=3, description="Bad steps in a row that stop the run.")
-    on_spike: Literal["off", "skip"] = Field(
-        default="off", description="A loss beyond `sigma` of the window: leave the step out."
+    on_spike: Literal["off", "skip", "rollback"] = Field(
+        default="off",
+        description="A loss or norm beyond `sigma` of the window: leave the step out, or go back to the weights of the "
+        "newest checkpoint as well while the data go on.",
     )
     window: Annotated[int, Field(ge=8)] = Field(default=128, description="Steps in the spike window.")
     sigma: Annotated[float, Field(gt=0)] = Field(

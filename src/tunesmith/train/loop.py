@@ -4,78 +4,32 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from tunesmith.distributed.mesh import Mesh
 from tunesmith.distributed.stragglers import Stragglers
-from tunesmith.errors import CheckpointError, Diagnostic
-from tunesmith.faults import fault
-from tunesmith.objectives import Objective
+from tunesmith.errors import CheckpointError, MachineError
+from tunesmith.faults import altered, fault
 from tunesmith.track.clock import phase
-from tunesmith.track.tracker import Tracking
-from tunesmith.train import layer_watch, random_state
-from tunesmith.train.checkpoint import Checkpoint, CheckpointStore
+from tunesmith.train import layer_watch, out_of_memory, saving
+from tunesmith.train.checkpoint import Checkpoint
 from tunesmith.train.clipping import make_clipper
-from tunesmith.train.commit import Part
-from tunesmith.train.config import TrainConfig
 from tunesmith.train.early_stopping import is_over, note
-from tunesmith.train.loss_scale import LossScale
 from tunesmith.train.measure import memory_gb
-from tunesmith.train.optimizer import Optimizer, clip
+from tunesmith.train.optimizer import clip
+from tunesmith.train.out_of_memory import TooLarge
+from tunesmith.train.parts import Parts, Timing
 from tunesmith.train.position import Position, check_same, without
-from tunesmith.train.pull import Pull
+from tunesmith.train.saving import Saver
 from tunesmith.train.schedule import factor, settled
 from tunesmith.train.signals import Request, Signals, stop_error
-from tunesmith.train.stability import Guard, Verdict
+from tunesmith.train.stability import Verdict
 from tunesmith.train.start import judge_start
 from tunesmith.train.step import StepResult, compute_step
-from tunesmith.train.streams import Streams
-from tunesmith.train.tuning import Tuning
-from tunesmith.train.work import Amount, Work, amount_of
-from tunesmith.types import Batch, BatchSource
-
-
-@dataclass(slots=True)
-class Parts:
-    """Everything the loop drives; built once by the run."""
-
-    model: nn.Module
-    objectives: tuple[Objective, ...]
-    source: BatchSource
-    streams: Streams
-    tuning: Tuning
-    trained: dict[str, nn.Parameter]  # all that the run may train, of which the optimizer has those of this step
-    optimizer: Optimizer
-    guard: Guard
-    store: CheckpointStore
-    tracker: Tracking
-    mesh: Mesh
-    settings: TrainConfig
-    total: int
-    work: Work
-    scale: LossScale | None = None  # of the loss, in fp16
-    evaluate: Callable[[dict[str, float]], dict[str, float]] | None = None  # "loss" and metrics of held-out data
-    measure_general: Callable[[], float] | None = None  # the loss on held-out data of what must not be forgotten
-    show_samples: Callable[[int], None] | None = None
-    on_step: Callable[[int, int, dict[str, float]], None] | None = None
-    warn: Callable[[Diagnostic], object] = str  # told of what the user should know
-    pull: Pull | None = None
-    about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of a step and of its wait for data, and the share of the machine's peak that its model FLOP used."""
-
-    took: float
-    waited: float
-    utilisation: float
+from tunesmith.train.work import Amount, amount_of
+from tunesmith.types import Batch
 
 
 class Loop:
@@ -83,6 +37,7 @@ class Loop:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self.saver = Saver(parts.store, apart=parts.settings.checkpoint.in_background and parts.mesh.world == 1)
         self.position = Position()
         self.schedule = settled(parts.settings)
         self.clipper = make_clipper(parts.settings)
@@ -103,12 +58,14 @@ class Loop:
         with left_alone():
             while self.position.step < self.parts.total and not self.stopped_early:
                 self.step_and_more(signals)
+            self.tell_saved(self.saver.settle())
         return self.position
 
     def step_and_more(self, signals: Signals) -> None:
         """A step and whatever is due after it: evaluation, samples, a checkpoint, an answer to a signal."""
         settings = self.parts.settings
         self.step()
+        self.tell_saved(self.saver.landed())
         last = self.position.step == self.parts.total
         if self.measures and (last or due(self.position.step, settings.evaluate_every)):
             self.evaluate()
@@ -142,23 +99,16 @@ class Loop:
         parts.optimizer = parts.tuning.before(position.step, parts.optimizer)
         parts.optimizer.set_rate(rate)
         parts.optimizer.scale = 1.0 if parts.scale is None else parts.scale.value
-        result = compute_step(
-            parts.model,
-            microbatches,
-            parts.objectives,
-            parts.optimizer,
-            parts.mesh,
-            memory=position.memory,
-            neftune_alpha=parts.settings.neftune_alpha,
-            attach=parts.streams.attach,
-        )
-        result = parts.tuning.weigh(result, parts.optimizer)
+        result, microbatches = self.compute(microbatches)
+        result = parts.tuning.weigh(with_faults(result, position.step + 1), parts.optimizer)
         if position.step == 0:
             self.check_start(result)
         verdict = self.judge(result)
         if verdict.action == "update":
             self.update(result)
         parts.optimizer.clear()
+        if verdict.action == "rollback":
+            self.roll_back()
         position.step += 1
         parts.streams.after_step(position.step)
         position.tokens += parts.source.step_tokens
@@ -174,6 +124,41 @@ class Loop:
         if verdict.action == "stop":
             raise verdict.error(self.last_checkpoint())
 
+    def compute(self, microbatches: Sequence[Batch]) -> tuple[StepResult, Sequence[Batch]]:
+        """The step's gradient and figures, in smaller microbatches from now on where these do not fit into memory.
+
+        Raises MachineError E491 where smaller ones do not help.
+        """
+        parts, reason = self.parts, ""
+        for _ in range(out_of_memory.RETRIES + 1):
+            try:
+                result = compute_step(
+                    parts.model,
+                    microbatches,
+                    parts.objectives,
+                    parts.optimizer,
+                    parts.mesh,
+                    memory=self.position.memory,
+                    neftune_alpha=parts.settings.neftune_alpha,
+                    attach=parts.streams.attach,
+                )
+            except TooLarge as error:
+                reason = str(error)
+            else:
+                return result, microbatches
+            limit = out_of_memory.smaller(microbatches, parts.mesh)
+            if limit == 0 or parts.optimizer.has_updated:
+                break
+            parts.optimizer.clear()
+            gc.collect()
+            self.position.microbatch_tokens = limit
+            parts.tracker.event("out_of_memory", {"step": self.position.step + 1, "microbatch_tokens": limit})
+            parts.tracker.text(
+                f"step {self.position.step + 1}: out of memory, microbatches of {limit} tokens from now on"
+            )
+            microbatches = parts.source.again(limit)
+        raise out_of_memory.cannot_split(self.position.step + 1, reason, microbatches)
+
     def judge(self, result: StepResult) -> Verdict:
         """What to do with the step; one beyond the range of fp16 is none of the guard's business."""
         parts = self.parts
@@ -185,6 +170,25 @@ class Loop:
         if not result.is_finite:
             verdict.evidence["parameters"] = parts.optimizer.nonfinite()
         return verdict.too_late() if verdict.action != "update" and parts.optimizer.has_updated else verdict
+
+    def roll_back(self) -> None:
+        """Weights and all that follows them as in the newest checkpoint; the data go on, the steps between are lost.
+
+        Where nothing was saved yet, the step is left out and nothing else.
+        """
+        parts, position = self.parts, self.position
+        self.tell_saved(self.saver.settle())
+        checkpoint = parts.store.newest()
+        if checkpoint is None:
+            return
+        in_a_row = parts.guard.in_a_row
+        saving.put_back(parts, checkpoint)
+        parts.guard.in_a_row = in_a_row
+        self.clipper.restore(checkpoint.state["clipper"])
+        position.memory = checkpoint.state["position"]["memory"]
+        position.skipped += position.step - checkpoint.step
+        parts.tracker.event("rollback", {"step": position.step + 1, "to": checkpoint.step})
+        parts.tracker.text(f"step {position.step + 1}: back to the weights of step {checkpoint.step}")
 
     def update(self, result: StepResult) -> None:
         """Change the weights by the gradient in the optimizer, and what follows or draws them."""
@@ -298,6 +302,7 @@ class Loop:
         folder = self.save()
         signals.saved()
         if request.stops and self.position.step < self.parts.total and not self.stopped_early:
+            self.tell_saved(self.saver.settle())
             run = self.parts.store.folder.parent
             raise stop_error(request, self.position.step, folder, f"tunesmith runs resume {run}")
 
@@ -314,75 +319,53 @@ class Loop:
     def save(self, *, best: bool = False) -> Path:
         """Commit everything a resume needs; saving the same step again only marks it."""
         parts, position = self.parts, self.position
-        started = time.monotonic()
+        folder = saving.folder_of(parts.store, position.step)
+        if self.saver.apart and self.saved_at == position.step and not best:
+            return folder
         parts.tracker.flush()
-        tensors, generators = random_state.capture()
-        state = {
-            "position": asdict(position),
-            "source": parts.source.state(),
-            "guard": parts.guard.state(),
-            "clipper": self.clipper.state(),
-            **({} if parts.scale is None else {"scale": parts.scale.state()}),
-            "total": parts.total,
-            "about": parts.about,
-        }
+        own = {"position": asdict(position), "clipper": self.clipper.state()}
         with parts.optimizer.averaged():
-            folder = parts.store.save(
-                position.step,
-                {
-                    "weights": {name: value.detach() for name, value in parts.trained.items()},
-                    "optimizer": parts.optimizer.state(),
-                    **({"tuning": own} if (own := parts.tuning.state()) else {}),
-                    **({"reference": moving} if (moving := parts.streams.state()) else {}),
-                },
-                state,
-                own=Part(tensors, generators),
-                best=best,
-                about={"tokens": position.tokens, "data": parts.source.fingerprint()},
-            )
+            snapshot = saving.take(parts, position.step, own, position.tokens)
+            done = self.saver.save(snapshot, best=best)
         if self.saved_at != position.step:
-            took = time.monotonic() - started
-            parts.tracker.event("checkpoint", {"step": position.step, "seconds": took, "best": best})
             self.saved_at, self.saved_when = position.step, time.monotonic()
+            self.tell_saved(done)
         return folder
+
+    def tell_saved(self, done: list[saving.Saving]) -> None:
+        saving.tell(done, self.parts.tracker.event, apart=self.saver.apart)
 
     def resume(self, checkpoint: Checkpoint, ignore: tuple[str, ...] = ()) -> None:
         """Take over the state of a checkpoint of the same run; `about` must be the same but for the keys to ignore."""
         state = checkpoint.state
         check_same(without(state["about"], ignore), without(self.parts.about, ignore))
-        self.parts.optimizer = self.parts.tuning.before(state["position"]["step"], self.parts.optimizer)
-        weights = checkpoint.tensors("weights")
-        for name, parameter in self.parts.trained.items():
-            parameter.data.copy_(weights[name])
-        if self.parts.tuning.state():
-            self.parts.tuning.restore(checkpoint.tensors("tuning"))
-        self.parts.optimizer.restore(checkpoint.stored("optimizer"))
-        if self.parts.streams.state():
-            self.parts.streams.restore(checkpoint.tensors("reference"))
-        self.parts.source.restore(state["source"])
-        self.parts.guard.restore(state["guard"])
+        saving.put_back(self.parts, checkpoint)
         self.clipper.restore(state["clipper"])
-        if self.parts.scale is not None:
-            self.parts.scale.restore(state["scale"])
-        self.parts.total = state["total"]
         self.position = Position(**state["position"])
+        self.parts.source.restore(state["source"], self.position.microbatch_tokens)
+        self.parts.total = state["total"]
         self.stopped_early = is_over(self.position, self.parts.settings.early_stopping)
-        own = checkpoint.part(self.parts.mesh.rank)
-        if own is not None:
-            random_state.restore(dict(own.tensors), dict(own.state))
         self.saved_at = self.position.step
 
     def close(self) -> None:
-        """Give back what the optimiser holds outside of memory."""
+        """Wait for a save in the background, and give back what the optimiser holds outside of memory."""
+        self.saver.close()
         self.parts.optimizer.close()
 
     def last_checkpoint(self) -> Path | None:
         """Where the run could go on; None when nothing was saved or nothing saved can be used."""
         try:
+            self.tell_saved(self.saver.settle())
             newest = self.parts.store.newest()
-        except CheckpointError:
+        except (CheckpointError, MachineError):
             return None
         return None if newest is None else newest.folder
+
+
+def with_faults(result: StepResult, step: int) -> StepResult:
+    """The result, with what armed faults make of its figures."""
+    loss, norm = altered("train.loss", result.loss, step), altered("train.grad_norm", result.grad_norm, step)
+    return result if (loss, norm) == (result.loss, result.grad_norm) else replace(result, loss=loss, grad_norm=norm)
 
 
 @contextmanager

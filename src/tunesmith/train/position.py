@@ -27,6 +27,7 @@ class Position:
     evaluated: int = -1  # step of the last evaluation
     general_start: float | None = None  # loss on general data before the first step, and at the last evaluation
     general_loss: float | None = None
+    microbatch_tokens: int = 0  # to which memory that ran out has brought them down; 0: those of the recipe
     memory: dict[str, float] = field(default_factory=dict)  # what objectives remember from step to step
 
 

@@ -24,7 +24,7 @@ class Verdict:
     """What to do with a step; `evidence` (JSON-able, for `bad_batches/`) is empty for an update and for a step of fp16
     that is left out for its loss scale alone."""
 
-    action: Literal["update", "skip", "stop", "rescale"]
+    action: Literal["update", "skip", "rollback", "stop", "rescale"]
     reason: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class Guard:
         self._settings = settings
         self._losses: deque[float] = deque(maxlen=settings.window)
         self._norms: deque[float] = deque(maxlen=settings.window)
-        self._in_a_row = 0
+        self.in_a_row = 0
         self.skipped = 0
 
     def judge(self, step: int, loss: float, grad_norm: float, records: Sequence[str] = ()) -> Verdict:
@@ -67,10 +67,10 @@ class Guard:
         if not reason:
             self._losses.append(loss)
             self._norms.append(grad_norm)
-            self._in_a_row = 0
+            self.in_a_row = 0
             return Verdict("update")
-        self._in_a_row += 1
-        stop = self._in_a_row >= self._settings.max_skips or (
+        self.in_a_row += 1
+        stop = self.in_a_row >= self._settings.max_skips or (
             kind == "nonfinite" and self._settings.on_nonfinite == "stop"
         )
         self.skipped += not stop
@@ -80,16 +80,17 @@ class Guard:
             "reason": reason,
             "loss": repr(loss),
             "grad_norm": repr(grad_norm),
-            "skips_in_a_row": self._in_a_row,
+            "skips_in_a_row": self.in_a_row,
             "records": list(records),
         }
-        return Verdict("stop" if stop else "skip", reason, evidence)
+        instead = "rollback" if kind == "spike" and self._settings.on_spike == "rollback" else "skip"
+        return Verdict("stop" if stop else instead, reason, evidence)
 
     def _fault(self, loss: float, grad_norm: float) -> tuple[str, str]:
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 return f"the {name} is {value}", "nonfinite"
-        if self._settings.on_spike == "skip":
+        if self._settings.on_spike != "off":
             for name, value, window in (("loss", loss, self._losses), ("gradient norm", grad_norm, self._norms)):
                 limit = self._limit(window)
                 if value > limit:
@@ -110,14 +111,14 @@ class Guard:
         return {
             "losses": [value.hex() for value in self._losses],
             "norms": [value.hex() for value in self._norms],
-            "in_a_row": self._in_a_row,
+            "in_a_row": self.in_a_row,
             "skipped": self.skipped,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self._losses = deque(map(float.fromhex, state["losses"]), maxlen=self._settings.window)
         self._norms = deque(map(float.fromhex, state["norms"]), maxlen=self._settings.window)
-        self._in_a_row = state["in_a_row"]
+        self.in_a_row = state["in_a_row"]
         self.skipped = state["skipped"]
 
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.distributed.mesh import Mesh
+from tunesmith.faults import fault
 from tunesmith.models.forward import base_model, read, read_only
 from tunesmith.objectives import Objective
 from tunesmith.objectives.language_modeling import imitated_weight
 from tunesmith.objectives.logratios import REFERENCE
 from tunesmith.track.clock import part, phase
 from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.out_of_memory import within_memory
 from tunesmith.types import Batch, Context, Scores
 
 
@@ -111,24 +113,30 @@ def compute_step(
     """Leave the summed gradient of the loss in the optimizer, unless it updates in the backward pass, and report it.
 
     An objective whose global count is 0 adds loss 0 and no gradient. `memory` is what `Objective.remember` kept, and
-    `attach` adds the streams to a microbatch that is on the device.
+    `attach` adds the streams to a microbatch that is on the device. TooLarge where they do not fit into memory.
     """
     optimizer.clear()
     *counts, scored = global_counts(microbatches, objectives, mesh)
     with phase("batch to device"):
-        ready = [attach(batch.to(mesh.device())) for batch in microbatches]
+        ready = within_memory(mesh, lambda: [attach(batch.to(mesh.device())) for batch in microbatches])
     with phase("look ahead"):
         contexts = look_ahead(model, ready, objectives, mesh, memory or {})
     tally = Tally(objectives, counts)
-    for number, batch in enumerate(ready, 1):
-        with phase("forward"):
-            embeddings = noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None
-            scores = read(model, batch, objectives[0].reads, embeddings)
-            share = tally.add(scores, batch, contexts)
-        is_wanted = number < len(ready) or optimizer.complete(tally.is_finite)
-        if any(counts) and is_wanted:
-            with phase("backward"):
-                (share if optimizer.scale == 1 else share * optimizer.scale).backward()
+
+    def pass_through() -> bool:
+        for number, batch in enumerate(ready, 1):
+            with phase("forward"):
+                embeddings = noisy_embeddings(model, batch, neftune_alpha) if neftune_alpha else None
+                scores = read(model, batch, objectives[0].reads, embeddings)
+                share = tally.add(scores, batch, contexts)
+            fault("train.backward", tokens=len(batch.tokens))
+            is_wanted = number < len(ready) or optimizer.complete(tally.is_finite)
+            if any(counts) and is_wanted:
+                with phase("backward"):
+                    (share if optimizer.scale == 1 else share * optimizer.scale).backward()
+        return True
+
+    within_memory(mesh, pass_through)
     grad_norm = optimizer.finish(mesh)
     loss, metrics, drift = tally.totals(mesh)
     records = tuple(record for batch in microbatches for record in batch.records)
@@ -178,12 +186,18 @@ def look_ahead(
     """What every objective may know of the whole step; costs a forward pass when one of them looks ahead."""
     ahead = [index for index, objective in enumerate(objectives) if objective.looks_ahead]
     found: dict[int, list[Tensor]] = {index: [] for index in ahead}
-    for batch in microbatches if ahead else ():
-        seen = batch if batch.mismatched is None else batch.mismatched
-        seen = seen.to(mesh.device())
-        scores = read_only(model, seen, objectives[0].reads)
-        for index in ahead:
-            found[index].append(objectives[index].glance(scores, seen).detach())
+
+    def pass_through() -> bool:
+        for batch in microbatches:
+            seen = batch if batch.mismatched is None else batch.mismatched
+            seen = seen.to(mesh.device())
+            scores = read_only(model, seen, objectives[0].reads)
+            for index in ahead:
+                found[index].append(objectives[index].glance(scores, seen).detach())
+        return True
+
+    if ahead:
+        within_memory(mesh, pass_through)
     rows = {index: mesh.gather(together(parts)) for index, parts in found.items()}
     return [Context(rows.get(index), memory) for index in range(len(objectives))]
 

@@ -1,0 +1,273 @@
+"""Whole runs that meet a fault: saves in the background, memory that runs out, numbers that explode, other versions."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from tests.e2e.attempts import make_inputs, outcome, tiny_recipe
+
+from tunesmith import faults
+from tunesmith.distributed.mesh import Mesh
+from tunesmith.errors import CheckpointError, MachineError, NumericalError, TunesmithError, UsageError
+from tunesmith.run import execute
+from tunesmith.track.progress import NoProgress
+from tunesmith.track.reader import read_metrics
+from tunesmith.track.run_dir import RunDir
+from tunesmith.train.checkpoint import CheckpointStore
+from tunesmith.train.manifest import read_manifest, seal
+
+pytestmark = pytest.mark.timeout(600)
+PLAIN = {"model.adapter.dropout": 0.0, "train.evaluate_every": 0, "data.eval": []}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Iterator[Path]:
+    folder, before = tmp_path_factory.mktemp("inputs"), torch.get_num_threads()
+    make_inputs(folder)
+    yield folder
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def train(inputs, tmp_path) -> Callable[..., Path]:
+    """Train in a folder of this name with faults armed; a folder that is there goes on."""
+
+    def run(name: str, armed: str = "", **changes: object) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        with armed_with(armed):
+            execute(tiny_recipe(inputs, changes={**PLAIN, **named(changes)}), RunDir(folder), Mesh(), NoProgress())
+        return folder
+
+    return run
+
+
+def named(changes: dict[str, object]) -> dict[str, object]:
+    """`train__steps` as the key `train.steps`."""
+    return {key.replace("__", "."): value for key, value in changes.items()}
+
+
+@contextmanager
+def armed_with(text: str) -> Iterator[None]:
+    faults.arm(text)
+    try:
+        yield
+    finally:
+        faults.arm("")
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    rows = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [row for row in rows if row["event"] == kind]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["train/loss"] for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row]
+
+
+def failure(kind: type[TunesmithError], work: Callable[[], object]) -> TunesmithError:
+    with pytest.raises(kind) as caught:
+        work()
+    return caught.value
+
+
+BACKGROUND = {"train__checkpoint__in_background": True}
+
+
+def test_r11_a_slow_disk_in_the_background_holds_up_no_step(train, tmp_path, evidence):
+    trace = tmp_path / "trace"
+    slow = f"train.step:delay:60; ckpt.before_fsync:delay:100; ckpt.begin:trace:{trace}; ckpt.end:trace:{trace}"
+    run = train("slow", slow, **BACKGROUND, train__epochs=7, train__checkpoint__every=20)
+    saves = events(run, "checkpoint")
+    assert [row["step"] for row in saves] == [20, 40, 42]
+    assert min(row["seconds"] for row in saves) >= 0.5, "the disk was not slow"
+    waited = saves[0]["held"] + saves[1]["held"]
+    spent = sum(row["perf/step_s"] for row in read_metrics(run / "metrics.jsonl") if 0 < row["step"] <= 40)
+    assert waited < 0.1 * spent
+    passed = [line.split()[0] for line in trace.read_text().splitlines()]
+    assert passed == ["ckpt.begin", "ckpt.end"] * 3, "two saves at once, or one that was not waited for"
+    assert CheckpointStore(run / "checkpoints").newest().step == 42
+    wrote = sum(row["seconds"] for row in saves[:2])
+    evidence(
+        "R11",
+        claim="steps held up by saves on a slow disk",
+        figure=f"{waited / spent:.1%} of their time, where writing took {wrote / spent:.0%}",
+    )
+
+
+def test_r11_the_background_changes_no_bit(train):
+    plain, apart = (train(name, **extra) for name, extra in (("plain", {}), ("apart", BACKGROUND)))
+    assert outcome(apart) == outcome(plain)
+    assert [row["step"] for row in events(apart, "checkpoint")] == [row["step"] for row in events(plain, "checkpoint")]
+
+
+def test_r10_r11_a_disk_that_fails_in_the_background_stops_the_run_in_our_words(train, tmp_path):
+    error = failure(MachineError, lambda: train("full", "ckpt.before_rename@step=4:errno:ENOSPC", **BACKGROUND))
+    assert "step 4: the checkpoint is not saved: the disk is full" in str(error)
+    assert CheckpointStore(tmp_path / "full" / "checkpoints").steps() == [2]
+    assert outcome(train("full", **BACKGROUND)) == outcome(train("whole"))
+
+
+def test_p08_half_the_microbatch_gives_the_same_loss(train, evidence):
+    wide = {"train__microbatch_tokens": 400, "train__checkpoint__every": 3}
+    whole = train("whole", **wide)
+    run = train("short", "train.backward@above=120:memory", **wide)
+    halved = events(run, "out_of_memory")
+    assert 1 <= len(halved) <= 5
+    assert all(row["microbatch_tokens"] < 400 for row in halved)
+    pairs = list(zip(losses(run), losses(whole), strict=True))
+    apart = max(abs(a - b) / abs(b) for a, b in pairs)
+    assert apart <= 1e-6
+    limit = CheckpointStore(run / "checkpoints").newest().state["position"]["microbatch_tokens"]
+    assert limit == halved[-1]["microbatch_tokens"] > 0
+    evidence(
+        "P8",
+        claim="loss after a microbatch was halved for want of memory",
+        figure=f"{apart:.1e} apart, relative, over {len(pairs)} steps",
+    )
+
+
+def test_p08_a_resume_keeps_the_smaller_microbatches(train, tmp_path):
+    wide = {"train__microbatch_tokens": 400}
+    armed = "train.backward@above=120:memory"
+    whole = train("whole", armed, **wide)
+    with pytest.raises(faults.InjectedFault):
+        train("cut", f"{armed}; train.step@step=6:raise", **wide)
+    before = len(events(tmp_path / "cut", "out_of_memory"))
+    assert before >= 1
+    run = train("cut", armed, **wide)
+    assert len(events(run, "out_of_memory")) == before, "the resume ran out of memory again"
+    assert outcome(run)["rows"] == outcome(whole)["rows"]
+
+
+def test_p08_what_cannot_be_split_is_told_with_ways_out(train, tmp_path):
+    wide = {"train__microbatch_tokens": 400}
+    error = failure(MachineError, lambda: train("none", "train.backward:memory", **wide))
+    assert (error.exit_code, error.diagnostic.code) == (5, "E491")
+    for part in ("step 1 does not fit into memory", "on purpose", "train.activation_checkpointing=full"):
+        assert part in str(error)
+    assert len(error.diagnostic.fixes) == 3
+    assert 1 <= len(events(tmp_path / "none", "out_of_memory")) <= 5
+
+
+def test_p07_memory_that_runs_out_elsewhere_is_told_with_the_peak(train, tmp_path):
+    error = failure(MachineError, lambda: train("elsewhere", "ckpt.begin:memory"))
+    assert (error.exit_code, error.diagnostic.code) == (5, "E493")
+    assert "GB at most" in str(error)
+    assert len(error.diagnostic.fixes) == 3
+    assert json.loads((tmp_path / "elsewhere" / "status.json").read_text())["exit_code"] == 5
+
+
+@pytest.mark.parametrize(("figure", "value"), [("loss", "nan"), ("loss", "-inf"), ("grad_norm", "inf")])
+def test_n01_one_bad_step_is_left_out_and_kept_as_evidence(train, figure, value):
+    run = train("bad", f"train.{figure}@step=3:become:{value}", train__epochs=1)
+    (row,) = events(run, "bad_step")
+    assert (row["step"], row["action"]) == (3, "skip")
+    (kept,) = (run / "bad_batches").iterdir()
+    about = json.loads(kept.read_text())
+    assert about["records"]
+    newest = CheckpointStore(run / "checkpoints").newest()
+    assert newest.state["position"]["skipped"] == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in newest.tensors("weights").values())
+
+
+def test_n03_three_in_a_row_stop_with_code_6_and_the_last_good_checkpoint(train):
+    armed = "; ".join(f"train.loss@step={step}:become:nan" for step in (4, 5, 6))
+    error = failure(NumericalError, lambda: train("three", armed, train__checkpoint__every=3))
+    assert (error.exit_code, error.diagnostic.code) == (6, "E120")
+    assert "3 bad steps in a row" in str(error)
+    assert "step-3" in str(error)
+
+
+SPIKE = {"train__stability__on_spike": "rollback", "train__stability__window": 8, "train__epochs": 3}
+SPIKE |= {"train__stability__sigma": 30}  # the short window sees no other one
+
+
+def test_n04_rollback_puts_the_weights_of_the_checkpoint_back_and_goes_on(train):
+    run = train("spike", "train.loss@step=8:become:90", **SPIKE, train__checkpoint__every=3)
+    (row,) = events(run, "rollback")
+    assert (row["step"], row["to"]) == (8, 6)
+    assert [row["action"] for row in events(run, "bad_step")] == ["rollback"]
+    newest = CheckpointStore(run / "checkpoints").newest()
+    assert newest.state["position"]["skipped"] == 2  # step 7 was lost, step 8 left out
+    calm = train("calm", **SPIKE, train__checkpoint__every=3)
+    assert losses(run)[:7] == losses(calm)[:7]
+    assert losses(run)[8:] != losses(calm)[8:]
+    assert newest.state["source"] == CheckpointStore(calm / "checkpoints").newest().state["source"]
+
+
+def test_n04_without_a_checkpoint_a_rollback_only_leaves_the_step_out(train):
+    run = train("early", "train.loss@step=8:become:90", **SPIKE, train__checkpoint__every=0)
+    assert events(run, "rollback") == []
+    assert CheckpointStore(run / "checkpoints").newest().state["position"]["skipped"] == 1
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_n05_a_resume_inside_the_window_decides_the_same(train, policy):
+    settings = {**SPIKE, "train__stability__on_spike": policy, "train__checkpoint__every": 3}
+    spike = "train.loss@step=11:become:90"
+    whole = train("whole", spike, **settings)
+    assert [row["step"] for row in events(whole, "bad_step")] == [11]
+    with pytest.raises(faults.InjectedFault):
+        train("cut", f"{spike}; train.step@step=12:raise", **settings)
+    found = outcome(train("cut", spike, **settings))
+    want = outcome(whole)
+    assert (found["rows"], found["files"], found["state"]) == (want["rows"], want["files"], want["state"])
+
+
+def test_n09_the_same_seed_gives_the_same_bits_and_another_one_does_not(train):
+    dropout = {"model__adapter__dropout": 0.1, "train__epochs": 1}
+    first, second, other = (train(f"run{number}", **dropout, train__seed=number // 2) for number in range(3))
+    assert outcome(first) == outcome(second)
+    assert losses(other) != losses(first)
+
+
+def test_n10_a_rate_far_too_high_ends_in_code_6_and_not_in_hours(train):
+    assert failure(UsageError, lambda: train("refused", train__optimizer__lr=1e3)).diagnostic.code == "E013"
+    rising = {"train__optimizer__lr": 10, "train__schedule": "{name: rising, warmup: 0}", "train__epochs": 10}
+    error = failure(NumericalError, lambda: train("wild", **rising, model__adapter="full", train__stability__window=16))
+    assert error.exit_code == 6
+    assert "3 bad steps in a row" in str(error)
+
+
+def test_r14_another_recipe_is_refused_with_the_difference(train):
+    with pytest.raises(faults.InjectedFault):
+        train("run", "train.step@step=5:raise")
+    error = failure(CheckpointError, lambda: train("run", train__clip_norm=0.5, model__adapter__alpha=7))
+    assert error.exit_code == 4
+    assert "train.clip_norm: 1.0 -> 0.5" in str(error)
+    assert "model.adapter.alpha" in str(error)
+    train("run", train__checkpoint__keep=5)  # what changes no number may be changed
+
+
+def test_r15_a_checkpoint_of_other_versions_loads_with_the_promise_withdrawn(train, tmp_path):
+    with pytest.raises(faults.InjectedFault):
+        train("run", "train.step@step=5:raise")
+    folder = tmp_path / "run" / "checkpoints" / "step-4"
+    manifest = read_manifest(folder)
+    manifest["versions"]["torch"] = "2.11.0"
+    (folder / "manifest.json").write_text(seal(manifest))
+    run = train("run")
+    told = [row for row in events(run, "warning") if row.get("code") == "W465"]
+    assert len(told) == 1
+    assert f"torch 2.11.0 -> {torch.__version__}" in told[0]["message"]
+    assert "need not equal" in told[0]["message"]
+
+
+def test_r16_saves_at_every_step_and_evaluation_lose_and_repeat_nothing(train, inputs):
+    every = {
+        "train__checkpoint__every": 1,
+        "train__evaluate_every": 1,
+        "data__eval": inputs / "sequence_held_out.jsonl",
+    }
+    run = train("often", **every)
+    rows = list(read_metrics(run / "metrics.jsonl"))
+    total = CheckpointStore(run / "checkpoints").newest().step
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, total + 1))
+    assert [row["step"] for row in rows if "eval/loss" in row] == list(range(1, total + 1))
+    assert [row["step"] for row in events(run, "checkpoint")] == list(range(1, total + 1))
+    assert os.listdir(run / "checkpoints").count(f"step-{total}") == 1
