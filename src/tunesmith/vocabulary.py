@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FILE = "new_tokens.json"  # beside a tokenizer that holds such tokens
 FIELD = "model.new_tokens"
+LARGEST = 256 << 20  # bytes of a file of a tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,69 @@ def read_new_tokens(folder: Path) -> NewTokens:
         message = f"{FILE} does not list the tokens that were added: {error}"
         raise ModelError("E339", message, where=Where(str(path))) from error
     return NewTokens(tuple(tokens), begin)
+
+
+def read_source(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The text of `tokenizer.json` without added tokens that the embedding has no row for, and those.
+
+    Some published models name such a token; nothing may ever become it. Raises ModelError E066 for a file that cannot
+    be read, E515 when the embedding is smaller than the tokenizer's own vocabulary.
+    """
+    path = folder / "tokenizer.json"
+    text = read_text(path)
+    rows = _rows(folder / "config.json")
+    if rows is None:
+        return text, ()
+    try:
+        content = json.loads(text)
+        vocabulary = content["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        known = max((id for id in ids if type(id) is int), default=-1)
+        without = [entry["content"] for entry in content.get("added_tokens") or () if entry["id"] >= rows]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        told = f"{path.name} cannot be read: {type(error).__name__}: {error}"
+        raise ModelError("E066", told[:200], where=Where(str(path)), fixes=["download the model again"]) from error
+    if known >= rows:
+        raise ModelError(
+            "E515",
+            f"the tokenizer has ids up to {known:,}, the embedding of the model has {rows:,} rows",
+            where=Where(str(path)),
+            evidence=[f"config.json: vocab_size {rows}"],
+            fixes=["use the tokenizer that was published with the model"],
+        )
+    if not without:
+        return text, ()
+    content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] not in without]
+    return json.dumps(content, ensure_ascii=False), tuple(map(str, without))
+
+
+def read_text(path: Path) -> str:
+    """A file of a tokenizer. Raises ModelError E066."""
+
+    where = Where(str(path))
+    if not path.exists():
+        fixes = ["download the model again, with its tokenizer files", "save it with a fast tokenizer"]
+        raise ModelError("E066", f"the model folder has no {path.name}", where=Where(str(path.parent)), fixes=fixes)
+    if not path.is_file() or path.stat().st_size > LARGEST:
+        what = f"is larger than {LARGEST >> 20} MB" if path.is_file() else "is not a file"
+        raise ModelError("E066", f"{path.name} {what}", where=where)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError("E066", f"cannot read {path.name}: {error}", where=where) from error
+
+
+def _rows(path: Path) -> int | None:
+    """`vocab_size` of a `config.json`, None where nothing says it."""
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(read_text(path))
+        inner = config.get("text_config")
+        said = (inner if isinstance(inner, dict) else {}).get("vocab_size", config.get("vocab_size"))
+    except (ValueError, RecursionError, AttributeError, ModelError):
+        return None  # told by what reads the model
+    return said if type(said) is int and said > 0 else None
 
 
 def extend(source: str, tokens: Sequence[str]) -> str:
@@ -98,7 +162,7 @@ def find_added(folder: Path, tokens: Sequence[str]) -> Added:
     """Where the tokens stand that are added to the tokenizer of a model folder. Raises ModelError E335."""
     from tokenizers import Tokenizer
 
-    source = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    source, _ = read_source(folder)
     plain, longer = Tokenizer.from_str(source), Tokenizer.from_str(extend(source, tokens))
     known = longer.get_vocab(with_added_tokens=True)
     ids = tuple(known[token] for token in tokens)
@@ -113,7 +177,7 @@ def write_extended(folder: Path, new: NewTokens) -> None:
         return
     path, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
     older = read_new_tokens(folder).tokens
-    extended = extend(path.read_text(encoding="utf-8"), new.tokens)
+    extended = extend(read_source(folder)[0], new.tokens)
     path.write_text(extended, encoding="utf-8")
     NewTokens((*older, *new.tokens), new.begin).write(folder)
     if not settings.is_file():

@@ -75,6 +75,12 @@ def read_lines(path: Path, kind: Kind) -> Iterator[Line]:
     carried: list[bytes] = []  # the beginning of a line that crosses blocks, `size` bytes; emptied beyond the limit
     try:
         for block in read_blocks(path, kind):
+            blank = kind == "jsonl" and block.isspace() and size <= LINE_LIMIT and all(map(bytes.isspace, carried))
+            if blank and (breaks := block.count(b"\n")):  # at once: a million blank lines fit into a block
+                end = block.rfind(b"\n") + 1
+                number, offset = number + breaks, offset + size + end
+                carried, size = ([block[end:]] if block[end:] else []), len(block) - end
+                continue
             pieces = block.split(b"\n")
             rest = pieces.pop()
             for piece in pieces:

@@ -18,7 +18,7 @@ PROBES: dict[str, tuple[Message, ...]] = {
 
 def check_template(tokenizer: Tokenizer) -> list[Diagnostic]:
     """What the template cannot do: warnings, and an error when not even one question can be trained."""
-    found: list[Diagnostic] = []
+    found: list[Diagnostic] = [rowless(tokenizer)] if tokenizer.rowless else []
     for index, (name, messages) in enumerate(PROBES.items()):
         try:
             encode_record(Conversation(messages, "probe", 1), tokenizer, DataConfig())
@@ -37,6 +37,22 @@ def check_template(tokenizer: Tokenizer) -> list[Diagnostic]:
             )
     stop = check_stop_token(tokenizer)
     return found if stop is None else [*found, stop]
+
+
+def rowless(tokenizer: Tokenizer) -> Diagnostic:
+    """W510: tokens that the model has no row for."""
+    named = tokenizer.rowless
+    return Diagnostic(
+        "W510",
+        f"the tokenizer adds {len(named)} tokens that the model's embedding has no row for; as text they stay text",
+        "warning",
+        where=Where(file=str(tokenizer.folder / "tokenizer.json"), field="added_tokens"),
+        evidence=(
+            ", ".join(map(repr, named[:10])),
+            f"the tokenizer has ids below {tokenizer.vocab_size:,} without them",
+        ),
+        fixes=(Fix("to train them, name them as model.new_tokens"),),
+    )
 
 
 def check_stop_token(tokenizer: Tokenizer) -> Diagnostic | None:

@@ -16,7 +16,7 @@ from tunesmith.data.control import BREAK, ControlTokens
 from tunesmith.data.template import Ask, Failure, Template, text_of
 from tunesmith.errors import DataError, ModelError, Where
 from tunesmith.types import Message
-from tunesmith.vocabulary import extend, read_new_tokens
+from tunesmith.vocabulary import extend, read_new_tokens, read_source, read_text
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -44,12 +44,14 @@ class Tokenizer:
     `eos_ids` are all ids that end a generation, `declared_eos_ids` those of the generation config alone, `start_ids`
     what stands before every text without a template (the BOS of Llama or Gemma, nothing for Qwen), `end_ids` what it
     puts after one by itself (the separator of BERT, nothing for most models that generate). `new` tokens are added to
-    those of the folder; they are no control tokens, so that a text which holds one means it.
+    those of the folder; they are no control tokens, so that a text which holds one means it. `rowless` tokens are left
+    out: the model has no row for them.
     """
 
     def __init__(self, folder: Path, new: Sequence[str] = ()) -> None:
         self.folder = folder
-        source = extend(_read_text(folder / "tokenizer.json"), new)
+        text, self.rowless = read_source(folder)
+        source = extend(text, new)
         self.new_tokens = (*read_new_tokens(folder).tokens, *new)
         self._digest = hashlib.sha256(source.encode()).digest()
         self._backend = _backend(source, folder)
@@ -222,27 +224,13 @@ def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ModelError(
-            "E066",
-            f"the model folder has no {path.name}",
-            where=Where(file=str(path.parent)),
-            fixes=["download the model again, with its tokenizer files", "save it with a fast tokenizer"],
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError("E066", f"cannot read {path.name}: {error}", where=Where(file=str(path))) from error
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a settings file, empty when there is no file."""
     if not path.exists():
         return {}
     try:
-        value = json.loads(_read_text(path))
-    except ValueError as error:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ModelError("E066", f"{path.name} is not valid JSON: {error}", where=Where(file=str(path))) from error
     return value if isinstance(value, dict) else {}
 
@@ -287,7 +275,7 @@ def _declared_eos(folder: Path) -> tuple[int, ...]:
 def _templates(folder: Path, settings: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Template]:
     path = folder / "chat_template.jinja"
     if path.exists():
-        return {"default": Template(_read_text(path), named, str(path))}
+        return {"default": Template(read_text(path), named, str(path))}
     found = settings.get("chat_template")
     if isinstance(found, list):
         found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, Mapping)}

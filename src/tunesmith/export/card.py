@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tunesmith import __version__
+from tunesmith.configuring.reader import read_yaml
 from tunesmith.errors import TunesmithError
 from tunesmith.export.opening import ModelSource
 from tunesmith.export.uses import Use
@@ -17,6 +18,7 @@ from tunesmith.track.outcome import outcome
 from tunesmith.track.reader import read_lines
 from tunesmith.track.run_dir import RunDir
 
+LONGEST_README = 65_536  # bytes of a model's README that are looked at
 SHOWN = (
     "model.adapter",
     "objective",
@@ -89,8 +91,8 @@ def recipe_of(run: RunDir | None) -> dict[str, Any]:
     if run is None:
         return {}
     try:
-        value = yaml.safe_load(run.read_config())
-    except (TunesmithError, yaml.YAMLError):
+        value = read_yaml(run.read_config(), str(run.config_file)).value
+    except TunesmithError:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -238,10 +240,14 @@ def licence(source: ModelSource, base: str) -> str:
 
 def licence_of(folder: Path) -> str | None:
     """The `license` of the front matter of a folder's README."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return None
     try:
-        parts = (folder / "README.md").read_text("utf-8").split("---")
-        about = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        with path.open("rb") as file:
+            parts = file.read(LONGEST_README).decode("utf-8", "replace").split("---")
+        about = read_yaml(parts[1], str(path)).value if len(parts) > 2 and not parts[0].strip() else None
+    except (OSError, TunesmithError):
         return None
     named = about.get("license") if isinstance(about, dict) else None
     return named if isinstance(named, str) else None

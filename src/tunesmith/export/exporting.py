@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, Fix, UsageError, Where
@@ -33,6 +33,7 @@ from tunesmith.export.uses import USES
 from tunesmith.export.verifying import ROUNDED, Check, Source, logits_of, prompt_rows, refuse_failed
 from tunesmith.models.adapters import load_adapter
 from tunesmith.models.adapters.updates import read_low_rank
+from tunesmith.models.architecture import build_config
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import base_model
 from tunesmith.models.load import load_base, resolve_dtype
@@ -113,7 +114,7 @@ def export(name: str, out: Path, wish: Wish, which: Which = "auto") -> ExportRep
     found = find_model(name, which)
     check_gives(found, "text")
     check_target(out)
-    config = AutoConfig.from_pretrained(found.base, trust_remote_code=False)
+    config = build_config(read_config(found.base)[0], found.base)
     order = Order(found, out, wish, config)
     if wish.to in ("gguf", "gguf-adapter", "ollama"):
         family_of(config)

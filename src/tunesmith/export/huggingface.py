@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunesmith.configuring.reader import read_yaml
 from tunesmith.data.chat import encode
 from tunesmith.data.config import DataConfig, SourceConfig
 from tunesmith.data.entries import read_entries
 from tunesmith.data.tally import Tally
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
-from tunesmith.errors import BadInput, Fix, ModelError, TunesmithError, UsageError, Where
+from tunesmith.errors import Fix, ModelError, TunesmithError, UsageError, Where
 from tunesmith.export.card import model_card
 from tunesmith.export.opening import ModelSource, Which, find_model, load_source
 from tunesmith.export.proof import NEXT_TOKENS, VALUES, Proof
@@ -245,14 +246,13 @@ def check_rows(found: ModelSource, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def training_sources(found: ModelSource) -> list[SourceConfig]:
-    import yaml
-
     if found.run is None:
         return []
     try:
-        listed = (yaml.safe_load(found.run.read_config()).get("data") or {}).get("train") or []
+        recipe = read_yaml(found.run.read_config(), str(found.run.config_file)).value
+        listed = (recipe.get("data") or {}).get("train") or []
         return [SourceConfig.model_validate(each) for each in listed][:2]
-    except (BadInput, yaml.YAMLError, ValueError, AttributeError):
+    except (TunesmithError, ValueError, AttributeError):
         return []
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import ValidationError
 from torch import nn
 
+from tunesmith.configuring.reader import read_yaml
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import BadInput, CheckpointError, Fix, ModelError, UsageError, Where
 from tunesmith.models.adapters import Adapted, base_named_in, load_adapter, trainable
@@ -26,7 +26,7 @@ from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.meaning import Meaning, from_json, read_meaning
 from tunesmith.models.quantized.files import base_of_folder, packing_for
 from tunesmith.models.reference import AdapterOff, OtherModel, Reference
-from tunesmith.models.safety import read_config
+from tunesmith.models.safety import ADAPTER_CONFIG, holds_model, read_config
 from tunesmith.models.stack import Below, Stack, check_stack, read_stack
 from tunesmith.track.index import find_run
 from tunesmith.track.run_dir import RunDir, is_run
@@ -180,7 +180,7 @@ def find_model(name: str, which: Which = "auto") -> ModelSource:
     if run is not None:
         return find_weights(run, which)
     folder = locate(name)
-    if not (folder / "config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file() and not holds_model(folder):
         base = base_named_in(folder)
         if not base:
             raise BadInput(
@@ -248,11 +248,12 @@ def checkpoint_at(run: RunDir, store: CheckpointStore, step: int) -> Checkpoint:
 def model_settings(run: RunDir) -> ModelConfig:
     """The `model` part of the run's resolved recipe."""
     try:
-        recipe = yaml.safe_load(run.read_config())
+        recipe = read_yaml(run.read_config(), str(run.config_file)).value
         return ModelConfig.model_validate(recipe["model"])
-    except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+    except (UsageError, ValidationError, KeyError, TypeError) as error:
         where = Where(str(run.config_file), field="model")
-        raise BadInput("E193", "config.yaml of the run cannot be read", where=where, evidence=[str(error)]) from error
+        told = " ".join(str(error).split())[:300]
+        raise BadInput("E193", "config.yaml of the run cannot be read", where=where, evidence=[told]) from error
 
 
 def recorded_stack(run: RunDir) -> Stack:

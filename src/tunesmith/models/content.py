@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
+import shlex
 from pathlib import Path
 
-from tunesmith.errors import ModelError, Where
+from tunesmith.errors import Fix, ModelError, Where
 
 NAMES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
+PUBLISHED = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def content_hash(folder: Path) -> str:
@@ -28,5 +31,21 @@ def _hash(stamps: tuple[tuple[Path, int, int], ...]) -> str:
     total = hashlib.sha256()
     for path, _, _ in stamps:
         with path.open("rb") as file:
-            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        check_published(path, digest)
+        total.update(f"{path.name}\0{digest}\n".encode())
     return total.hexdigest()
+
+
+def check_published(path: Path, digest: str) -> None:
+    """ModelError E516 when a file in the hub's cache, which names large files by their sha256, holds something else."""
+    stored = path.resolve()
+    if stored.parent.name != "blobs" or not PUBLISHED.match(stored.name) or stored.name == digest:
+        return
+    raise ModelError(
+        "E516",
+        f"{path.name} is damaged: it does not hold what the hub published",
+        where=Where(str(path)),
+        evidence=[f"published sha256 {stored.name}", f"the file's  sha256 {digest}"],
+        fixes=[Fix("remove the file and fetch it again", command=f"rm {shlex.quote(str(stored))}")],
+    )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import struct
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import BinaryIO
 
 from tunesmith.errors import ModelError, Where
 
 # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 MAGIC = b"GGUF"
+LENGTH = struct.Struct("<Q")
+SHORTEST = 24  # bytes of a header that holds nothing
 VERSIONS = (2, 3)
 WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # value type -> bytes
 STRING, ARRAY = 8, 9
 MAX_ENTRIES = 100_000
+MAX_VALUES = 2_000_000  # in all arrays; a vocabulary of 262,144 tokens with its merges has 1.3 million
 MAX_DIMENSIONS = 4
 
 
@@ -25,16 +28,24 @@ def is_gguf(path: Path) -> bool:
 
 def check_gguf(path: Path) -> None:
     """ModelError E082 when the header cannot be walked to its end within the file."""
-    with path.open("rb") as file:
-        _Walker(file, path).walk()
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size < SHORTEST:
+                raise ModelError("E082", f"{path.name} is too short for a header", where=Where(str(path)))
+            with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                _Walker(content, path).walk()
+    except OSError as error:
+        raise ModelError("E082", f"{path.name} cannot be read: {error.strerror}", where=Where(str(path))) from error
 
 
 class _Walker:
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.file = file
+    def __init__(self, content: mmap, path: Path) -> None:
+        self.content = content
         self.path = path
-        self.size = path.stat().st_size
+        self.size = len(content)
+        self.position = 0
         self.at = "the header"
+        self.values = 0
 
     def walk(self) -> None:
         if self.take(4) != MAGIC:
@@ -45,13 +56,23 @@ class _Walker:
         tensors, entries = self.number("<Q"), self.number("<Q")
         if tensors > MAX_ENTRIES or entries > MAX_ENTRIES:
             raise self.damaged(f"{tensors:,} tensors and {entries:,} settings are claimed")
+        known: set[str] = set()
         for index in range(entries):
             self.at = f"setting {index}"
-            self.at = f"setting {self.string()[:80]!r}"
+            name = self.string()
+            self.at = f"setting {name[:80]!r}"
+            if name in known:
+                raise self.damaged("it stands twice")
+            known.add(name)
             self.skip_value(self.number("<I"))
+        known.clear()
         for index in range(tensors):
             self.at = f"tensor {index}"
-            self.at = f"tensor {self.string()[:80]!r}"
+            name = self.string()
+            self.at = f"tensor {name[:80]!r}"
+            if name in known:
+                raise self.damaged("it stands twice")
+            known.add(name)
             self.check_tensor()
 
     def check_tensor(self) -> None:
@@ -72,15 +93,27 @@ class _Walker:
             self.skip(self.number("<Q"))
         elif kind == ARRAY:
             inner, count = self.number("<I"), self.number("<Q")
+            self.values += min(count, MAX_VALUES + 1)
+            if self.values > MAX_VALUES:
+                raise self.damaged(f"an array of {count:,} values; at most {MAX_VALUES:,} are read in all")
             if inner in WIDTHS:
                 self.skip(WIDTHS[inner] * count)
             elif inner == STRING and count * 8 <= self.size:
-                for _ in range(count):
-                    self.skip(self.number("<Q"))
+                self.skip_strings(count)
             else:
                 raise self.damaged(f"an array of {count:,} values of type {inner}")
         else:
             raise self.damaged(f"a value of unknown type {kind}")
+
+    def skip_strings(self, count: int) -> None:
+        position, content, last = self.position, self.content, self.size - 8
+        for _ in range(count):
+            if position > last:
+                raise self.damaged("the file ends inside it")
+            position += 8 + LENGTH.unpack_from(content, position)[0]
+        if position > self.size:
+            raise self.damaged("the file ends inside it")
+        self.position = position
 
     def string(self) -> str:
         length = self.number("<Q")
@@ -92,15 +125,16 @@ class _Walker:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def take(self, length: int) -> bytes:
-        found = self.file.read(length)
+        found = self.content[self.position : self.position + length]
         if len(found) != length:
             raise self.damaged("the file ends inside it")
+        self.position += length
         return found
 
     def skip(self, length: int) -> None:
-        if self.file.tell() + length > self.size:
+        if self.position + length > self.size:
             raise self.damaged(f"{length:,} bytes are claimed, the file ends before")
-        self.file.seek(length, 1)
+        self.position += length
 
     def damaged(self, reason: str) -> ModelError:
         return ModelError(

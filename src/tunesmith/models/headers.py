@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 from tunesmith.errors import ModelError, Unsafe, Where
 from tunesmith.models.safety import read_json_object, refuse_pickle
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 10_000_000  # of some 90,000 tensors in one file
 MAX_NAMED = 20
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -69,8 +69,11 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
 def refuse_pickles(folder: Path) -> None:
     """Unsafe E085 when a file of the folder is a pickle by its content."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.stat().st_size > 1 and not path.name.endswith((".json", ".md", ".txt", ".jinja")):
-            refuse_pickle(path)
+        if path.is_file() and path.stat().st_size > 1:
+            try:
+                refuse_pickle(path)
+            except OSError:
+                continue  # what cannot be opened is not loaded either
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
@@ -110,15 +113,16 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, every offset checked against the file's size."""
-    size = path.stat().st_size
-    refuse_pickle(path)
-    if size < 8:
-        raise _damaged(path, f"the file has {size} bytes, too few for a header")
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > min(size - 8, MAX_HEADER_BYTES):
-            raise _damaged(path, f"the header claims {length:,} bytes, the file has {size:,}")
-        raw = file.read(length)
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise _damaged(path, "it is not a file")
+        refuse_pickle(path)
+        raw, length = _raw_header(path, size)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+            refuse_pickles(path.parent)  # what is there in its place
+        raise ModelError("E082", f"{path.name} cannot be read: {error.strerror}", where=Where(str(path))) from error
     try:
         header = json.loads(raw)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
@@ -131,11 +135,28 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {name: info for name, (_, _, info) in spans.items()}
 
 
+def _raw_header(path: Path, size: int) -> tuple[bytes, int]:
+    """The bytes of the header, and how many; bounded, since what they become takes far more memory."""
+    if size < 8:
+        raise _damaged(path, f"the file has {size} bytes, too few for a header")
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if MAX_HEADER_BYTES < length <= size - 8:
+            raise _damaged(path, f"the header has {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")
+        if length > size - 8:
+            raise _damaged(path, f"the header claims {length:,} bytes, the file has {size:,}")
+        raw = file.read(length)
+    marks = sum(raw.count(mark) for mark in b"{[,")
+    if marks > length // 5 + 64:  # a tensor's entry has nine in sixty bytes; every one costs a Python object
+        raise _damaged(path, f"the header is not a list of tensors: it has {marks:,} values in {length:,} bytes")
+    return raw, length
+
+
 def _check_tensor(path: Path, name: str, entry: Any, room: int) -> tuple[int, int, TensorInfo]:
     if not isinstance(entry, dict):
         raise _damaged(path, "its entry is not an object", name)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise _damaged(path, f"unknown type {str(dtype)[:40]!r}", name)
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise _damaged(path, "shape and data_offsets must be lists of whole numbers", name)

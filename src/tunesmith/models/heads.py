@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from tunesmith.errors import Fix, ModelError, Where
+from tunesmith.models.architecture import build_config
 from tunesmith.models.headers import TensorInfo
 from tunesmith.models.padding import free_pad
 
@@ -94,7 +95,7 @@ def describe_classifier(
 
     `config` is that of the folder and `stored` its tensors; no memory is taken for weights.
     """
-    settings = AutoConfig.for_model(**config)
+    settings = build_config(config, folder)
     prepare_config(settings, folder, outputs)
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(settings)

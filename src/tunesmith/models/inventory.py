@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tunesmith.models.safety import read_config
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 EMBEDDING = re.compile(r"(?:^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight\Z")
 HEAD = re.compile(r"(?:^|\.)(lm_head|embed_out|output)\.weight\Z")
+DEPTHS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # what configs call the number of layers
 ADAPTER_FILE = "adapter_model.safetensors"
 NETWORK_FILE = "prompt_encoder.safetensors"
 WRITTEN_OUT = frozenset(["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"])  # model types of models/layer
@@ -138,7 +139,8 @@ def take_inventory(folder: Path, outputs: int = 0, tensors: dict[str, TensorInfo
     path = folder / "config.json"
     hidden, heads = size_of(sizes, "hidden_size", path), size_of(sizes, "num_attention_heads", path)
     layers = size_of(sizes, "num_hidden_layers", path)
-    _check_layers(layers, tensors, folder)
+    check_layers(sizes, tensors, folder)
+    check_vocabulary(sizes, tensors, folder)
     return Inventory(
         folder=folder,
         model_type=str(sizes.get("model_type")),
@@ -167,16 +169,34 @@ def size_of(sizes: dict[str, Any], key: str, path: Path, default: int | None = N
     return value
 
 
-def _check_layers(layers: int, tensors: Iterable[str], folder: Path) -> None:
+def check_layers(sizes: Mapping[str, Any], tensors: Iterable[str], folder: Path) -> None:
+    """ModelError E081 when the weights hold another number of layers than config.json says."""
+    inner = sizes.get("text_config")
+    sizes = {**sizes, **inner} if isinstance(inner, dict) else sizes
+    layers = next((sizes[key] for key in DEPTHS if isinstance(sizes.get(key), int)), None)
     numbers = {int(match[1]) for name in tensors if (match := LAYER.search(name))}
     found = 1 + max(numbers, default=-1)
-    if numbers and found != layers:
+    if numbers and layers is not None and found != layers:
         raise ModelError(
             "E081",
             f"config.json says {layers} layers, the weights hold {found}",
             where=Where(str(folder), field="num_hidden_layers"),
             fixes=["check that config.json and the safetensors files come from the same model"],
         )
+
+
+def check_vocabulary(sizes: Mapping[str, Any], tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+    """ModelError E081 when the embedding has another number of rows than config.json says."""
+    said = sizes.get("vocab_size")
+    for name, info in tensors.items():
+        if EMBEDDING.search(name) and len(info.shape) == 2 and isinstance(said, int) and info.shape[0] != said:
+            raise ModelError(
+                "E081",
+                f"config.json says {said:,} tokens, the embedding has {info.shape[0]:,} rows",
+                where=Where(str(folder / "config.json"), field="vocab_size"),
+                evidence=[f"{name}: {list(info.shape)}"],
+                fixes=[f'write "vocab_size": {info.shape[0]} there, if the tokenizer has no more tokens than that'],
+            )
 
 
 def is_linear(name: str, info: TensorInfo) -> bool:

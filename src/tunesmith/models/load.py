@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
@@ -22,9 +20,11 @@ from transformers.utils import logging as transformers_logging
 from tunesmith.errors import ModelError, Where
 from tunesmith.models import attention, encoder
 from tunesmith.models.adapters import attach, load_adapter, merge
+from tunesmith.models.architecture import build_config, lines_of, misshapen
 from tunesmith.models.config import ModelConfig
+from tunesmith.models.finite import check_finite
 from tunesmith.models.fused import fuse
-from tunesmith.models.headers import read_headers
+from tunesmith.models.headers import MAX_NAMED, read_headers
 from tunesmith.models.heads import (
     backbone_parts,
     head_modules,
@@ -35,6 +35,7 @@ from tunesmith.models.heads import (
     set_up_head,
     stored_outputs,
 )
+from tunesmith.models.inventory import check_layers
 from tunesmith.models.layer.module import put_fast_layers
 from tunesmith.models.locate import locate
 from tunesmith.models.new_rows import add_rows
@@ -42,10 +43,11 @@ from tunesmith.models.processor import computing_type
 from tunesmith.models.quantized.files import packing_for, packing_to_begin
 from tunesmith.models.quantized.loading import read_quantized
 from tunesmith.models.quantized.packing import Packing, check_quantized
-from tunesmith.models.safety import read_config
+from tunesmith.models.safety import read_config, read_json_object
 from tunesmith.models.stack import locate_adapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CANNOT_LOAD = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError)
 PROVEN = frozenset(
     ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "olmo2", *encoder.RAGGED_TYPES]
 )  # ragged scores tested equal to transformers' padded ones
@@ -78,11 +80,9 @@ def load_base(
     before that. A quantised base is packed as `model.quantization` says, or as a `packing` for an adapter does.
     """
     clean, _ = read_config(folder)
-    read_headers(folder)
-    try:
-        config = AutoConfig.for_model(**clean)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError("E080", f"config.json: {error}", where=Where(file=str(folder / "config.json"))) from error
+    headers = read_headers(folder)
+    config = build_config(clean, folder)
+    check_layers(clean, headers, folder)
     dtype = resolve_dtype(settings.dtype, clean)
     if settings.dtype == "auto":
         dtype = computing_type(dtype, torch.device(device).type)
@@ -92,6 +92,7 @@ def load_base(
         refuse_head(config, folder)
     packing = packing_for(settings) if packing is None else packing
     model, report = read_model(folder, config, dtype, settings, packing)
+    check_finite(model.state_dict().items(), folder)
     new = new_head(model, report) if outputs and not stored_outputs(clean) else set()
     check_loading(report, folder)
     if outputs:
@@ -115,9 +116,13 @@ def read_model(
     encoder.register()
     factory = AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
     chosen = choose_attention(config, settings)
-    if packing is None:
-        return quietly(folder, lambda: from_folder(factory, folder, config, dtype, chosen))
-    return quietly(folder, lambda: read_quantized(folder, factory, config, dtype, chosen, packing))
+    try:
+        if packing is None:
+            return quietly(folder, lambda: from_folder(factory, folder, config, dtype, chosen))
+        return quietly(folder, lambda: read_quantized(folder, factory, config, dtype, chosen, packing))
+    except ModelError:
+        check_shapes(factory, config, folder)
+        raise
 
 
 def from_folder(
@@ -148,8 +153,10 @@ def quietly(folder: Path, read: Callable[[], tuple[PreTrainedModel, dict]]) -> t
     transformers_logging.set_verbosity_error()
     try:
         return read()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError("E080", f"the model cannot be loaded: {error}", where=Where(file=str(folder))) from error
+    except (*CANNOT_LOAD, SafetensorError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        message = f"the model cannot be built from config.json and its weights: {told}"
+        raise ModelError("E080", message, where=Where(file=str(folder))) from error
     finally:
         transformers_logging.set_verbosity(level)
 
@@ -180,26 +187,41 @@ def resolve_dtype(wanted: str, config: dict) -> torch.dtype:
 
 
 def check_loading(report: dict, folder: Path) -> None:
-    kinds = {
-        "missing": report["missing_keys"],
-        "unknown": report["unexpected_keys"],
-        "mis-shaped": report["mismatched_keys"],
-    }
-    lines = [f"{kind} {key}" for kind, keys in kinds.items() for key in sorted(map(str, keys))]
-    if lines:
-        counts = ", ".join(f"{len(keys)} {kind}" for kind, keys in kinds.items())
-        raise ModelError(
-            "E081",
-            f"the weights do not fit the architecture in config.json: {counts} tensors",
-            where=Where(file=str(folder)),
-            evidence=lines[:20],
-            fixes=["check that config.json and the safetensors files come from the same model"],
-        )
+    """ModelError E081 when a tensor has no place in the model, or a place no tensor."""
+    missing, unknown = ([str(name) for name in report[key]] for key in ("missing_keys", "unexpected_keys"))
+    shapes = [f"mis-shaped {key}" for key in sorted(map(str, report["mismatched_keys"]))]
+    if missing or unknown or shapes:
+        raise do_not_fit(len(missing), len(unknown), len(shapes), [*lines_of(missing, unknown), *shapes], folder)
+
+
+def check_shapes(factory: Any, config: PreTrainedConfig, folder: Path) -> None:
+    """ModelError E081 when what could not be loaded has other shapes than the model of its config.json."""
+    stored = {name: info.shape for name, info in read_headers(folder).items()}
+    try:
+        with torch.device("meta"):
+            model = factory.from_config(config)
+    except CANNOT_LOAD:
+        return  # then shapes were not what was wrong
+    places = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = misshapen(places, model.base_model_prefix, stored)
+    if found:
+        raise do_not_fit(0, 0, len(found), found, folder)
+
+
+def do_not_fit(missing: int, unknown: int, shapes: int, lines: list[str], folder: Path) -> ModelError:
+    return ModelError(
+        "E081",
+        f"the weights do not fit the architecture in config.json: {missing} tensors are missing, {unknown} unknown, "
+        f"{shapes} of another shape",
+        where=Where(file=str(folder)),
+        evidence=lines[:MAX_NAMED],
+        fixes=["check that config.json and the safetensors files come from the same model"],
+    )
 
 
 def add_generation_config(model: PreTrainedModel, folder: Path) -> None:
     path = folder / "generation_config.json"
     if path.exists():
-        stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        stops = read_json_object(path).get("eos_token_id")
         if stops is not None and model.generation_config is not None:
             model.generation_config.eos_token_id = stops

@@ -126,7 +126,7 @@ def fetch_from_hub(repository: str, revision: str | None) -> Path:
         fixes = ["check the spelling", Fix("log in if it is private", command="hf auth login")]
         message = f"the hub knows no model {repository}"
         raise ModelError("E086", message, where=Where(field=FIELD), fixes=fixes) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, LookupError, TypeError) as error:
         raise MachineError(
             "E087",
             f"{repository} could not be fetched from the hub",

@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.errors import Fix, ModelError, Unsafe, Where
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "prompt_encoder.safetensors", "loftq.safetensors")
 MAX_CONFIG_BYTES = 4_000_000
 MAX_CONFIG_DEPTH = 32
 MODEL_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
@@ -30,16 +31,23 @@ HOSTILE = frozenset(
     ]
 )
 
-# What a pickle, or an archive that may hold one, starts with.
+# What a pickle, or an archive or container that may hold one, starts with.
 PICKLE_MAGIC = {
     b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"PK\x05\x06": "an empty zip archive",
+    b"PK\x07\x08": "a zip archive in parts",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"\x80\x02": "a pickle",
-    b"\x80\x03": "a pickle",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
+    **{bytes((0x80, protocol)): "a pickle" for protocol in range(6)},
     b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"Rar!\x1a\x07": "a rar archive",
+    b"\x93NUMPY": "a NumPy file, which may hold pickled objects",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, which may hold code",
 }
+# A pickle of protocol 0 or 1 has no magic: it begins with an opening and names what it would import, or a container.
+OLD_PICKLE = re.compile(rb"(?:[(\]}]{0,3}[ci][A-Za-z_][\w.]*\n\w+\n|\([dl]p?[0-9]*\n|\(dq.|\]q.|\}q.)", re.DOTALL)
 CONVERT = (
     "convert it once, in a container without network: load it with torch.load(file, weights_only=True) "
     "and write it with safetensors.torch.save_file"
@@ -49,9 +57,12 @@ CONVERT = (
 def read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """`config.json` without the keys that load code, and the dotted names of the keys left out.
 
-    Raises ModelError E084 for a file that is absent, not JSON or without a model type, E089 for quantised weights.
+    Raises ModelError E084 for a file that is absent, not JSON or without a model type, E089 for quantised weights,
+    E086 for the folder of an adapter, E512 for one that holds both.
     """
     path = folder / "config.json"
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise two_in_one(folder) if holds_model(folder) else is_adapter(folder)
     config = read_json_object(path)
     stripped: list[str] = []
     clean = _strip(config, (), stripped)
@@ -71,6 +82,8 @@ def read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """A small JSON file of a model folder; ModelError E084 when it is not one."""
     where = Where(str(path))
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise ModelError("E084", f"{path.name} is not a file", where=where)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
@@ -78,8 +91,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
             raise ModelError("E084", f"{path.name} is larger than {MAX_CONFIG_BYTES // 1_000_000} MB", where=where)
         value = json.loads(raw)
     except FileNotFoundError as error:
-        if path.name == "config.json" and (path.parent / ADAPTER_CONFIG).is_file():
-            raise is_adapter(path.parent) from error
         message = f"{path.parent} holds no {path.name}"
         raise ModelError("E084", message, where=where, fixes=["give the folder of a Hugging Face model"]) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
@@ -87,6 +98,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError("E084", f"{path.name} holds no JSON object", where=where)
     return value
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds config and weights of a whole model, and not those of an adapter alone."""
+    return (folder / "config.json").is_file() and any(
+        path.name not in ADAPTER_WEIGHTS for path in folder.glob("*.safetensors")
+    )
+
+
+def two_in_one(folder: Path) -> ModelError:
+    """E512: libraries would load the base that the adapter names, instead of the model that lies there."""
+    return ModelError(
+        "E512",
+        f"{folder} holds a whole model and the settings of an adapter: which is meant cannot be known",
+        where=Where(str(folder / ADAPTER_CONFIG)),
+        fixes=["move adapter_config.json and the adapter's weights into a folder of their own, and name the one meant"],
+    )
 
 
 def is_adapter(folder: Path) -> ModelError:
@@ -106,6 +134,11 @@ def is_adapter(folder: Path) -> ModelError:
     )
 
 
+def is_hostile(key: str) -> bool:
+    """Whether a key could make a library import code or fetch a kernel."""
+    return key.startswith("_") or key in HOSTILE
+
+
 def _strip(value: Any, at: tuple[str, ...], stripped: list[str]) -> Any:
     if len(at) > MAX_CONFIG_DEPTH:
         raise ModelError("E084", f"config.json is nested deeper than {MAX_CONFIG_DEPTH} levels")
@@ -115,7 +148,7 @@ def _strip(value: Any, at: tuple[str, ...], stripped: list[str]) -> Any:
         return value
     clean = {}
     for key, inner in value.items():
-        if key.startswith("_") or key in HOSTILE:
+        if is_hostile(key):
             stripped.append(".".join((*at, key)))
         else:
             clean[key] = _strip(inner, (*at, key), stripped)
@@ -139,11 +172,10 @@ def refuse_pickle(path: Path) -> None:
     """Unsafe E085 when the content, whatever the name, is a pickle or an archive that may hold one."""
     with path.open("rb") as file:
         head = file.read(512)
-    if head[8:9] == b"{":  # the header of a safetensors file; its length may look like any magic
-        return
-    kind = next((kind for magic, kind in PICKLE_MAGIC.items() if head.startswith(magic)), None)
-    if kind is None and head[257:262] == b"ustar":
-        kind = "a tar archive"
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        last = file.read(1)
+    kind = pickle_kind(head, last)
     if kind is not None:
         raise Unsafe(
             "E085",
@@ -152,3 +184,13 @@ def refuse_pickle(path: Path) -> None:
             evidence=["only safetensors weights are read, whatever the file is called"],
             fixes=[Fix("use a copy of the model with safetensors weights"), Fix(CONVERT)],
         )
+
+
+def pickle_kind(head: bytes, last: bytes) -> str | None:
+    """What a file is that begins with `head` and ends with the byte `last`, when that could run code."""
+    if head[8:9] == b"{":  # the header of a safetensors file; its length may look like any magic
+        return None
+    found = next((kind for magic, kind in PICKLE_MAGIC.items() if head.startswith(magic)), None)
+    if found is None and head[257:262] == b"ustar":
+        return "a tar archive"
+    return "a pickle" if found is None and last == b"." and OLD_PICKLE.match(head) else found

@@ -18,6 +18,7 @@ from tunesmith.models.meaning import Meaning, meaning_of, name_outputs, write_me
 from tunesmith.models.padding import PadToken, free_pad
 from tunesmith.models.safety import read_json_object
 from tunesmith.models.stack import Stack, write_stack
+from tunesmith.models.trained_on import mark_base
 from tunesmith.types import Task
 from tunesmith.vocabulary import FILE, NewTokens, write_extended
 
@@ -54,6 +55,7 @@ def save_weights(
     try:
         if isinstance(model, Adapted):
             save_adapter(model, stage, str(base))
+            mark_base(stage, base)
             write_stack(stage, str(base), stack)
             if new.tokens:
                 copy_tokenizer(base, stage, new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
-from tunesmith.errors import ModelError, Where
 from tunesmith.export.opening import ModelSource
+from tunesmith.models.architecture import build_config
 from tunesmith.models.headers import read_headers
 from tunesmith.models.heads import positions
 from tunesmith.models.load import check_loading, from_folder, quietly
-from tunesmith.models.safety import read_config
+from tunesmith.models.safety import read_config, read_json_object
 from tunesmith.serve.refusals import Refusal
 
 POOLING = "1_Pooling/config.json"  # of sentence-transformers
 BATCH_TOKENS = 4096
-
-
-def encoder_config(clean: dict[str, Any], folder: Path) -> PreTrainedConfig:
-    try:
-        return AutoConfig.for_model(**clean)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError("E080", f"config.json: {error}", where=Where(file=str(folder / "config.json"))) from error
 
 
 class Encoder:
@@ -45,7 +37,7 @@ class Encoder:
     def open(cls, source: ModelSource) -> Encoder:
         """Raises ModelError E081 for a folder whose weights are not those of its architecture."""
         folder = source.base
-        config = encoder_config(read_config(folder)[0], folder)
+        config = build_config(read_config(folder)[0], folder)
         read_headers(folder)
         model, report = quietly(folder, lambda: from_folder(AutoModel, folder, config, torch.float32))
         unused = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # it is not read
@@ -91,5 +83,4 @@ class Encoder:
 
 def pooling_of(folder: Path) -> dict[str, Any]:
     path = folder / POOLING
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    return read_json_object(path) if path.is_file() else {}

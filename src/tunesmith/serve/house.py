@@ -15,6 +15,7 @@ from tunesmith.errors import UsageError, Where, nearest
 from tunesmith.evaluate.scoring import Scorer
 from tunesmith.export.opening import ModelSource, Which, find_model, open_source
 from tunesmith.export.shelf import Shelf, base_key
+from tunesmith.models.architecture import build_config
 from tunesmith.models.forward import base_model
 from tunesmith.models.heads import is_encoder
 from tunesmith.models.native.decode import PLACES
@@ -25,7 +26,7 @@ from tunesmith.rollout.engine.matrices import Packs
 from tunesmith.rollout.generator import context_length, stop_ids
 from tunesmith.rollout.orders import Speaker
 from tunesmith.rollout.scheduler import BatchScheduler, EngineScheduler, Scheduler
-from tunesmith.serve.encoder import Encoder, encoder_config
+from tunesmith.serve.encoder import Encoder
 from tunesmith.serve.grammar import Grammars
 from tunesmith.serve.refusals import Refusal
 from tunesmith.serve.settings import Limits
@@ -161,7 +162,7 @@ class House:
 def gives(source: ModelSource) -> Gives:
     if source.outputs:
         return "values"
-    return "embeddings" if is_encoder(encoder_config(read_config(source.base)[0], source.base)) else "text"
+    return "embeddings" if is_encoder(build_config(read_config(source.base)[0], source.base)) else "text"
 
 
 def name_models(given: Sequence[str]) -> dict[str, str]:

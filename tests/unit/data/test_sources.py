@@ -145,6 +145,20 @@ def test_d15_harmless_differences_give_the_same_records(tmp_path):
         assert values(tmp_path / f"{name}.jsonl.gz") == expected, name
 
 
+def test_d14_d15_millions_of_blank_lines_take_no_time_and_are_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    blank = b"\n" * (3 * 2**20) + b" \n" * 2**20 + b"  "
+    path.write_bytes(blank + b'\n{"text": "one"}\n' + b"\n \r" * 2**20 + b'\n{"text": 3')
+    begin = time.process_time()
+    error = refused(path)
+    assert time.process_time() - begin < 1
+    assert error.diagnostic.where.line == path.read_bytes().count(b"\n") + 1
+    path.write_bytes(blank + b'\n{"text": "one"}\n')
+    assert [record.line for record in read_records(path)] == [blank.count(b"\n") + 2]
+    path.write_bytes(b'{"text": "' + b"x" * (17 * 2**20) + b'"\n' + b"\n" * 2**21)
+    assert refused(path).diagnostic.code == "E039"
+
+
 def test_d15_lines_count_physically(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf\r\n{"text": "one"}\r\n\r\n{"text": "two"}')
     assert [record.line for record in read_records(tmp_path / "a.jsonl")] == [2, 4]
@@ -317,6 +331,7 @@ def test_d21_damaged_gzip_and_wrong_magic(tmp_path):
     )
 
 
+@pytest.mark.row("S24")
 @pytest.mark.parametrize("content", [b"\0" * 2**20, (b'{"text": "' + b"a" * 16370 + b'"}\n') * 64])
 def test_d21_a_gzip_bomb_stops_at_the_ratio_cap(tmp_path, content):
     path = tmp_path / "a.jsonl.gz"

@@ -88,9 +88,31 @@ INJECTIONS = [
     "{{ namespace(_x=1) }}",
     "{% set f = '{0.__class__.__init__}'.format %}{{ f(1) }}",
     "{{ ''.format.__self__ }}",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ joiner.__init__.__globals__ }}",
+    "{{ lipsum.__globals__['os'].popen('id').read() }}",
+    "{{ config.__class__ }}{{ request.application.__globals__ }}",
+    "{{ messages[0].content.__class__.__base__.__subclasses__()[40]('/etc/passwd').read() }}",
+    "{{ ''|attr('\\x5f\\x5fclass\\x5f\\x5f') }}",
+    "{{ (''|attr(['__','class','__']|join)) }}",
+    "{% set x = '__class' ~ '__' %}{{ ''[x] }}",
+    "{{ messages | map('attr', '__class__') | list }}",
+    "{{ messages | groupby('__class__') | list }}",
+    "{{ messages | selectattr('__class__') | list }}",
+    "{{ messages | sum(attribute='__class__') }}",
+    "{{ 'x'.format_map({'x': 1}.__class__) }}{{ '{x.__class__}'.format_map({'x': 1}) }}",
+    "{% import 'os' as os %}{{ os.system('id') }}",
+    "{% from '/etc/passwd' import x %}",
+    "{% extends '/etc/passwd' %}",
+    "{{ strftime_now.__self__ }}{{ raise_exception.__code__ }}",
 ]
 
 
+def test_there_are_thirty_injections():
+    assert len(set(INJECTIONS)) >= 30
+
+
+@pytest.mark.row("S13", "S7")
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_f12_injections_are_refused_or_find_nothing(text):
     try:
@@ -100,6 +122,8 @@ def test_f12_injections_are_refused_or_find_nothing(text):
     shown = answer if isinstance(answer, str) else answer.message
     assert "<class" not in shown
     assert "object at 0x" not in shown
+    assert "root:" not in shown
+    assert "uid=" not in shown
 
 
 @pytest.mark.parametrize("text", INJECTIONS[:6])
@@ -133,6 +157,7 @@ BOMBS = [
 ]
 
 
+@pytest.mark.row("S13")
 @pytest.mark.parametrize("text", BOMBS, ids=range(len(BOMBS)))
 def test_f12_bombs_stop_within_three_seconds_and_300_mb(text):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

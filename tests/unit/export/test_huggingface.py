@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_are_refused_and_leave_nothing(tmp_path: Pat
     next(iter(tensors.values()))[0, 0] = bad
     save_file(tensors, path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ModelError, match="E095"):
+    with pytest.raises(ModelError, match="E511"):
         merge_run(run.path, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -228,7 +228,7 @@ def test_a_damaged_folder_is_refused(tmp_path):
     with pytest.raises(ModelError, match="E092"):
         load_adapter(build("qwen2"), tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="E093"):
+    with pytest.raises(ModelError, match="E082"):
         load_adapter(build("qwen2"), tmp_path)
 
 

@@ -238,6 +238,7 @@ def test_k05_a_bad_override_is_its_own_place(tmp_path, override):
     assert error.diagnostic.where.field == override
 
 
+@pytest.mark.row("S12")
 @pytest.mark.parametrize(
     "text",
     [
@@ -335,7 +336,7 @@ def test_k03_range_and_meaning_are_those_of_the_chosen_objective(tmp_path):
 
 
 @pytest.mark.parametrize("objective", [kind.model_fields["name"].default for kind in OBJECTIVES])
-def test_k06_every_objective_is_trained_by_its_name_or_by_the_recipe_that_is_offered(objective):
+def test_every_objective_is_trained_by_its_name_or_by_the_recipe_that_is_offered(objective):
     if objective in shipped():
         assert load_recipe(objective, [], {}).recipe.objective.title == objective
         return

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import peft
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -119,18 +117,6 @@ def check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
             evidence=[f"linear layers: {', '.join(linears)}"],
             fixes=[Fix(f"model.adapter.targets=[{near or 'all'}]", {"model.adapter.targets": [near or "all"]})],
         )
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            "E093",
-            f"the adapter's weights cannot be read: {error}",
-            where=Where(file=str(path)),
-            fixes=["save the adapter as safetensors; pickle files are never read"],
-        ) from error
 
 
 def check_fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, base: str | None) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +17,7 @@ from tunesmith.models.adapters.bottleneck import BottleneckModel, attach_bottlen
 from tunesmith.models.bottleneck_config import BottleneckConfig
 from tunesmith.models.heads import head_modules
 from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
+from tunesmith.models.tensors import read_tensors
 
 TYPE = "TUNESMITH.BOTTLENECK"
 FORMAT = 1
@@ -60,7 +60,7 @@ def load_bottleneck(model: PreTrainedModel, folder: Path) -> BottleneckModel:
     about, settings = read_settings(folder)
     adapted = attach_bottleneck(model, settings)
     places = {PREFIX + name: place for name, place in trained(adapted).items()}
-    tensors = read_tensors(folder)
+    tensors = read_tensors(folder / TENSORS)
     if about["task_type"] == "CAUSAL_LM":
         places = {name: place for name, place in places.items() if ".bottleneck_" in name}
     odd = [f"missing {name}" for name in sorted(places.keys() - tensors.keys())]
@@ -100,6 +100,11 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], BottleneckConfig]:
         raise unreadable(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
+def base_of_bottleneck(folder: Path) -> str | None:
+    """The model that the adapters of a folder were trained on."""
+    return read_settings(folder)[0]["base_model_name_or_path"]
+
+
 def unreadable(path: Path, what: str) -> ModelError:
     return ModelError(
         "E351",
@@ -107,13 +112,3 @@ def unreadable(path: Path, what: str) -> ModelError:
         where=Where(file=str(path)),
         fixes=[Fix("take the folder as it was written"), Fix("read it with the version that wrote it")],
     )
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / TENSORS
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        message = f"the adapter's weights cannot be read: {error}"
-        fixes = ["save the adapter as safetensors; pickle files are never read"]
-        raise ModelError("E093", message, where=Where(file=str(path)), fixes=fixes) from error

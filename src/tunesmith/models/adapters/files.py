@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import peft
 import torch
@@ -13,11 +15,12 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.adapter_config import AdapterConfig
+from tunesmith.models.adapter_settings import read_settings
 from tunesmith.models.adapters.adalora import write_cut
 from tunesmith.models.adapters.adaption import put_adaption
-from tunesmith.models.adapters.base import ADAPTER_TENSORS, Files, Tuners, check_fits, read_tensors, wrap
+from tunesmith.models.adapters.base import ADAPTER_TENSORS, Files, Tuners, check_fits, wrap
 from tunesmith.models.adapters.bottleneck import BottleneckModel
-from tunesmith.models.adapters.bottleneck_files import load_bottleneck, read_settings, save_bottleneck
+from tunesmith.models.adapters.bottleneck_files import base_of_bottleneck, load_bottleneck, save_bottleneck
 from tunesmith.models.adapters.merging import not_mergeable
 from tunesmith.models.adapters.prompts import PromptFiles, load_prompt, save_prompt
 from tunesmith.models.adapters.registry import method_of
@@ -26,6 +29,9 @@ from tunesmith.models.heads import head_modules
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
 from tunesmith.models.new_rows import check_rows
 from tunesmith.models.quantized.files import describe_base
+from tunesmith.models.safety import ADAPTER_CONFIG
+from tunesmith.models.tensors import read_tensors
+from tunesmith.models.trained_on import check_base
 
 VOCABULARY_HEAD = ".lm_head.weight"
 OTHER_BASES = ("corda", "loftq", "lora_ga", "mica")  # beginnings of LoRA whose base is not the model as it is stored
@@ -67,9 +73,12 @@ def save_adapter(model: Adapted, folder: Path, base: str) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig | None = None) -> Adapted:
     """Attach an adapter folder, trainable; every key of the file must find its place and the other way round.
 
-    `settings` is the method that goes on from it. Raises ModelError E313 when the folder holds another method's.
+    `settings` is the method that goes on from it. Raises ModelError E313 when the folder holds another method's, E514
+    when it was trained on another base.
     """
     found = kind_of_folder(folder)
+    if model.name_or_path:
+        check_base(folder, Path(model.name_or_path))
     if settings is not None and found is not None:
         check_continues(settings, found, folder)
     if found == "bottleneck":
@@ -110,7 +119,7 @@ def fill(
 def base_named_in(folder: Path) -> str | None:
     """The base model that an adapter folder says it was trained from."""
     if kind_of_folder(folder) == "bottleneck":
-        return read_settings(folder)[0]["base_model_name_or_path"]
+        return base_of_bottleneck(folder)
     return read_adapter_config(folder).base_model_name_or_path
 
 
@@ -140,12 +149,17 @@ def read_adapter_config(folder: Path) -> Files:
     """The settings of a folder of PEFT's. Raises ModelError E314 for bottleneck adapters, E093 and E094 for others."""
     if kind_of_folder(folder) == "bottleneck":
         raise not_mergeable("bottleneck", folder)
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise ModelError("E093", f"not a PEFT adapter folder: it has no {ADAPTER_CONFIG}", where=Where(str(path)))
+    settings = read_settings(folder)
     try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        raise ModelError(
-            "E093", f"not a PEFT adapter folder: {error}", where=Where(file=str(folder / "adapter_config.json"))
-        ) from error
+        with TemporaryDirectory() as place:  # PEFT reads no settings but those of a folder
+            (Path(place) / ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
+            config = peft.PeftConfig.from_pretrained(place)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ModelError("E093", f"not a PEFT adapter folder: {told}", where=Where(str(path))) from error
     if not isinstance(config, Files):
         raise not_supported(f"type {config.peft_type}", folder)
     begins = config.init_lora_weights if isinstance(config, peft.LoraConfig) else True

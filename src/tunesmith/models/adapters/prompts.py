@@ -21,11 +21,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from tunesmith.errors import Fix, ModelError, Where
-from tunesmith.models.adapters.base import ADAPTER_TENSORS, check_fits, read_tensors, wrap
+from tunesmith.models.adapters.base import ADAPTER_TENSORS, check_fits, wrap
 from tunesmith.models.heads import has_head
 from tunesmith.models.inventory import NETWORK_FILE as NETWORK
 from tunesmith.models.prompt_config import PrefixConfig, PromptConfig, PTuningConfig, VirtualConfig
 from tunesmith.models.prompts import embedding_of, encoder_of, is_direct, learned_numbers
+from tunesmith.models.tensors import read_tensors
 
 PromptFiles = peft.PromptTuningConfig | peft.PromptEncoderConfig | peft.PrefixTuningConfig
 STORED = "prompt_embeddings"

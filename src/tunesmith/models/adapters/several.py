@@ -17,6 +17,7 @@ from tunesmith.models.adapters.files import fill, load_adapter, read_adapter_con
 from tunesmith.models.butterfly import put_butterflies
 from tunesmith.models.kinds import NO_WEIGHTS, kind_of_folder
 from tunesmith.models.new_rows import has_rows
+from tunesmith.models.trained_on import check_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,9 @@ def attach_several(model: PreTrainedModel, folders: Mapping[str, Path]) -> Sever
     for name, config in configs.items():
         if has_rows(config):
             raise no_company(name, "it has tokens of its own")
+    if model.name_or_path:
+        for folder in folders.values():
+            check_base(folder, Path(model.name_or_path))
     first, *others = folders
     wrapped = load_adapter(model, folders[first])
     assert isinstance(wrapped, PeftModel), "what is not PEFT's was refused above"

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -24,6 +23,7 @@ from tunesmith.models.quantized.linear import QuantizedLinear
 from tunesmith.models.quantized.loftq import Start
 from tunesmith.models.quantized.packing import FIELD, Packing
 from tunesmith.models.safety import read_config, read_json_object
+from tunesmith.models.tensors import read_tensors
 
 SETTINGS = "quantized_base.json"
 TAKEN = "loftq.safetensors"
@@ -103,10 +103,7 @@ def start_of(adapter: LoftqConfig, depth: int) -> Start:
 
 
 def read_taken(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError("E093", f"what LoftQ took away cannot be read: {error}", where=Where(str(path))) from error
+    tensors = read_tensors(path)
     names = {name.rpartition(".")[0] for name in tensors}
     return {name: (tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names}
 

@@ -140,6 +140,7 @@ def read_quantized(
     )
     if (folder / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    model.config.name_or_path = str(folder)
     return ordinary(model), report
 
 

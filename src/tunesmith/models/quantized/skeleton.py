@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
+from tunesmith.models.architecture import build_config
 from tunesmith.models.inventory import LAYER
 from tunesmith.models.safety import read_config
 
 
 def other_matrices(folder: Path) -> list[str]:
     """Names of the matrices inside layers that belong to no linear layer, such as experts held as one tensor."""
-    settings = AutoConfig.for_model(**read_config(folder)[0])
+    settings = build_config(read_config(folder)[0], folder)
     with torch.device("meta"):
         model = AutoModel.from_config(settings)
     linear = {name for name, module in model.named_modules() if type(module) is nn.Linear}
