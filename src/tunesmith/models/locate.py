@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 from pathlib import Path
 
 from tunesmith.errors import Fix, MachineError, ModelError, Where
@@ -19,6 +20,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,120}\Z")
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 UNWANTED = ["*/*", "*.index.json.lock"]
+BUSY = (429, 500, 502, 503, 504)
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a busy hub is asked again
 FIELD = "model.path"
 FINAL = ("adapter", "model")  # where a finished run keeps its weights
 
@@ -103,17 +106,15 @@ def check_hub_id(path: str, revision: str | None) -> None:
 def fetch_from_hub(repository: str, revision: str | None) -> Path:
     """The snapshot folder in the hub's own cache; interrupted downloads continue, finished ones need no network."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         folder = snapshot_download(
-            repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=False
+            repository,
+            revision=revision,
+            allow_patterns=WANTED,
+            ignore_patterns=UNWANTED,
+            local_files_only=not hub_answers(repository, revision),
         )
     except GatedRepoError as error:
         fixes = ["accept the model's terms on its page", Fix("then log in", command="hf auth login")]
@@ -126,7 +127,7 @@ def fetch_from_hub(repository: str, revision: str | None) -> Path:
         fixes = ["check the spelling", Fix("log in if it is private", command="hf auth login")]
         message = f"the hub knows no model {repository}"
         raise ModelError("E086", message, where=Where(field=FIELD), fixes=fixes) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, LookupError, TypeError) as error:
+    except Exception as error:  # the client passes on whatever its HTTP library raises
         raise MachineError(
             "E087",
             f"{repository} could not be fetched from the hub",
@@ -148,3 +149,24 @@ def fetch_from_hub(repository: str, revision: str | None) -> Path:
         )
     check_folder(found)
     return found
+
+
+def hub_answers(repository: str, revision: str | None) -> bool:
+    """Whether the hub says anything in time: a download asks without a limit. What it refuses is an answer too.
+
+    A hub that is busy is asked again, later each time.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for wait in WAITS:
+        try:
+            HfApi().model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            return True
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code not in BUSY:
+                return True
+        except Exception:  # the client passes on whatever its HTTP library raises
+            return False
+        time.sleep(wait)
+    return True
