@@ -182,7 +182,7 @@ def test_every_hostile_key_is_listed(good, tmp_path, canary):
 
 
 @pytest.mark.row("S9", "S10")
-def test_a_pickle_is_opened_once_and_never_unpickled(tmp_path, canary):
+def test_a_pickle_is_opened_once_and_never_unpickled(good, tmp_path, canary):
     """No second try: unpickling would be seen, by Python's own audit of what a pickle looks up."""
     seen: list[str] = []
     live = [True]
@@ -195,9 +195,7 @@ def test_a_pickle_is_opened_once_and_never_unpickled(tmp_path, canary):
     pickle.loads(pickle.dumps(Touch))
     assert seen, "the audit sees what is unpickled"
     seen.clear()
-    folder = tmp_path / "m"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    folder = copy(good, tmp_path / "m")
     (folder / "model.safetensors").write_bytes(evil_pickle(canary, 4) + b"\0")
     assert tunesmith("chat", folder, "--prompt", "hi").code == 9
     live[0] = False
