@@ -156,6 +156,7 @@ class Example:
     cuts: tuple[int, ...] = ()
     labels: tuple[float, ...] = ()  # one per answer: rating, class, or good (1) and bad (0)
     chained: bool = False  # each answer continues the one before it, as the steps of a process do
+    stems: tuple[int, ...] = ()  # of each answer the earlier one that it continues, -1: the prompt; empty: all that
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -106,9 +106,11 @@ def nodes_of(example: Example, first: int, sequence: int, above: int = 0, parent
     if above < prompt:
         yield Node(tokens[above:prompt], weights[above:prompt], parent, begin=above)
         parent, number = first, first + 1
-    for start, end in pairwise((*example.cuts, len(example))):
-        yield Node(tokens[start:end], weights[start:end], parent, sequence, begin=start)
-        parent, number, sequence = number if example.chained else parent, number + 1, sequence + 1
+    answers = len(example.cuts)
+    stems = example.stems or (range(-1, answers - 1) if example.chained else (-1,) * answers)
+    for at, (start, end) in enumerate(pairwise((*example.cuts, len(example)))):
+        stem = parent if stems[at] < 0 else number + stems[at]
+        yield Node(tokens[start:end], weights[start:end], stem, sequence + at, begin=start)
 
 
 def assemble(nodes: Sequence[Node], records: tuple[str, ...] = (), reads: Reads = "logprobs") -> Batch:

@@ -35,6 +35,7 @@ class Sampling:
     frequency: float = 0.0
     repetition: float = 1.0
     bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    until: tuple[str, ...] = ()  # texts that end an answer of `generate`, which they are still part of
 
     @property
     def looks_back(self) -> bool:

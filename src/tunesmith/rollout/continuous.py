@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -31,10 +31,13 @@ class Live(Generic[Name]):
     prompt: Prompt
     stops: frozenset[int]
     tokens: list[int] = field(default_factory=list)
+    ended: bool = False  # by the caller
 
     @property
     def is_over(self) -> bool:
-        return bool(self.tokens) and (self.tokens[-1] in self.stops or len(self.tokens) >= self.asked.room)
+        if self.ended or not self.tokens:
+            return self.ended
+        return self.tokens[-1] in self.stops or len(self.tokens) >= self.asked.room
 
 
 Choose = Callable[[Float[Tensor, "B V"], Sequence[Live[Name]]], Sequence[int]]
@@ -47,11 +50,12 @@ def answers(
     choose: Choose[Name],
     stops: frozenset[int],
     batch_size: int,
+    done: Container[Name] = (),
 ) -> Iterator[tuple[Name, int, bool]]:
     """(name, token, whether the answer ends here) of all that is asked, in the order in which tokens come.
 
-    A prompt is read once, when its first answer begins, and kept until its last one has begun. All pages are given
-    back, also when the caller stops listening.
+    A prompt is read once, when its first answer begins, and kept until its last one has begun. Answers that the caller
+    puts among `done` end too. All pages are given back, also when the caller stops listening.
     """
 
     def advance(logits: Float[Tensor, "B V"], live: Sequence[Live[Name]]) -> Sequence[int]:
@@ -70,6 +74,7 @@ def answers(
             forget(left, new)
             for seat in table.turn(new, left):
                 yield seat.who.asked.name, seat.last, seat.who.is_over
+                seat.who.ended = seat.who.asked.name in done
             table.sweep()
     finally:
         table.close()

@@ -101,13 +101,16 @@ def complete(
             tokens[place].append(token)
             if on_token is not None:
                 on_token()
+            if not ends and sampling.until and stops_in(tokenizer, tokens[place], sampling.until):
+                call.done.add(place)
+                ends = True
             if ends:
                 yield place, finish(tokenizer, tokens[place], stops)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is to be answered, and how; `draws` are those of the answers that have begun."""
+    """What is to be answered, and how; `draws` are those of the answers that have begun, `done` those that are over."""
 
     prompts: Sequence[Sequence[int]]
     requests: Sequence[Request]
@@ -116,6 +119,7 @@ class Call:
     batch_size: int
     context: int
     draws: dict[int, Tensor] = field(default_factory=dict)
+    done: set[int] = field(default_factory=set)
 
     def room(self, place: int) -> int:
         return min(self.sampling.max_new_tokens, self.context - len(self.prompt(place)))
@@ -141,7 +145,7 @@ def by_engine(view: nn.Module, call: Call, order: Sequence[int], held: Held) -> 
         check_finite(logits)
         return choose_each(logits, [call.chooser(each.asked.name, each.tokens) for each in live])
 
-    yield from answers(Engine(view, held), call.prompts, asked, pick, call.stops, call.batch_size)
+    yield from answers(Engine(view, held), call.prompts, asked, pick, call.stops, call.batch_size, call.done)
 
 
 def by_cache(view: nn.Module, call: Call, order: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
@@ -160,9 +164,9 @@ def by_cache(view: nn.Module, call: Call, order: Sequence[int]) -> Iterator[tupl
             place = places[row]
             made[place].append(token)
             ends = token in call.stops or len(made[place]) == call.room(place)
-            if ends:
-                done.add(row)
             yield place, token, ends
+            if ends or place in call.done:
+                done.add(row)
 
 
 def stream(
@@ -187,6 +191,13 @@ def detokenise(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
             yield piece
     if rest := text.end():
         yield rest
+
+
+def stops_in(tokenizer: Tokenizer, tokens: Sequence[int], until: Sequence[str]) -> bool:
+    """Whether one of the texts, control tokens included, ends in the newest tokens."""
+    longest = max(len(text.encode("utf-8")) for text in until)  # a token has a byte or more
+    text = tokenizer.decode(tokens[-longest - 3 :])
+    return any(one in text for one in until)
 
 
 def finish(tokenizer: Tokenizer, tokens: list[int], stops: frozenset[int]) -> Generated:

@@ -49,3 +49,13 @@ def test_an_example_without_trained_tokens_still_makes_a_batch():
     batch = batch_of([Example(np.array([5, 6]), np.zeros(2, dtype=np.float32), "a", 1)])
     assert batch.tokens.tolist() == [5]
     assert len(batch.target) == 0
+
+
+def test_an_answer_may_continue_an_earlier_one():
+    weights = np.array([0, 0, 1, 1, 1, 1, 1], dtype=np.float32)
+    batch = batch_of([Example(np.arange(10, 17), weights, "a", 1, (2, 4, 6), stems=(-1, 0, 0))])
+    assert batch.segments.tolist() == [[0, 2, -1], [2, 4, 0], [4, 5, 1], [5, 6, 1]]
+    assert batch.target.tolist() == [12, 13, 14, 15, 16]
+    assert batch.query.tolist() == [1, 2, 3, 4, 3]
+    assert batch.sequence.tolist() == [0, 0, 1, 1, 2]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 4]

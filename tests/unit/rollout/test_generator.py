@@ -210,3 +210,15 @@ def test_draws_follow_the_distribution() -> None:
     many = choose(logits[:1].expand(20_000, 4), sampling, torch.rand(20_000, dtype=torch.float64))
     shares = many.bincount(minlength=4) / 20_000
     assert torch.allclose(shares, torch.tensor([0.2, 0.5, 0.0, 0.3]), atol=0.02)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_answers_end_where_a_text_has_come(tmp_path: Path, architecture: str) -> None:
+    model, tokenizer = load(tmp_path, architecture)
+    whole = generate(model, tokenizer, PROMPTS, Sampling(24), batch_size=3)
+    until = tokenizer.decode(whole[0].tokens[3:5])
+    ended = generate(model, tokenizer, PROMPTS, Sampling(24, until=("never there", until)), batch_size=3)
+    for long, short in zip(whole, ended, strict=True):
+        assert long.tokens[: len(short.tokens)] == short.tokens
+        assert (until in tokenizer.decode(short.tokens)) or short == long
+    assert len(ended[0].tokens) <= 5
