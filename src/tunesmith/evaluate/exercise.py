@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.errors import DataError, Where
+
+HOLE = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +37,15 @@ def lacks(where: Where, name: str, wants: str, *fixes: str) -> DataError:
     """E452: the record has no such field, or holds something else there."""
     message = f"the exercise has no {name}: {wants}"
     return DataError("E452", message, where=where, fixes=fixes or (f"give every exercise a field {name}",))
+
+
+def filled(template: str, value: Mapping[str, Any], where: Where, told: str = "the prompt of the task names it") -> str:
+    """The template with the fields of the exercise; other braces stay as they are."""
+
+    def field(match: re.Match[str]) -> str:
+        held = value.get(match[1])
+        if held is None or isinstance(held, dict):
+            raise lacks(where, match[1], told)
+        return "\n".join(map(str, held)) if isinstance(held, list) else str(held)
+
+    return HOLE.sub(field, template)

@@ -12,12 +12,14 @@ from pydantic import Field
 
 from tunesmith.config import Config
 from tunesmith.errors import DataError, Fix, MachineError, TunesmithError, UsageError, Where, nearest
-from tunesmith.evaluate.exercise import Exercise, lacks
+from tunesmith.evaluate.exercise import Exercise, filled, lacks
 from tunesmith.evaluate.instructions import check_instructions, follows, unfenced
 from tunesmith.evaluate.json_schema import check_schema, fits, same
 from tunesmith.evaluate.quantities import agrees, quantities
+from tunesmith.rollout.sandbox import Limits, check_sandbox, run_program
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+FENCE = re.compile(r"```[\w+-]*[ \t]*\n(?P<code>.*?)(?:\n[ \t]*```|\Z)", re.S)
 INSTALL = "pip install 'tunesmith[eval]'"
 
 
@@ -266,6 +268,36 @@ class InstructionScorer(AnswerScorer):
         return float(all(followed)) if self.name == "instructions" else sum(followed) / len(followed)
 
 
+class CodeScorer(AnswerScorer):
+    """The program that the answer completes runs to its last line in the sandbox; the code of a fence, or all of it."""
+
+    needs_answers: ClassVar[bool] = False
+    name: Literal["code"] = "code"
+    program: str = Field(
+        default="{answer}\n\n{test}", description="What is run: {answer} is the code, others are fields."
+    )
+    seconds: Annotated[int, Field(ge=1, le=600)] = Field(default=5, description="Longest time of one program.")
+    memory: Annotated[int, Field(ge=64)] = Field(default=512, description="Memory of one of its processes, MiB.")
+
+    @property
+    def title(self) -> str:
+        return "code"
+
+    def prepare(self) -> None:
+        check_sandbox()
+
+    def check(self, exercise: Exercise) -> None:
+        self.whole("", exercise)
+
+    def whole(self, answer: str, exercise: Exercise) -> str:
+        fields = {**exercise.fields, "answer": answer}
+        return filled(self.program, fields, exercise.where, "the program of the scorer names it")
+
+    def score(self, answer: str, exercise: Exercise) -> float:
+        limits = Limits(seconds=self.seconds, memory=self.memory)
+        return float(run_program(self.whole(code_in(answer), exercise), limits).passed)
+
+
 Scorer = Annotated[
     ExactScorer
     | ContainsScorer
@@ -276,12 +308,13 @@ Scorer = Annotated[
     | F1Scorer
     | BleuScorer
     | RougeScorer
-    | InstructionScorer,
+    | InstructionScorer
+    | CodeScorer,
     Field(discriminator="name"),
 ]
 SCORERS = (
     "exact", "contains", "regex", "numeric", "json_schema", "json", "f1", "bleu", "chrf", "rouge1", "rouge2", "rougeL",
-    "instructions", "instructions_share",
+    "instructions", "instructions_share", "code",
 )  # fmt: skip
 SHARES = {"f1", "bleu", "chrf", "rouge1", "rouge2", "rougeL", "instructions_share"}
 
@@ -309,12 +342,22 @@ def not_installed(name: str, package: str) -> MachineError:
     return MachineError("E457", message, fixes=[fix, "choose another scorer, such as f1"])
 
 
+def code_in(answer: str) -> str:
+    """The code of the first fence, or the whole answer where there is none."""
+    found = FENCE.search(answer)
+    return found["code"] if found else answer
+
+
 def unknown_scorer(name: str, where: Where) -> TunesmithError:
-    """E453, or E459 for code that would have to be run."""
-    if name in ("code", "tests", "pass_at_1", "execute", "humaneval"):
-        message = "answers that are programs are not run: this Tunesmith has no sandbox to run them in"
-        return UsageError("E459", message, where=where, fixes=["compare the text: exact, contains, regex"])
-    near = nearest(name, SCORERS)
+    """E453."""
+    near = "code" if name in ("tests", "pass_at_1", "execute", "humaneval", "mbpp") else nearest(name, SCORERS)
     fixes = [f"did you mean {near}?"] if near else []
     message = f"no scorer is called {name!r}"
     return UsageError("E453", message, where=where, evidence=[f"scorers: {', '.join(SCORERS)}"], fixes=fixes)
+
+
+def code_not_allowed(task: str) -> UsageError:
+    """E459: answers are run as programs when the user says so, never because a task does."""
+    message = f"{task} runs what the model writes as programs, which happens only when you allow it"
+    fixes = [Fix("run them in the sandbox", command="add --run-code"), "read first what the sandbox does not keep off"]
+    return UsageError("E459", message, where=Where(task), fixes=fixes)

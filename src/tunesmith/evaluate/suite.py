@@ -15,9 +15,10 @@ from tunesmith.errors import DataError, Diagnostic, Fix, Where
 from tunesmith.evaluate.asking import Asking
 from tunesmith.evaluate.choices import best, likelihoods_of
 from tunesmith.evaluate.exercise import Exercise
-from tunesmith.evaluate.scorers import SHARES
+from tunesmith.evaluate.scorers import SHARES, CodeScorer, code_not_allowed
 from tunesmith.evaluate.tasks import TaskConfig
 from tunesmith.rollout.generator import Sampling, context_length, generate
+from tunesmith.rollout.sandbox import check_sandbox
 
 LONGEST = 2048  # tokens of one piece of a text
 Progress = Callable[[str, int, int], None]
@@ -64,12 +65,13 @@ class TaskRun:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """A model, how many prompts it decodes together, and who hears how far it is."""
+    """A model, how many prompts it decodes together, who hears how far it is, and whether answers may be run."""
 
     model: nn.Module
     tokenizer: Tokenizer
     batch_size: int = 32
     on_progress: Progress | None = None
+    run_code: bool = False
 
     def heard(self, task: str) -> Callable[[int, int], None] | None:
         tell = self.on_progress
@@ -77,10 +79,11 @@ class Working:
 
 
 def run_task(working: Working, task: TaskConfig, exercises: Sequence[Exercise]) -> TaskRun:
-    """Every exercise that fits the model's context; DataError E461 when none does.
+    """Every exercise that fits the model's context; DataError E461 when none does, UsageError E459 without `run_code`.
 
     The results of a pairwise task have no scores yet: they come from `deciding`, when all models have answered.
     """
+    check_code([task], allowed=working.run_code)
     asking = Asking.of(task, working.tokenizer)
     left_out: Counter[str] = Counter()
     measures, results = WORK[task.kind](working, asking, exercises, left_out)
@@ -95,12 +98,22 @@ def run_task(working: Working, task: TaskConfig, exercises: Sequence[Exercise]) 
     return TaskRun(task, measures, results, left_out, warned(asking, left_out))
 
 
+def check_code(tasks: Sequence[TaskConfig], *, allowed: bool) -> None:
+    """UsageError E459 for a task that runs answers as programs when nobody allowed that."""
+    runs = next((one for one in tasks if any(isinstance(scorer, CodeScorer) for scorer in one.scorers)), None)
+    if runs is not None and not allowed:
+        raise code_not_allowed(runs.name)
+
+
 def warned(asking: Asking, left_out: Counter[str]) -> list[Diagnostic]:
     task, found = asking.task, []
     if task.chat == "auto" and task.kind in ("generation", "pairwise") and not asking.chat:
         message = f"{task.name}: the model has no chat template, so it is asked in plain text"
         fixes = "chat: never in the task asks every model in plain text"
         found.append(warning("W451", message, fixes))
+    if any(isinstance(scorer, CodeScorer) for scorer in task.scorers) and not check_sandbox():
+        message = f"{task.name}: programs run with limits, but this system does not keep them from network and files"
+        found.append(warning("W455", message, "run it in a container or virtual machine that holds nothing of value"))
     for reason, count in left_out.items():
         message = f"{task.name}: {count} exercises are left out: {reason}"
         found.append(warning("W452", message, "compare models on a task that fits all of them"))

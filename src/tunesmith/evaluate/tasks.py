@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,13 +13,12 @@ from tunesmith.configuring.reader import Tree, read_file
 from tunesmith.data.config import SourceConfig
 from tunesmith.data.sources import read_source
 from tunesmith.errors import DataError, UsageError, Where, nearest
-from tunesmith.evaluate.exercise import Exercise, lacks
+from tunesmith.evaluate.exercise import Exercise, filled, lacks
 from tunesmith.evaluate.label_config import LabelConfig
 from tunesmith.evaluate.made import GENERATORS, make
 from tunesmith.evaluate.scorers import SCORERS, Scorer, unknown_scorer
 
 FOLDER = Path(__file__).parent / "suites"
-HOLE = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 TaskKind = Literal["loss", "choice", "generation", "pairwise"]
@@ -265,15 +263,3 @@ def choices_of(task: TaskConfig, value: dict[str, Any], where: Where) -> tuple[t
         evidence=[f"choices: {', '.join(given)[:200]}"],
         fixes=["give its place counted from 0, its letter, or its text"],
     )
-
-
-def filled(template: str, value: Mapping[str, Any], where: Where) -> str:
-    """The template with the fields of the exercise; other braces stay as they are."""
-
-    def field(match: re.Match[str]) -> str:
-        held = value.get(match[1])
-        if held is None or isinstance(held, dict):
-            raise lacks(where, match[1], "the prompt of the task names it")
-        return "\n".join(map(str, held)) if isinstance(held, list) else str(held)
-
-    return HOLE.sub(field, template)

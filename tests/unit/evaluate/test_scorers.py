@@ -198,10 +198,34 @@ def test_exercises_that_cannot_be_scored_are_refused(name, wanted, settings, cod
     assert caught.value.diagnostic.fixes or code == "E452"
 
 
-def test_unknown_scorers_are_told_with_the_nearest_and_code_is_never_run():
+PROGRAM = {"program": "{prompt}{answer}\n{tests}"}
+FIELDS = {"prompt": "def double(x):\n", "tests": ["assert double(2) == 4", "assert double('a') == 'aa'"]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("    return 2 * x", 1),
+        ("    return x + 2", 0),
+        ("    return 2 * x\nraise SystemExit(0)", 0),
+        ("    pass\n```python\ndef double(x):\n    return x + x\n```\nThat is all.", 0),
+        ("```python\n    return x + x\n```\nThat is all.", 1),
+        ("```\n    return x + x", 1),
+    ],
+)
+def test_code_is_right_when_its_program_runs_to_the_end(answer, value):
+    assert score("code", answer, fields=FIELDS, **PROGRAM) == value
+
+
+def test_code_names_what_an_exercise_lacks():
+    with pytest.raises(DataError, match="no test: the program of the scorer names it"):
+        score("code", "x = 1")
+
+
+def test_unknown_scorers_are_told_with_the_nearest():
     found = unknown_scorer("exakt", Where("t.yaml")).diagnostic
     assert (found.code, found.fixes[0].label) == ("E453", "did you mean exact?")
-    assert unknown_scorer("code", Where("t.yaml")).diagnostic.code == "E459"
+    assert unknown_scorer("pass_at_1", Where("t.yaml")).diagnostic.fixes[0].label == "did you mean code?"
 
 
 def test_every_scorer_has_its_name_in_the_list():
