@@ -1,10 +1,21 @@
 """Writes docs/reference/benchmarks.md from the newest result of each work in results/."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from common.report import RESULTS, SHOWN, identity
-from common.tables import generation_notes, generation_table, generation_title, notes, table, title
+from common.tables import (
+    generation_notes,
+    generation_table,
+    generation_title,
+    harness_notes,
+    harness_table,
+    harness_title,
+    notes,
+    table,
+    title,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -28,17 +39,19 @@ def newest(folder: Path) -> list[dict]:
     return sorted({identity(report): report for report in reports}.values(), key=title)
 
 
-def newest_answers(folder: Path) -> list[dict]:
-    """The last result of each work of `generate.py`."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("generate-*.json"))]
-    newest = {generation_title(report): report for report in sorted(reports, key=lambda report: report["date"])}
-    return [newest[key] for key in sorted(newest)]
+def newest_of(folder: Path, benchmark: str, name: Callable[[dict], str]) -> list[dict]:
+    """The last result of each work of `generate.py` or `harness.py`."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{benchmark}-*.json"))]
+    last = {name(report): report for report in sorted(reports, key=lambda report: report["date"])}
+    return [last[key] for key in sorted(last)]
 
 
 def page(folder: Path = RESULTS) -> str:
     parts = [f"\n## {title(report)}\n\n{table(report)}\n\n{notes(report)}\n" for report in newest(folder)]
-    for report in newest_answers(folder):
+    for report in newest_of(folder, "generate", generation_title):
         parts.append(f"\n## {generation_title(report)}\n\n{generation_table(report)}\n\n{generation_notes(report)}\n")
+    for report in newest_of(folder, "harness", harness_title):
+        parts.append(f"\n## {harness_title(report)}\n\n{harness_table(report)}\n\n{harness_notes(report)}\n")
     return HEAD + "".join(parts)
 
 

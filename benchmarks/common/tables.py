@@ -102,6 +102,51 @@ def serving_table(report: dict) -> str:
     return "\n".join(lines)
 
 
+HARNESS = ("task", "CPU-s", "hf backend, CPU-s", "its batch", "speed", "figures", "hf backend", "log-likelihoods apart")
+
+
+def harness_table(report: dict) -> str:
+    """Processor seconds of each task, what the harness tells of it, and how far the answers are apart."""
+    lines = ["| " + " | ".join(HARNESS) + " |", "|---" * len(HARNESS) + "|"]
+    for name, task in report["tasks"].items():
+        (ours, own), (theirs, other) = task["median"].items()
+        cells = (
+            f"{own['cpu_seconds']:.2f}",
+            f"{other['cpu_seconds']:.2f}",
+            str(task["batch"]),
+            f"{task['speed']:.2f}",
+            told(task["told"][ours]),
+            told(task["told"][theirs]),
+            f"{task['apart']:.0e}",
+        )
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def told(figures: dict) -> str:
+    """The harness's figures, with its own four digits."""
+    named = {name.removesuffix(",none"): value for name, value in figures.items() if name.endswith(",none")}
+    return ", ".join(f"{name} {value:.4f}" for name, value in named.items() if "stderr" not in name)
+
+
+def harness_title(report: dict) -> str:
+    return f"Named tasks, {report['work']['model']}, {report['work']['work']} exercises, {report['work']['dtype']}"
+
+
+def harness_notes(report: dict) -> str:
+    work, machine = report["work"], report["machine"]
+    busy = report["load_allowed"] and max(report["busy_cores_before"] or [0.0]) > 0.3
+    return (
+        f"{report['date'][:10]}, commit {report['commit']}, {machine['cores']} cores ({machine['cpu']}), "
+        f"{work['threads']} threads, {work['count']} exercises of each task, {runs_of(work['repeats'])}, "
+        f"lm-eval {report['versions'].get('lm_eval', '?')}.{' Other processes were at work.' if busy else ''}"
+    )
+
+
+def show_harness(report: dict) -> None:
+    print(f"{harness_title(report)}\n{harness_table(report)}\n{harness_notes(report)}")
+
+
 def far(report: dict, name: str) -> str:
     """The largest difference of a row's losses from ours, over all steps."""
     if name == OURS or OURS not in report["sides"]:
