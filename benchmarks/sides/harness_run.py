@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from tunesmith.evaluate.lm_harness.backend import SHOT_SEED, Asked, TunesmithLM, load, quietly
-from tunesmith.evaluate.lm_harness.respondent import Respondent
 
 from tunesmith.data.tokenizer import load_tokenizer
+from tunesmith.evaluate.lm_harness.backend import SHOT_SEED, Asked, TunesmithLM, load, quietly
+from tunesmith.evaluate.lm_harness.respondent import Respondent
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
 

@@ -20,8 +20,9 @@ from tunesmith.cli.model import (
     shape_names,
     split_words,
 )
+from tunesmith.cli.named_tasks import Chat, NamedTasks, Shots, TasksFrom, is_named, report_named
 from tunesmith.cli.options import AsJson, Products
-from tunesmith.cli.suite import Out, Suite, SuiteOptions, TrainData, report_suite
+from tunesmith.cli.suite import Out, RunCode, Suite, SuiteOptions, TrainData, report_suite
 from tunesmith.cli.winrate import NOBODY, Against, Decider, Duellists, report
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ Longest = Annotated[
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", min=8, help="Longest record of the loss, tokens (2048).")
 ]
+Metrics = Annotated[
+    list[str] | None, typer.Option("--metrics", "-m", help="Comma-separated or repeated.", show_default=False)
+]
 Data = Annotated[list[str] | None, typer.Option("--data", help="Held-out records: file, folder, glob; repeatable.")]
 
 
@@ -63,9 +67,11 @@ def evaluate_model(
     suite: Suite = None,
     out: Out = None,
     train_data: TrainData = None,
-    metrics: Annotated[
-        list[str] | None, typer.Option("--metrics", "-m", help="Comma-separated or repeated.", show_default=False)
-    ] = None,
+    tasks_from: TasksFrom = None,
+    shots: Shots = None,
+    chat: Chat = False,
+    run_code: RunCode = False,
+    metrics: Metrics = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n records or exercises of each.")] = None,
     max_new_tokens: Longest = None,
     max_length: MaxLength = None,
@@ -89,25 +95,26 @@ def evaluate_model(
     """Measure models: on records, at the tasks of a suite, compared exercise by exercise, or against forgetting."""
     others = {"--reward": reward, "--rule": rule, "--judge": judge, "--judge-model": judge_model, "--against": against}
     given = {"--metrics": metrics, "--max-length": max_length, **unless_plain(shape, products)}
+    named, code = NamedTasks(tasks_from, shots, chat), {"--run-code": run_code or None}
     if forgetting:
-        said = {"--train-data": train_data, "--max-new-tokens": max_new_tokens, "--answers": answers}
-        refuse("with --forgetting", {**given, **others, **said, "--weights": None if weights == "auto" else weights})
+        chosen = {"--weights": None if weights == "auto" else weights, "--train-data": train_data, **named.given}
+        left = {"--max-new-tokens": max_new_tokens, "--answers": answers, **code}
+        refuse("with --forgetting", {**given, **others, **chosen, **left})
         figures = (general_weight, limit, batch_size, base)
         report_forgetting(models, (suite, *(data or ())), general, figures, out, as_json=json)
         return
     refuse("without --forgetting", {"--general": general, "--general-weight": general_weight, "--base": base})
     if suite is not None:
         refuse("with --suite", {"--data": data, "--answers": answers, **given, **others})
-        how = SuiteOptions(choose_weights(weights), limit, max_new_tokens, batch_size, out, tuple(train_data or ()))
-        report_suite(models, suite, how, examples=examples, as_json=json)
+        how = SuiteOptions(choose_weights(weights), limit, max_new_tokens, batch_size, out, train_data or (), run_code)
+        at_tasks(models, suite, how, named, examples=examples, as_json=json)
         return
-    refuse("without --suite", {"--out": out, "--train-data": train_data})
+    refuse("without --suite", {"--out": out, "--train-data": train_data, **code, **named.given})
     check_alone(models, data)
     sources = [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data or ()]
-    longest = max_new_tokens or MAX_NEW_TOKENS
-    names = check_words(split_words(metrics) or [*DEFAULT_METRICS], metric_names(), "--metrics")
-    settings: dict[str, Any] = {"data": sources, "metrics": names, "max_new_tokens": longest, "batch_size": batch_size}
-    settings |= {"products": choose_products(products), "limit": limit}
+    settings: dict[str, Any] = {"data": sources, "metrics": wanted_metrics(metrics), "batch_size": batch_size}
+    longest, held = max_new_tokens or MAX_NEW_TOKENS, choose_products(products)
+    settings |= {"max_new_tokens": longest, "products": held, "limit": limit}
     decider = Decider(reward, rule, judge, judge_model)
     if against is not None or decider != NOBODY:
         duellists = Duellists(models[0], against, choose_weights(weights), longest, batch_size)
@@ -122,6 +129,17 @@ def unless_plain(shape: str, products: str) -> dict[str, str | None]:
         "--shape": None if shape == "auto" else shape,
         "--products": None if products == "packed" else products,
     }
+
+
+def at_tasks(
+    models: list[str], suite: str, how: SuiteOptions, named: NamedTasks, *, examples: int, as_json: bool
+) -> None:
+    """The tasks of a suite, or of the harness by their names."""
+    if is_named(suite):
+        report_named(models, suite, how, named, examples=examples, as_json=as_json)
+        return
+    refuse("without --suite harness:NAME", named.given)
+    report_suite(models, suite, how, examples=examples, as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +284,10 @@ def tell_values(found: Measured, rows: Path | None, *, as_json: bool) -> None:
         return
     for part in values_view(found):
         answer(part)
+
+
+def wanted_metrics(given: list[str] | None) -> list[str]:
+    return check_words(split_words(given) or [*DEFAULT_METRICS], metric_names(), "--metrics")
 
 
 def metric_names() -> tuple[str, ...]:

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from tunesmith.export.shelf import Shelf
     from tunesmith.track.progress import Progress
 
-Suite = Annotated[str | None, typer.Option("--suite", help="A shipped suite or task (basic), or a task file.")]
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        "--suite", help="A shipped suite or task (basic), a task file, or harness:NAME,NAME (mmlu, arc_easy)."
+    ),
+]
+RunCode = Annotated[
+    bool, typer.Option("--run-code", help="Let tasks run what models write, in a sandbox: read the guide first.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for results of every exercise and the report.")]
 TrainData = Annotated[
     list[str] | None, typer.Option("--train-data", help="Training data to look for the exercises in; repeatable.")
@@ -44,17 +52,18 @@ class SuiteOptions:
     max_new_tokens: int | None
     batch_size: int
     out: Path | None
-    train_data: tuple[str, ...]
+    train_data: Sequence[str]
+    run_code: bool = False
 
 
 def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: int, as_json: bool) -> None:
     """Run, compare, write and print; nothing is loaded before tasks and exercises are checked."""
-    from tunesmith.cli.output import answer, console, emit_json, show
+    from tunesmith.cli.output import console
     from tunesmith.evaluate.comparison import report_on
     from tunesmith.evaluate.deciding import check_pairwise
+    from tunesmith.evaluate.suite import check_code
     from tunesmith.evaluate.tasks import exercises_of, load_suite
     from tunesmith.export.shelf import Shelf
-    from tunesmith.track.files import finite
     from tunesmith.track.progress import make_progress
 
     check_named_once(models)
@@ -62,6 +71,7 @@ def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: 
     exercises = {task.name: exercises_of(task, path, how.limit) for task, path in loaded}
     tasks = [changed(task, how) for task, _ in loaded]
     check_pairwise(tasks, models)
+    check_code(tasks, allowed=how.run_code)
     shelf = Shelf.of(models, how.which)
     if how.out is not None:
         make_folder(how.out)
@@ -73,8 +83,24 @@ def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: 
         }
         runs = decided(runs, tasks, how.out, progress)
     found = report_on(Path(suite).stem, runs, overlaps, doubts)
+    tell_report(found, labels, runs, how.out, examples=examples, as_json=as_json)
+
+
+def tell_report(
+    found: Report,
+    labels: Mapping[str, str],
+    runs: Mapping[str, Sequence[TaskRun]],
+    out: Path | None,
+    *,
+    examples: int,
+    as_json: bool,
+) -> None:
+    """Write the report where a folder is named, and print it."""
+    from tunesmith.cli.output import answer, console, emit_json, show
+    from tunesmith.track.files import finite
+
     content = found.to_json() | {"given": {label: model for model, label in labels.items()}}
-    written = write_report(found, content, runs, how.out) if how.out is not None else []
+    written = write_report(found, content, runs, out) if out is not None else []
     for one in found.warnings:
         show(one)
     if as_json:
@@ -134,6 +160,7 @@ def run_model(
         opened.tokenizer,
         how.batch_size,
         lambda task, done, total: progress.phase(f"{label} at {task}", done, total),
+        how.run_code,
     )
     return [run_task(working, task, exercises[task.name]) for task in tasks]
 
@@ -203,15 +230,18 @@ def write_report(
 
     texts: dict[str, str] = {}
     for at, (model, done) in enumerate(runs.items()):
-        name = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(model).name).strip("-") or "model"
         rows = (to_json({"model": model, **asdict(one)}) for run in done for one in run.results)
-        texts[f"results-{at + 1}-{name}.jsonl"] = "".join(f"{row}\n" for row in rows)
+        texts[f"results-{at + 1}-{file_name(model)}.jsonl"] = "".join(f"{row}\n" for row in rows)
     texts["report.json"] = to_json(dict(content), indent=2) + "\n"
     texts["report.md"] = markdown(report)
     texts["report.html"] = page(report)
     for name, text in texts.items():
         replace_text(out / name, text.encode("utf-8", "replace").decode("utf-8"))
     return [out / name for name in texts]
+
+
+def file_name(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", Path(model).name).strip("-") or "model"
 
 
 def suite_view(report: Report, examples: int) -> list[RenderableType]:

@@ -116,10 +116,11 @@ def summarise(model: str, run: TaskRun, seen: Mapping[str, frozenset[str]]) -> l
         categories = {name: score_of(part, measure) for name, part in groups.items()} if len(groups) > 1 else {}
         score = score_of(run.results, measure)
         found.append(Summary(model, task.name, task.kind, measure.name, main, measure.lower, score, categories, part))
-    if task.kind == "loss":
-        tokens = [one.weights["loss"] for one in run.results]
-        nats = [one.scores["loss"] * count for one, count in zip(run.results, tokens, strict=True)]
-        found.append(Summary(model, task.name, task.kind, "perplexity", False, True, perplexity(nats, tokens)))
+    for name in (measure.name for measure in run.measures if measure.name.endswith("loss")):
+        weights = [one.weights[name] for one in run.results]
+        nats = [one.scores[name] * count for one, count in zip(run.results, weights, strict=True)]
+        told = name.replace("loss", "perplexity")
+        found.append(Summary(model, task.name, task.kind, told, False, True, perplexity(nats, weights)))
     return found
 
 

@@ -9,7 +9,8 @@ from tunesmith.evaluate.contamination import Overlap
 from tunesmith.evaluate.metrics import Score
 from tunesmith.evaluate.paired import Difference
 
-PLAIN = {"loss", "perplexity", "bits_per_byte"}  # all other measures are shares
+LOSSES = ("", "word_", "byte_")
+PLAIN = {"bits_per_byte", *(f"{unit}{word}" for unit in LOSSES for word in ("loss", "perplexity"))}  # others are shares
 LONGEST = 240  # characters of an answer
 SEEN = 10
 WORDS = {"worse": "worse", "better": "better", "open": "no difference shown"}

@@ -134,6 +134,9 @@ def test_training_data_that_is_gone_is_told(folder, finished, suite, capsys) -> 
         (("--suite", "patterns", "--judge", "http://x"), "E455"),
         (("--suite", "patterns", "--answers", "x.jsonl"), "E455"),
         (("--data", "x.jsonl", "--out", "x"), "E455"),
+        (("--suite", "patterns", "--shots", "2"), "E455"),
+        (("--data", "x.jsonl", "--run-code"), "E455"),
+        (("--suite", "harness:,"), "E466"),
         ((), "E455"),
     ],
 )
@@ -160,3 +163,38 @@ def test_a_pairwise_task_is_decided_by_its_rule(folder, finished, tmp_path, caps
     assert call("eval", str(folder), str(finished), "--suite", str(task), "--json") == 0
     [one] = json.loads(capsys.readouterr().out)["differences"]
     assert (one["measure"], one["test"], one["first"]) == ("wins", "sign", 0.5)
+
+
+CODE = """
+name: functions
+kind: generation
+exercises: [{question: Write f., test: "assert True"}, {question: Write g., test: "assert False"}]
+scorers: [{name: code, program: "{test}"}]
+max_new_tokens: 2
+"""
+
+
+def test_answers_are_run_only_when_the_user_says_so(folder, tmp_path, capsys) -> None:
+    task = tmp_path / "functions.yaml"
+    task.write_text(CODE)
+    assert call("eval", str(folder), "--suite", str(task)) == 2
+    shown = capsys.readouterr().err
+    assert "error[E459]" in shown
+    assert "add --run-code" in shown
+    assert call("eval", str(folder), "--suite", str(task), "--run-code", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["scores"][0]["score"]["value"] == 0.5
+
+
+def test_a_task_file_cannot_allow_programs(folder, tmp_path) -> None:
+    task = tmp_path / "functions.yaml"
+    task.write_text(CODE + "run_code: true\n")
+    assert call("eval", str(folder), "--suite", str(task)) == 2
+
+
+def test_a_sandbox_that_keeps_nothing_apart_is_told(folder, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("tunesmith.evaluate.suite.check_sandbox", lambda: False)
+    task = tmp_path / "functions.yaml"
+    task.write_text(CODE)
+    assert call("eval", str(folder), "--suite", str(task), "--run-code", "--json") == 0
+    assert [one["code"] for one in json.loads(capsys.readouterr().out)["warnings"]] == ["W455"]

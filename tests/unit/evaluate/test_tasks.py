@@ -89,7 +89,7 @@ def test_a_suite_lists_names_files_and_tasks(tmp_path):
         ("tasks: [proze]\n", "E450", "proze"),
         ("tasks: []\n", "E451", "list"),
         ("name: t\nkind: generation\nmade: {generator: lists}\nscorers: [exakt]\n", "E453", "exakt"),
-        ("name: t\nkind: generation\nmade: {generator: lists}\nscorers: [{name: code}]\n", "E459", "sandbox"),
+        ("name: t\nkind: generation\nmade: {generator: lists}\nscorers: [{name: code}]\n", "E452", "no test"),
         ("name: t\nkind: loss\nmade: {generator: pros}\n", "E454", "pros"),
         ("name: t\nkind: loss\nexercises: [{txt: a}]\n", "E452", "question"),
         ("name: t\nkind: loss\nexercises: [{text: ' '}]\n", "E452", "text"),

@@ -1,0 +1,1 @@
+"""The named tasks of lm-evaluation-harness, with Tunesmith as the model."""
