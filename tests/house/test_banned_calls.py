@@ -30,6 +30,7 @@ TEXTS = {"0.0.0.0"}
 # Each entry is a place that was looked at, and why it is right. At most three.
 REVIEWED = {
     "src/tunesmith/track/stdout.py": "a stand-in for stdout hands on whatever is asked of the real one",
+    "src/tunesmith/rollout/sandbox_runner.py": "runs programs of a model in a process without rights",
 }
 
 
@@ -88,7 +89,7 @@ def test_z01_s02_banned_calls(evidence):
     assert sum("#" in name for name in found) >= 1, "pages have blocks of Python"
     assert hits(found) == {}
     assert len(REVIEWED) <= 3
-    claim = f"banned calls in {len(found)} pieces of source outside {len(REVIEWED)} reviewed place"
+    claim = f"banned calls in {len(found)} pieces of source outside {len(REVIEWED)} reviewed places"
     evidence("Z1", claim=claim, figure="0", seed=0)
 
 
