@@ -146,15 +146,24 @@ class Voices:
     def another(self, name: str) -> Voice:
         """As `open`, of a model that may be new to the shelf; one that was opened before is ready still.
 
-        A new one lets the others go first, so that adapters of one base can share it when they are wanted again.
+        A new one lets the others go first, so that adapters of one base can share it when they are wanted again. One
+        that cannot be opened leaves nothing behind, but the others are to be opened anew.
         """
-        if name not in self.shelf.sources:
-            self.shelf.add(name)
-            self.stack.close()
-            self.shared.clear()
-            self.packs.clear()
-            self.ready.clear()
-        return self.open(name)
+        if name in self.shelf.sources:
+            return self.open(name)
+        self.shelf.add(name)
+        try:
+            tokenizer_of(self.shelf.source(name))
+            self.let_go()
+            return self.open(name)
+        except BaseException:
+            self.shelf.remove(name)
+            raise
+
+    def let_go(self) -> None:
+        self.stack.close()
+        for kept in (self.shared, self.packs, self.ready):
+            kept.clear()
 
     def open(self, name: str) -> Voice:
         """ModelError E065, before any weight is loaded, for a model without a chat template."""
@@ -165,8 +174,7 @@ class Voices:
     @torch.no_grad()
     def make(self, name: str) -> Voice:
         source = self.shelf.source(name)
-        tokenizer = load_tokenizer(source.base, source.settings.new_tokens)
-        tokenizer.template()
+        tokenizer = tokenizer_of(source)
         several = self.view_of_several(source)
         if several is None:
             view = self.stack.enter_context(decoding(self.shelf.open(name).model))
@@ -189,3 +197,10 @@ class Voices:
             view = self.stack.enter_context(decoding(several.model))
             self.shared[key] = replace(several, model=view)  # pyright: ignore[reportArgumentType]
         return self.shared[key]
+
+
+def tokenizer_of(source: ModelSource) -> Tokenizer:
+    """ModelError E065 for one without a chat template."""
+    tokenizer = load_tokenizer(source.base, source.settings.new_tokens)
+    tokenizer.template()
+    return tokenizer

@@ -246,7 +246,6 @@ class Talk:
         from tunesmith.cli.output import console
 
         said: dict[str, list[str]] = {voice.name: [] for voice in self.answering}
-        votes.settle()
         try:
             with console().status("both are answering"):
                 for voice in self.answering:
@@ -256,6 +255,7 @@ class Talk:
                 raise
             self.screen.note("stopped: your message is taken back")
             return
+        votes.settle()
         duel = Duel.of(turn.seen, {name: "".join(pieces) for name, pieces in said.items()}, votes.seed)
         one, two = duel.texts
         self.screen.told({"message": turn.text, "answers": [one, two]})
@@ -359,8 +359,13 @@ class Talk:
         if self.voices is None or not name:
             message = "two models are compared here" if name else "/use names no model"
             raise UsageError("E483", message, fixes=["/use MODEL in a conversation with one model"])
+        before = self.answering[0].name
         with console().status(f"loading {name}"):
-            self.answering = [self.voices.another(name)]
+            try:
+                self.answering = [self.voices.another(name)]
+            except BaseException:  # it may have been let go for the other one
+                self.answering = [self.voices.open(before)]
+                raise
         self.screen.note(self.answering[0].source.told)
 
     def help(self, _: str) -> None:

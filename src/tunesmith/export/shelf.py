@@ -45,6 +45,11 @@ class Shelf:
         self.sources[name] = source
         self.shared.clear()
 
+    def remove(self, name: str) -> None:
+        """One model less; those of its base are loaded anew, without it."""
+        del self.sources[name]
+        self.shared.clear()
+
     def source(self, name: str) -> ModelSource:
         """Where the weights of this name are. Raises UsageError E368 for one that is not on the shelf."""
         if name not in self.sources:

@@ -1,5 +1,6 @@
 """A voice: the answers of `generate`, read only as far as they are new, and none the worse for an interruption."""
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from tests.tiny import tiny_model_folder
 
 from tunesmith.chat.voice import Voice, Voices, common
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.export.opening import open_model
 from tunesmith.export.shelf import Shelf
 from tunesmith.models.adapters import attach, trainable
@@ -153,6 +154,24 @@ def test_a_model_without_a_template_cannot_talk(stack, tmp_path) -> None:
         open_voice(stack, name)
     assert caught.value.diagnostic.code == "E065"
     assert "chat_template.jinja" in str(caught.value)
+
+
+@pytest.mark.parametrize("harm", ["no template", "damaged weights"])
+def test_a_model_that_cannot_join_leaves_nothing_behind(adapters, stack, tmp_path, harm) -> None:
+    voices = Voices(Shelf.of(adapters[:1]), stack)
+    turns = converse(voices.open(adapters[0]))
+    if harm == "no template":
+        bad = tiny_model_folder(tmp_path / "plain", template=None)
+    else:
+        bad = tmp_path / "adapter"
+        shutil.copytree(adapters[1], bad)
+        (bad / "adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(TunesmithError):
+        voices.another(str(bad))
+    assert list(voices.shelf.sources) == adapters[:1]
+    assert converse(voices.open(adapters[0])) == turns
+    (view,) = {voice.activate() for voice in voices.ready.values()}
+    assert not view.training
 
 
 def test_what_two_texts_begin_with_in_common() -> None:

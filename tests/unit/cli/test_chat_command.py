@@ -16,6 +16,7 @@ from tests.tiny import tiny_model_folder
 
 from tunesmith.chat.files import load
 from tunesmith.cli import chat_screen
+from tunesmith.cli.chat import Talk
 from tunesmith.cli.chat_screen import Screen, tally_lines
 from tunesmith.cli.main import run
 from tunesmith.data.tokenizer import load_tokenizer
@@ -188,6 +189,48 @@ def test_a_wrong_vote_ends_a_pipe_and_what_was_voted_stays(models, capsys, typed
     assert "'left' is no vote" in told.err
     assert "model" not in told.out
     assert len(Path("v.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_comparison_that_is_stopped_leaves_the_vote_before_it_to_be_taken_back(models, typed, monkeypatch) -> None:
+    typed("Hello", "1", "Stop here", "/undo")
+    listen = Talk.listen
+
+    def stopping(self, voice, turn, hear) -> None:
+        if turn.text == "Stop here":
+            raise KeyboardInterrupt
+        listen(self, voice, turn, hear)
+
+    monkeypatch.setattr(Talk, "listen", stopping)
+    monkeypatch.setattr(Screen, "line", lambda self, prompt: sys.stdin.readline().strip() or None)
+    made = Screen.__init__
+
+    def typing(self, **how) -> None:
+        made(self, **how)
+        self.talks = True
+
+    monkeypatch.setattr(Screen, "__init__", typing)
+    assert call("chat", *models, "--max-new-tokens", "8", "--temperature", "1") == 0
+    assert not Path("preferences.jsonl").exists()  # the message is gone, and the vote on it
+
+
+def test_a_conversation_goes_on_after_a_model_that_cannot_be_used(models, capsys, typed, monkeypatch, tmp_path) -> None:
+    bad = tiny_model_folder(tmp_path / "damaged")
+    (bad / "model.safetensors").write_bytes(b"no tensors")
+    typed("Hello", f"/use {bad}", "Hello")
+    attempt = Talk.attempt
+
+    def told(self, line: str) -> None:
+        self.screen.talks = line.startswith("/use")
+        attempt(self, line)
+        self.screen.talks = False
+
+    monkeypatch.setattr(Talk, "attempt", told)
+    assert call("chat", models[0], *GREEDY) == 0
+    shown = capsys.readouterr()
+    assert "damaged" in shown.err
+    said = answer_to(models[0], Message("user", "Hello"))
+    again = answer_to(models[0], Message("user", "Hello"), Message("assistant", said), Message("user", "Hello"))
+    assert shown.out == f"{said}\n{again}\n"
 
 
 def test_two_answers_stand_side_by_side_where_there_is_room(monkeypatch) -> None:
