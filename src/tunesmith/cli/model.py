@@ -37,7 +37,7 @@ def choose_weights(word: str) -> Which:
     step = word.removeprefix("step-")
     if step != word and step.isascii() and step.isdigit():
         return int(step)
-    return cast("Which", check_words([word], WEIGHTS, "--weights")[0])
+    return cast("Which", check_words([word], (*WEIGHTS, "step-N"), "--weights")[0])
 
 
 def choose_products(word: str) -> Held:

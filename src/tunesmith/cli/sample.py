@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith.cli.model import Weights
 from tunesmith.cli.options import AsJson, Products
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def sample(
     best_by: Annotated[
         str | None, typer.Option("--best-by", help="Reward model: also write the best answers.", show_default=False)
     ] = None,
-    weights: Annotated[str, typer.Option("--weights", help="Weights of a run: auto, final, best, newest.")] = "auto",
+    weights: Weights = "auto",
     json: AsJson = False,
 ) -> None:
     """Draw several answers to each prompt; a file that was begun is continued."""

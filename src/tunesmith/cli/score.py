@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunesmith.cli.model import Weights
 from tunesmith.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def score(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n records of each.")] = None,
     max_length: Annotated[int, typer.Option("--max-length", min=8, help="Longest record, tokens.")] = 1_048_576,
     shape: Annotated[str, typer.Option(help="Shape of the records; auto recognises it.")] = "auto",
-    weights: Annotated[str, typer.Option("--weights", help="Weights of a run: auto, final, best, newest.")] = "auto",
+    weights: Weights = "auto",
     json: AsJson = False,
 ) -> None:
     """Score every answer or text of a file with a reward model or classifier."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from tunesmith.cli.model import Weights
 from tunesmith.cli.options import Products
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def serve(
     products: Products = "packed",
     dtype: Annotated[str, typer.Option("--dtype", help="Weights as auto (stored), float32 or bfloat16.")] = "auto",
     backend: Annotated[str, typer.Option(help="What decodes: tunesmith, or vllm where it is installed.")] = "tunesmith",
-    weights: Annotated[str, typer.Option("--weights", help="Weights of a run: auto, final, best, newest.")] = "auto",
+    weights: Weights = "auto",
 ) -> None:
     """Serve models to OpenAI's clients: chat, completions, embeddings, rewards."""
     check_packages()
