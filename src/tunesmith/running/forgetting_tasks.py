@@ -254,6 +254,6 @@ def source_tasks(
 
 def data_task(name: str, side: Side, prepared: Prepared, kind: Kind, limit: int) -> DataTask:
     """At most `limit` examples, taken at even distances."""
-    places = np.arange(0, len(prepared), -(-len(prepared) // limit)).tolist()
+    places = np.linspace(0, len(prepared), min(limit, len(prepared)), endpoint=False).astype(int).tolist()
     key = hashed(["data", prepared.key, kind, places])
     return DataTask(name, side, key, len(places) < len(prepared), kind, tuple(prepared[place] for place in places))

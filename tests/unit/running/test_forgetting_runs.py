@@ -289,6 +289,7 @@ def test_suites_that_do_not_fit_are_refused(run, place):
 
 
 def test_without_a_word_the_shipped_choices_are_measured(run):
-    found = measure(run, Wish(limit=8))
+    found = measure(run, Wish(limit=8))  # of 12 records
+    assert {one.change.n for one in found.last.changes} == {8}
     assert list(found.tasks) == ["held out", "general data", "prose", "patterns", "ordering", "reading"]
     assert {one.measure for one in found.last.changes} == {"loss", "bits_per_byte", "accuracy"}
