@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from tunesmith.export.opening import ModelSource, Which, find_model
 from tunesmith.models.kinds import kind_of_folder
 from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 from tunesmith.serve.body import read_json
+from tunesmith.serve.mailbox import unless_gone
 from tunesmith.serve.metrics import TYPE, Metrics
 from tunesmith.serve.refusals import Refusal
 from tunesmith.serve.settings import Limits
@@ -226,7 +228,7 @@ class VllmHouse:
         try:
             headers = {"Authorization": f"Bearer {self.key}"}
             sent = client.build_request("POST", path, json=self.limited(asked, body), headers=headers)
-            answer = await client.send(sent, stream=True)
+            answer = await unless_gone(asyncio.create_task(client.send(sent, stream=True)), request.receive)
         except httpx.TransportError as error:
             await self.leave(client)
             raise self.lost(f"vLLM does not answer: {type(error).__name__}") from error

@@ -40,6 +40,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if asked.get("seed") == 13: os._exit(1)
         if self.headers["authorization"] != "Bearer " + os.environ["VLLM_API_KEY"]: return self.send(401, {{}})
+        if asked.get("seed") == 14:
+            self.connection.recv(1)  # returns when the other side hangs up
+            open(os.environ["LEFT"], "w").close(); self.close_connection = True; return
         if asked.get("stream"):
             self.send_response(200); self.send_header("content-type", "text/event-stream"); self.end_headers()
             try:
@@ -160,6 +163,15 @@ def test_requests_go_through_our_gate_to_the_child_and_back(stand_in, base):
             stream.close()
         eventually(lambda: house.under_way == 0)
         eventually(lambda: os.path.exists(os.environ["LEFT"]))  # the child heard that they left
+
+
+def test_a_client_that_leaves_before_its_answer_ends_it_in_the_child(stand_in, base):
+    with behind_the_gate({"m": str(base)}, Settings()) as (house, address):
+        asked = {"model": "m", "messages": HELLO, "seed": 14}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/chat/completions", json=asked, timeout=0.5)
+        eventually(lambda: os.path.exists(os.environ["LEFT"]))
+        eventually(lambda: house.under_way == 0)
 
 
 def test_a_child_that_ends_is_told_with_what_it_said(stand_in, base, monkeypatch):
