@@ -54,8 +54,8 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", help="System message of the conversation.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="0 always takes the likeliest token.")] = 0.7,
     top_p: Annotated[float, typer.Option("--top-p", min=0.001, max=1, help="Mass of the tokens drawn from.")] = 0.95,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws; every answer has its own.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=131_072, help="Longest answer.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the draws, each with its own.")] = 0,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting of sampling; repeatable.")
     ] = None,

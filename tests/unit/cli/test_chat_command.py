@@ -148,6 +148,14 @@ def test_models_that_cannot_be_compared_are_refused(models, capsys) -> None:
         assert "error[E480]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [("--max-new-tokens", "131073"), ("--seed", str(2**63)), ("--top-p", "2")])
+def test_settings_out_of_range_are_refused_by_name(given, models, capsys) -> None:
+    assert call("chat", models[0], "--prompt", "Hello", *given) == 2
+    told = capsys.readouterr().err
+    assert "E020" in told
+    assert given[0] in told
+
+
 def test_votes_are_blind_and_kept_and_dpo_trains_on_them(models, capsys, typed) -> None:
     words = ("chat", *models, "--max-new-tokens", "8", "--temperature", "1", "--seed", "5")
     typed("Hello", "1", "How are you?", "2", "And you?", "tie", "No", "both bad", "Yes", "", "Well", "/undo", "So", "1")
