@@ -26,6 +26,9 @@ def save(messages: Sequence[Message], path: Path) -> str:
     if path.suffix != ".jsonl":
         fixes = [f"/save {path.with_suffix('.jsonl')}"]
         raise UsageError("E484", "conversations are saved in .jsonl files", where=where, fixes=fixes)
+    if path.is_dir() or not path.parent.is_dir():
+        message = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise UsageError("E484", message, where=where, fixes=["/save FILE.jsonl in a folder that is there"])
     lines = [] if not path.exists() else path.read_text("utf-8").split("\n")
     try:
         before = conversations(path) if any(line.strip() for line in lines) else []

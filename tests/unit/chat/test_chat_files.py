@@ -52,6 +52,14 @@ def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.parametrize(("place", "words"), [("no/where.jsonl", "no folder"), ("made.jsonl", "is a folder")])
+def test_a_place_that_is_none_is_told(place: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "made.jsonl").mkdir()
+    with pytest.raises(UsageError, match=words) as caught:
+        save(TALK, tmp_path / place)
+    assert caught.value.diagnostic.code == "E484"
+
+
 def test_the_order_is_drawn_and_balanced() -> None:
     turned = [duel(at).turned for at in range(400)]
     assert 160 < sum(turned) < 240
