@@ -27,7 +27,16 @@ from tunesmith.export.graph import FILE, Graph, check_packages, write_graph
 from tunesmith.export.huggingface import computing_dtype, merge_finite, name_of, save_merged
 from tunesmith.export.ollama import modelfile
 from tunesmith.export.opening import ModelSource, Which, check_gives, find_model, load_source
-from tunesmith.export.quantised import BITS, Bits, as_stored, check_package, limit_of, read_folder, write_bits
+from tunesmith.export.quantised import (
+    BITS,
+    Bits,
+    as_stored,
+    check_layers,
+    check_package,
+    limit_of,
+    read_folder,
+    write_bits,
+)
 from tunesmith.export.staging import check_target, staged
 from tunesmith.export.uses import USES
 from tunesmith.export.verifying import ROUNDED, Check, Source, logits_of, prompt_rows, refuse_failed
@@ -192,6 +201,7 @@ def plain_folder(order: Order, model: PreTrainedModel, dtype: torch.dtype) -> It
 
 
 def write_quantised(order: Order, stage: Path, bits: Bits) -> tuple[Checker, list[Diagnostic]]:
+    check_layers(order.config, bits)
     model, source = opened(order)
     dtype = resolve_dtype(order.found.settings.dtype, read_config(order.found.base)[0])
     with plain_folder(order, model, dtype) as plain:

@@ -45,6 +45,24 @@ def check_package(bits: Bits) -> None:
         )
 
 
+def check_layers(config: PreTrainedConfig, bits: Bits) -> None:
+    """UsageError E440 for a model whose layers keep most of their weights elsewhere than in linear layers."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    outside = {parameter for end in ends if end is not None for parameter in end.parameters()}
+    sizes = {name: each.numel() for name, each in model.named_parameters() if each not in outside}
+    rounded = sum(sizes.get(f"{name}.weight", 0) for name in linear_names(config))
+    if 2 * rounded < sum(sizes.values()):
+        share = rounded / sum(sizes.values())
+        raise UsageError(
+            "E440",
+            f"{bits} rounds linear layers, which hold {share:.0%} of the weights in this {config.model_type}'s layers",
+            where=Where("command line", field="--dtype"),
+            fixes=[Fix("write bf16 weights", command="tunesmith export MODEL OUT --dtype bfloat16")],
+        )
+
+
 def limit_of(bits: Bits) -> float:
     """The largest mean KL divergence from the source, as for the types of GGUF files."""
     return float(f"{SENSITIVITY * LOSSES[bits]:.2g}")

@@ -12,6 +12,7 @@ from tests.tiny import tiny_model_folder
 from tests.unit.export.shapes import loaded
 from tests.unit.export.test_huggingface import make_run, trained
 from tests.unit.export.test_shelf import call
+from transformers import AutoConfig
 
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import ModelError, UsageError
@@ -22,6 +23,7 @@ from tunesmith.export.quantised import (
     GROUP,
     LOSSES,
     as_stored,
+    check_layers,
     linear_names,
     packed,
     read_folder,
@@ -72,6 +74,14 @@ def test_losses_that_the_limits_are_made_of() -> None:
     found = packed(weights)
     back = (unpacked(found["weight_packed"]).unflatten(1, (-1, GROUP)) * found["weight_scale"][..., None]).flatten(1)
     assert lost(weights, back) == pytest.approx(LOSSES["int4"], rel=0.05)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])
+def test_a_model_that_would_stay_as_it_is_is_refused(architecture: str) -> None:
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(UsageError, match=rf"E440.*% of the weights in this {architecture}'s layers"):
+        check_layers(AutoConfig.for_model(architecture, **size, vocab_size=300), "int4")
+    check_layers(AutoConfig.for_model("llama", **size, vocab_size=300), "int4")
 
 
 def test_matrices_of_layers_are_rounded_and_nothing_else(tmp_path: Path) -> None:
