@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,9 +25,16 @@ def doctor(
         float | None,
         typer.Option(metavar="DAYS", min=1, help="Only remove prepared data and cached figures not written for DAYS."),
     ] = None,
+    chaos: Annotated[
+        bool,
+        typer.Option("--chaos", help="Break a tiny training on purpose, in a few minutes, and tell what came of it."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check this environment: packages, hardware, disk, caches, the starter model."""
+    if chaos:
+        tell_chaos(as_json)
+        return
     if prune_older_than is not None:
         tell_pruned(prune_older_than, as_json)
         return
@@ -54,6 +62,29 @@ def tell_pruned(days: float, as_json: bool) -> None:
         return
     told = ", ".join(f"{each.entries} of {each.name} ({each.bytes / 1e9:.2f} GB)" for each in freed)
     answer(f"removed what nothing has written for {days:g} days: {told}")
+
+
+def tell_chaos(as_json: bool) -> None:
+    """Every trial as it ends; exit code 1 when one did not hold."""
+    from tempfile import TemporaryDirectory
+
+    from rich.markup import escape
+
+    from tunesmith.chaos import Trial, torture
+
+    trials: list[Trial] = []
+    with TemporaryDirectory(prefix="tunesmith-chaos-") as folder:
+        for trial in torture(Path(folder)):
+            trials.append(trial)
+            if not as_json:
+                answer(f"{MARKS['ok' if trial.held else 'error']} [bold]{trial.fault}[/bold]: {escape(trial.found)}")
+    held = sum(trial.held for trial in trials)
+    if as_json:
+        emit_json({"ok": held == len(trials), "trials": [trial.to_json() for trial in trials]})
+    else:
+        answer(f"\n{held} of {len(trials)} held.")
+    if held < len(trials):
+        raise typer.Exit(1)
 
 
 def _print(findings: list[Finding]) -> None:
