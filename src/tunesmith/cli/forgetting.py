@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from tunesmith.errors import Diagnostic, Fix, Where
     from tunesmith.recipe import Recipe
     from tunesmith.running.forgetting_tasks import Wish
     from tunesmith.track.progress import Progress
@@ -95,7 +97,7 @@ def written_report(run: RunDir, wish: Wish, progress: Progress, out: Path | None
 def after_training(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
     """The report that ends a training with held-out general data; what goes wrong with it is a warning, W459."""
     from tunesmith.cli.output import console, show
-    from tunesmith.errors import Diagnostic, Fix, TunesmithError
+    from tunesmith.errors import TunesmithError
     from tunesmith.running.forgetting_tasks import Wish
     from tunesmith.track.progress import make_progress
 
@@ -107,11 +109,26 @@ def after_training(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
             content, _ = written_report(run, Wish(general=(), limit=recipe.evaluate.forgetting), progress, None)
     except TunesmithError as error:
         found = error.diagnostic
-        again = Fix("try it again", command=f"tunesmith eval --forgetting {run.path}")
-        told = (f"{found.code}: {found.message}",)
-        message = "the training is finished, but what it learned and lost could not be told"
-        show(Diagnostic("W459", message, "warning", found.where, told, (*found.fixes[:1], again)))
+        show(untold(run, found.where, f"{found.code}: {found.message}", found.fixes[:1]))
+        return None
+    except (
+        KeyboardInterrupt,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # the run is whole
+        show(untold(run, None, f"{type(error).__name__}: {error}", []))
         return None
     for one in content["shown"]:
         show(one)
     return content["report"]
+
+
+def untold(run: RunDir, where: Where | None, why: str, fixes: Sequence[Fix]) -> Diagnostic:
+    """W459: the training is whole, its report is not."""
+    from tunesmith.errors import Diagnostic, Fix
+
+    again = Fix("try it again", command=f"tunesmith eval --forgetting {run.path}")
+    message = "the training is finished, but what it learned and lost could not be told"
+    return Diagnostic("W459", message, "warning", where, (why,), (*fixes, again))

@@ -91,6 +91,19 @@ def test_a_report_that_cannot_be_made_is_a_warning_and_can_be_left_out(place, ca
     assert not (place / "runs" / "quiet" / "forgetting").exists()
 
 
+@pytest.mark.parametrize("error", [MemoryError("no room"), KeyboardInterrupt(), RuntimeError("a fault of ours")])
+def test_whatever_stops_the_report_leaves_the_training_whole(place, capsys, monkeypatch, error):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("tunesmith.cli.forgetting.written_report", broken)
+    assert call(*WORDS, "train.steps=1", "--json", f"run.name=whole-{type(error).__name__}") == 0
+    printed = capsys.readouterr()
+    assert "warning[W459]" in printed.err
+    assert f"{type(error).__name__}: {error}" in printed.err
+    assert "forgetting" not in json.loads(printed.out)
+
+
 @pytest.mark.parametrize(
     "words",
     [
