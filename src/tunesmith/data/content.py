@@ -46,7 +46,7 @@ MAGIC = (
 )
 LFS = b"version https://git-lfs.github.com/spec/"
 HTML = re.compile(rb"\s*<(!doctype\s+html|html|head|body|\?xml)\b", re.IGNORECASE)
-TITLE = re.compile(rb"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
+TITLE = re.compile(rb"<title[^<>]*>([^<]{1,200})", re.IGNORECASE)
 
 
 class Line(NamedTuple):

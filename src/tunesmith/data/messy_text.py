@@ -48,6 +48,9 @@ def generate(n: int, split: Split, seed: int = 0) -> list[dict[str, Any]]:
     return records
 
 
+OPTIONAL = re.compile(r"\[([^\[\]|]*)(?:\|([^\[\]]*))?\]")  # [words], or [words|others]
+
+
 def write_dataset(folder: Path, *, train: int = 800, test: int = 200, seed: int = 0) -> tuple[Path, Path]:
     """Write `train.jsonl` and `test.jsonl` under `folder` and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +64,7 @@ def write_dataset(folder: Path, *, train: int = 800, test: int = 200, seed: int 
 def write(frame: str, split: Split, random: Random) -> tuple[str, str]:
     """One note made from `frame`, and its answer."""
     is_goods = frame in frames.TRAIN_GOODS or frame in frames.TEST_GOODS
-    frame = re.sub(
-        r"\[(.*?)(?:\|(.*?))?\]", lambda part: (part[2] or "") if random.random() < DROPPED else part[1], frame
-    )
+    frame = OPTIONAL.sub(lambda part: (part[2] or "") if random.random() < DROPPED else part[1], frame)
     filled = _fill(frame, is_goods, split, random)
     found = {key: value for slot in filled.values() for key, value in slot.answer.items()}
     answer = json.dumps({key: found.get(key) for key in KEYS}, separators=(",", ":"))

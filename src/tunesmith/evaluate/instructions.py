@@ -12,7 +12,7 @@ from tunesmith.errors import DataError, Where, nearest
 from tunesmith.evaluate.metrics import valid_json
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-SENTENCE_END = re.compile(r"[.!?…]+(?=[\s\"')\]]|$)")
+SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++(?=[\s\"')\]]|$)")
 BULLET = re.compile(r"^\s*[-*•]\s+\S", re.M)
 NUMBERED = re.compile(r"^\s*\d+[.)]\s+\S", re.M)
 HEADING = re.compile(r"^#{1,6}\s+\S", re.M)
