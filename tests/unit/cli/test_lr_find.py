@@ -54,9 +54,9 @@ def test_a_range_that_goes_down_is_refused(tmp_path, capsys):
 def test_a_signal_ends_the_search_without_a_word_of_a_checkpoint(tmp_path, capfd, monkeypatch):
     built = rates.build_loop
 
-    def build(*given):
+    def build(*given, **named):
         os.kill(os.getpid(), signal.SIGTERM)
-        return built(*given)
+        return built(*given, **named)
 
     monkeypatch.setattr(rates, "build_loop", build)
     assert call(words(tmp_path, "--steps", "60")) == 75
