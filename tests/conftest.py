@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import fault_rows
 
 SLOW = ("tests/e2e/", "tests/distributed/")
+KERNELS = Path(__file__).parents[1] / ".pytest_cache" / "kernels"  # compiled once, not in the home of every test
+os.environ.setdefault("TUNESMITH_KERNELS_FOLDER", str(KERNELS))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""The compiled kernels: built once for each processor and source, kept under home(), loaded when first asked for."""
+"""The compiled kernels: built once for each processor and source, kept under home() or where FOLDER_VARIABLE says."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parent
 SOURCES = ("kernels.cpp", "attention.cpp", "low_rank.cpp", "moments.cpp", "expand.cpp", "decode.cpp", "product.cpp")
 HEADERS = ("tiles.h",)
 SWITCH = "TUNESMITH_KERNELS"  # "off" keeps to torch
+FOLDER_VARIABLE = "TUNESMITH_KERNELS_FOLDER"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 120
@@ -55,7 +56,7 @@ def compiled() -> Path | None:
     sources = b"".join((FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS))
     made_by = compiler()
     key = hashlib.sha256(sources + repr((FLAGS, made_by, processor())).encode()).hexdigest()[:16]
-    path = home() / "kernels" / f"{key}.so"
+    path = Path(os.environ.get(FOLDER_VARIABLE) or home() / "kernels") / f"{key}.so"
     if path.exists() or made_by is None:
         return path if path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)
