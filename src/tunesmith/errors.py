@@ -170,8 +170,9 @@ def restored(exit_code: int, diagnostics: Iterable[dict[str, Any]]) -> Tunesmith
 
 
 def kind_of(exit_code: int) -> type[TunesmithError]:
-    """The class of errors with this exit code; the root for a code of none."""
-    return next((kind for kind in TunesmithError.__subclasses__() if kind.exit_code == exit_code), TunesmithError)
+    """The class of this module with this exit code; the root for a code of none."""
+    kinds = (kind for kind in TunesmithError.__subclasses__() if kind.__module__ == __name__)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), TunesmithError)
 
 
 def _diagnostic(told: dict[str, Any]) -> Diagnostic:

@@ -97,7 +97,7 @@ def test_every_setting_of_sampling_can_be_changed() -> None:
     sampling = settings.sampling()
     assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.seed) == (0, 5, 0.1, 7)
     assert (sampling.bias, sampling.repetition) == (((12, -5.0),), 1.2)
-    assert {name for name, _, _ in settings.listed()} == set(Sampling.__dataclass_fields__)
+    assert {name for name, _, _ in settings.listed()} == set(Sampling.__dataclass_fields__) - {"until"}
 
 
 @pytest.mark.parametrize(
