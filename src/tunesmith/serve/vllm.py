@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,19 @@ class Child:
         self.output.close()
 
 
+@contextmanager
+def termination_raised() -> Iterator[None]:
+    """SIGTERM as an exception, as SIGINT is, so that the child does not outlive us while it loads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class VllmHouse:
     """Stands in the place of `House`: the same routes but for embeddings and scores, answered by the child."""
 
@@ -150,7 +165,8 @@ class VllmHouse:
         self.under_way = 0
         self.child = Child([found, *arguments(self.sources, limits, self.port)], self.key)
         try:
-            self.wait_until_ready()
+            with termination_raised():
+                self.wait_until_ready()
         except BaseException:
             self.close()
             raise

@@ -5,7 +5,9 @@ A program of the same name stands in its place, which answers with what it was a
 
 import json
 import os
+import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -32,6 +34,9 @@ import http.server, json, os, sys, time
 port = int(sys.argv[sys.argv.index("--port") + 1])
 print("a line of its own", flush=True)
 if "die" in os.environ.get("FAKE", ""): sys.exit(3)
+if "load" in os.environ.get("FAKE", ""):
+    with open(os.environ["LEFT"], "w") as file: file.write(str(os.getpid()))
+    time.sleep(600)
 class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *given): pass
@@ -197,3 +202,24 @@ def test_a_child_that_never_answers_is_ended(stand_in, base, monkeypatch):
     with pytest.raises(TunesmithError, match="did not answer within"):
         VllmHouse({"m": str(base)}, Limits())
     assert time.monotonic() - began < 15
+
+
+def test_a_server_that_is_ended_while_its_child_loads_takes_the_child_along(stand_in, base, tmp_path):
+    start = "import sys; from tunesmith.serve.settings import Limits; from tunesmith.serve.vllm import VllmHouse\n"
+    start += "VllmHouse({'m': sys.argv[1]}, Limits())"
+    server = subprocess.Popen([sys.executable, "-c", start, str(base)], env={**os.environ, "FAKE": "load"})
+    left = tmp_path / "left"
+    eventually(lambda: left.exists() and left.read_text() != "", seconds=60)
+    child = int(left.read_text())
+    assert is_running(child)
+    server.terminate()
+    assert server.wait(30) == 128 + signal.SIGTERM
+    assert not is_running(child)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
