@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tunesmith.evaluate.metrics import RESAMPLES, SEED, Score, mean, proportion, ratio
-from tunesmith.evaluate.paired import LEVEL, Verdict, binomial_p
+from tunesmith.evaluate.paired import Verdict, binomial_p, verdict_of
 from tunesmith.evaluate.suite import Measure
 
 Side = Literal["new", "general"]
@@ -50,8 +50,10 @@ class Draws:
         value = sum(part.value for part in parts) / len(parts)
         return Draws(value, np.mean(np.stack([part.drawn for part in parts]), 0))
 
-    def score(self, n: int) -> Score:
-        low, high = np.percentile(self.drawn, [2.5, 97.5])
+    def score(self, n: int, among: int = 1) -> Score:
+        """With its 95 % interval; wider for the one picked out of `among` that were compared (Bonferroni)."""
+        tail = 2.5 / among
+        low, high = np.percentile(self.drawn, [tail, 100 - tail])
         return Score(self.value, float(low), float(high), n)
 
 
@@ -76,10 +78,7 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """Worse or better only where interval and test both say so."""
-        if self.p_adjusted > LEVEL:
-            return "open"
-        return "worse" if self.change.high < 0 else "better" if self.change.low > 0 else "open"
+        return verdict_of(self.change, self.p_adjusted)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "verdict": self.verdict}

@@ -151,12 +151,12 @@ def choose(points: Sequence[Point], drawn: dict[str, Draws]) -> tuple[str, str]:
     base, *others = points
     last = next((one for one in others if one.final), others[-1])
     best = max(others, key=lambda one: one.summary.value)
-    if best.summary.high < 0:
+    if all(one.summary.high < 0 for one in others):
         return base.name, f"what was lost weighs more than what was learned, at {best.name} and everywhere else"
     if best is last:
         return last.name, "no other weights have a higher weighted summary"
     ahead = drawn[best.name]
-    gap = Draws(ahead.value - drawn[last.name].value, ahead.drawn - drawn[last.name].drawn).score(0)
+    gap = Draws(ahead.value - drawn[last.name].value, ahead.drawn - drawn[last.name].drawn).score(0, len(others) - 1)
     told = f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
     if gap.low <= 0:
         return last.name, f"{best.name} is ahead of it by {told}, which shows no difference"

@@ -43,13 +43,17 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Worse or better only where the interval and the test, adjusted where it was, both say so."""
-        if self.p_adjusted > LEVEL:
-            return "open"
-        return "worse" if self.change.high < 0 else "better" if self.change.low > 0 else "open"
+        return verdict_of(self.change, self.p_adjusted)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "verdict": self.verdict}
+
+
+def verdict_of(change: Score, p: float) -> Verdict:
+    """Worse or better only where the interval and the test, adjusted where it was, both say so."""
+    if p > LEVEL:
+        return "open"
+    return "worse" if change.high < 0 else "better" if change.low > 0 else "open"
 
 
 def binomial_p(few: int, many: int) -> float:

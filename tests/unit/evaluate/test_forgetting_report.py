@@ -1,5 +1,6 @@
 """What was learned beside what was lost: figures worked out by hand, the front, and which weights to take."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.evaluate.changes import Sheet, Side, compare, draw
-from tunesmith.evaluate.forgetting import BASE, FEWEST, Report, Weights, report_on
+from tunesmith.evaluate.changes import Draws, Sheet, Side, compare, draw
+from tunesmith.evaluate.forgetting import BASE, FEWEST, Report, Weights, choose, report_on
 from tunesmith.evaluate.forgetting_told import markdown, page
 from tunesmith.evaluate.front import beats, unbeaten
 from tunesmith.evaluate.suite import Measure
@@ -163,3 +164,22 @@ def test_figures_are_told_in_their_unit():
     assert spread({"value": -0.1, "low": -0.2, "high": 0.05}) == "-10.0 (-20.0 to +5.0)"
     assert figure(0.5, "accuracy") == "50.0 %"
     assert figure(1.234, "bits_per_byte") == "1.234"
+
+
+def test_the_best_of_several_has_to_be_further_ahead():
+    edge = Draws(0.01, np.r_[np.full(24, -0.001), np.full(976, 0.01)])  # 2.4 % of the draws speak against it
+    assert edge.score(0).low > 0 > edge.score(0, among=2).low
+    states = [state(BASE, 1, 1), state("step 1", 0.4, 1, 1), state("step 2", 0.5, 1, 2)]
+    base, first, second, last = report(*states, state("step 3", 0.5, 1, 3, final=True)).points
+    drawn = {"step 1": edge, "step 2": Draws(0, np.zeros(1000)), "step 3": Draws(0, np.zeros(1000))}
+    assert choose([base, first, last], drawn)[0] == "step 1"
+    assert choose([base, first, second, last], drawn)[0] == "step 3"
+
+
+def test_the_base_is_taken_only_where_all_weights_are_shown_to_be_worse():
+    states = [state(BASE, 1, 1), state("step 1", 1.2, 1.2, 1), state("step 2", 1.3, 1.3, 2, final=True)]
+    base, first, last = report(*states).points
+    drawn = {one.name: Draws(one.summary.value, np.full(1000, one.summary.value)) for one in (first, last)}
+    assert choose([base, first, last], drawn)[0] == BASE
+    open_last = replace(last, summary=replace(last.summary, high=0.1))
+    assert choose([base, first, open_last], drawn)[0] == "step 1"
