@@ -105,9 +105,7 @@ class Votes:
     def close(self) -> None:
         """Files that hold nothing go."""
         for journal in self.journals.values():
-            journal.__exit__(None, None, None)
-            if journal.path.stat().st_size == 0:
-                journal.path.unlink()
+            journal.end()
 
     def read(self, vote: Mapping[str, Any]) -> str | None:
         """The name that won, `tie` or `bad`; None when it was between other weights."""

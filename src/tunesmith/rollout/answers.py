@@ -65,9 +65,7 @@ class AnswerFile:
         self.close()
 
     def close(self) -> None:
-        self._journal.__exit__(None, None, None)
-        if self._journal.path.exists() and self._journal.path.stat().st_size == 0:
-            self._journal.path.unlink()
+        self._journal.end()
 
     def begin(self, prompts: Sequence[Prompt]) -> list[int]:
         """The prompts that have no row yet; E260 when a row answers another prompt than the one of its index."""

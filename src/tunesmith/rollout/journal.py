@@ -43,6 +43,12 @@ class Journal:
         self._lines.close()
         self._held.close()
 
+    def end(self) -> None:
+        """Close it; a file that holds nothing goes."""
+        self.__exit__(None, None, None)
+        if self.path.exists() and self.path.stat().st_size == 0:
+            self.path.unlink()
+
     def write(self, row: Mapping[str, Any], *, sync: bool = False) -> None:
         """Append one row; with `sync` it survives a power cut."""
         self._lines.write(row)
