@@ -1,4 +1,4 @@
-"""Text from a model: batched decoding by the engine or with transformers' cache, and streaming for chat."""
+"""Text from a model: batched decoding by the engine or with transformers' cache."""
 
 from __future__ import annotations
 
@@ -167,20 +167,6 @@ def by_cache(view: nn.Module, call: Call, order: Sequence[int]) -> Iterator[tupl
             yield place, token, ends
             if ends or place in call.done:
                 done.add(row)
-
-
-def stream(
-    model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, held: Held = "packed"
-) -> Iterator[str]:
-    """Pieces of one answer as they are decoded; a piece never holds half of a character."""
-    check_prompts(model, [prompt])
-    requests = [Request(0, (0,))]
-    with decoding(model) as view:
-        check_held(view, held)
-        stops = stop_ids(base_model(view), tokenizer)
-        call = Call([prompt], requests, sampling, stops, 1, context_length(view))
-        made = by_engine(view, call, [0], held) if serves(view) else by_cache(view, call, [0])
-        yield from detokenise(tokenizer, (token for _, token, _ in made if token not in stops))
 
 
 def detokenise(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:

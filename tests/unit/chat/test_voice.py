@@ -16,7 +16,7 @@ from tunesmith.models.adapters import attach, trainable
 from tunesmith.models.adapters.files import save_adapter
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
-from tunesmith.rollout.generator import Sampling, generate, stream
+from tunesmith.rollout.generator import Sampling, generate
 from tunesmith.types import Message
 
 QUESTIONS = ("Hello, how are you?", "Add the numbers 12 and 30", "What is the capital of France?")
@@ -95,7 +95,7 @@ def test_draws_are_those_of_the_name_and_the_seed(folder, stack) -> None:
     prompt = voice.tokenizer.prompt_ids([Message("user", "Hello")])
     drawn = Sampling(20, temperature=1.0, seed=3)
     opened = open_model(str(folder))
-    plain = "".join(stream(opened.model, opened.tokenizer, prompt, drawn))
+    plain = generate(opened.model, opened.tokenizer, [prompt], drawn)[0].text
     assert "".join(voice.answer(prompt, drawn, (0,))) == plain
     assert "".join(voice.answer(prompt, drawn, (1, 2))) != plain
     assert "".join(voice.answer(prompt, drawn, (0,))) == plain

@@ -12,7 +12,7 @@ from tunesmith.models.adapters import attach
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
 from tunesmith.rollout.choosing import choose, nucleus, row_draws
-from tunesmith.rollout.generator import Request, Sampling, complete, detokenise, generate, stream
+from tunesmith.rollout.generator import Request, Sampling, complete, detokenise, generate
 
 PROMPTS = [[5, 9, 200], [17], list(range(20, 44)), [300, 301, 4, 8, 90, 3], [120] * 11]
 SLIDING = {"gemma2": {"sliding_window": 8, "head_dim": 16}, "gemma3_text": {"sliding_window": 8, "head_dim": 16}}
@@ -120,10 +120,6 @@ def test_mode_attention_and_weights_are_as_before(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
     with pytest.raises(ModelError, match="E150"):
         generate(wrapped, tokenizer, [[]], Sampling(4))
-    pieces = stream(wrapped, tokenizer, [5], Sampling(50))
-    next(pieces)
-    assert torch.is_grad_enabled()
-    pieces.close()
     generate(wrapped, tokenizer, PROMPTS, Sampling(4))
     assert model.config._attn_implementation == attention.RAGGED
     assert wrapped.training
@@ -173,14 +169,6 @@ def test_progress_counts_finished_prompts(tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
     generate(model, tokenizer, PROMPTS, Sampling(3), batch_size=2, on_progress=lambda *seen: heard.append(seen))
     assert heard == [(done, 5) for done in range(1, 6)]
-
-
-def test_stream_is_the_generated_text(tmp_path: Path) -> None:
-    model, tokenizer = load(tmp_path)
-    for prompt in PROMPTS:
-        pieces = list(stream(model, tokenizer, prompt, Sampling(30)))
-        assert "".join(pieces) == generate(model, tokenizer, [prompt], Sampling(30))[0].text
-        assert len(pieces) > 3
 
 
 def test_a_piece_never_holds_half_a_character(tmp_path: Path) -> None:
