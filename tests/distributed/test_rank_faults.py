@@ -227,7 +227,11 @@ def test_a_signal_to_the_supervisor_is_answered_by_all_ranks_with_a_checkpoint(p
             time.sleep(0.02)
         os.kill(parent, number)
         os._exit(0)
-    ended = launched.run()
+    before = signal.signal(number, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
+    try:
+        ended = launched.run()
+    finally:
+        signal.signal(number, before)
     os.waitpid(watcher, 0)
     assert trace.exists()
     assert (ended.code, ended.error.exit_code, ended.asked) == (code, code, True)
