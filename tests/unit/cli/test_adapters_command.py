@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
 from tunesmith.cli import adapters as command
-from tunesmith.cli.main import run
 from tunesmith.export import adapters as work
 from tunesmith.models.adapters import attach, combining, save_adapter, trainable
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import DTYPES, load_base
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
 from tunesmith.chat.files import load
 from tunesmith.cli import chat_screen
 from tunesmith.cli.chat import Talk
 from tunesmith.cli.chat_screen import Screen, tally_lines
-from tunesmith.cli.main import run
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
@@ -30,12 +30,6 @@ BEGIN = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tunesmith.cli.main import run; run()"
 )
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

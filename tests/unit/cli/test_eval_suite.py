@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 import yaml
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
-from tunesmith.cli.main import run
 from tunesmith.evaluate.tasks import exercises_of, load_suite
 from tunesmith.models.adapters import attach, trainable
 from tunesmith.models.config import LoraConfig, ModelConfig
@@ -24,12 +24,6 @@ tasks:
 - {name: pick, kind: choice, made: {generator: patterns, count: 12}, chat: never}
 - {name: sums, kind: generation, made: {generator: arithmetic, count: 8}, scorers: [numeric], max_new_tokens: 4}
 """
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

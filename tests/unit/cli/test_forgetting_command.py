@@ -6,17 +6,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
-from tunesmith.cli.main import run
 from tunesmith.cli.model import choose_weights
 from tunesmith.errors import UsageError
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

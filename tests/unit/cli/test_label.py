@@ -12,21 +12,15 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.command import call
 
 from tunesmith.cli.label import question_view
-from tunesmith.cli.main import run
 from tunesmith.evaluate.labellers import Question
 from tunesmith.evaluate.person import Shown
 from tunesmith.rollout.prompts import Prompt
 
 ASKED = [[{"role": "user", "content": f"Question {at}"}] for at in range(3)]
 ROWS = [{"prompt": turns, "answers": [f"long answer {at}", "short"]} for at, turns in enumerate(ASKED)]
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(autouse=True)

@@ -6,20 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
-from tunesmith.cli.main import run
 from tunesmith.models.adapters import attach, trainable
 from tunesmith.models.config import LoraConfig, ModelConfig
 from tunesmith.models.load import load_base
 from tunesmith.models.save import save_weights
 from tunesmith.track.run_dir import RunDir
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
-from tunesmith.cli.main import run
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.evaluate.scoring import Scorer
 from tunesmith.recipe import load_recipe
@@ -18,12 +18,6 @@ from tunesmith.track.run_dir import RunDir
 from tunesmith.types import Message
 
 LIVELY = {"tie_word_embeddings": False, "initializer_range": 0.2}
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

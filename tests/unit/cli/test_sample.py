@@ -4,15 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.command import call
 from tests.tiny import tiny_model_folder
-
-from tunesmith.cli.main import run
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,10 @@ from importlib.util import find_spec
 
 import httpx
 import pytest
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
 from tunesmith.cli import serve
-from tunesmith.cli.main import run as command
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        command(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

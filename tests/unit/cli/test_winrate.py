@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.command import call
 from tests.tiny import tiny_model_folder
 
-from tunesmith.cli.main import run
 from tunesmith.cli.winrate import Duellists, view
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.evaluate.win_rate import Duel, summarise
@@ -18,12 +18,6 @@ from tunesmith.rollout.generator import Sampling, generate
 from tunesmith.types import Message
 
 LIVELY = {"tie_word_embeddings": False, "initializer_range": 0.2}
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
 from lm_eval.evaluator import evaluate  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
+from tests.command import call  # noqa: E402
 
-from tunesmith.cli.main import run as tunesmith  # noqa: E402
 from tunesmith.data.tokenizer import load_tokenizer  # noqa: E402
 from tunesmith.errors import BadInput, MachineError, UsageError  # noqa: E402
 from tunesmith.evaluate.lm_harness import backend  # noqa: E402
@@ -100,12 +100,6 @@ def test_names_are_found_without_reading_every_task(data) -> None:
     assert len(list(backend.members(index, "mmlu", {}))) == 57
     assert backend.is_weighted(index.task_index["mmlu"].cfg)
     assert not backend.is_weighted(index.task_index["ai2_arc"].cfg)
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        tunesmith(list(words))
-    return int(caught.value.code or 0)
 
 
 def test_models_are_compared_at_named_tasks(folder, data, tmp_path, capsys) -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.command import call
 from tests.tiny import tiny_model_folder
 from tests.unit.export.test_huggingface import ROWS, make_run, trained
 
-from tunesmith.cli.main import run as command
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import CheckpointError, ModelError, UsageError
 from tunesmith.export import averaging
@@ -210,12 +210,6 @@ def test_an_adapter_that_was_trained_above_another_is_merged_only_there(base, tm
     merge_chain(names, str(base), tmp_path / "both")
     merge_run(names[1], tmp_path / "alone")  # its note says what belongs below
     assert all(torch.equal(one, tensors(tmp_path / "alone")[name]) for name, one in tensors(tmp_path / "both").items())
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        command(list(words))
-    return int(caught.value.code or 0)
 
 
 def test_the_commands(base, tmp_path, capsys):

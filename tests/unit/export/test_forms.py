@@ -11,7 +11,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from tests.tiny import tiny_model_folder
 from tests.unit.export.test_graph import NEEDS_ONNX
-from tests.unit.export.test_huggingface import make_run, trained
+from tests.unit.export.test_huggingface import make_run, trained, write_results
 from tests.unit.export.test_quantised import INSTALLED
 
 from tunesmith.data.tokenizer import load_tokenizer
@@ -33,12 +33,7 @@ def finished(path: Path) -> RunDir:
     (base / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
     run = make_run(path, base)
     save_weights(trained(base), run.path, base)
-    score = {"value": 0.85, "low": 0.78, "high": 0.9, "n": 150}
-    rows = [
-        {"event": "finish", "steps": 62, "tokens": 48_123, "first_loss": 2.5, "last_loss": 0.25, "seconds": 100.0},
-        {"event": "evaluation", "scores": {"test": {"exact_match": score}}},
-    ]
-    run.events_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_results(run)
     return run
 
 

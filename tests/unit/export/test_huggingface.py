@@ -47,6 +47,15 @@ def make_run(path: Path, base: Path, method: dict | None = None) -> RunDir:
     return run
 
 
+def write_results(run: RunDir) -> None:
+    score = {"value": 0.85, "low": 0.78, "high": 0.9, "n": 150}
+    rows = [
+        {"event": "finish", "steps": 62, "tokens": 48_123, "first_loss": 2.5, "last_loss": 0.25, "seconds": 100.0},
+        {"event": "evaluation", "scores": {"test": {"exact_match": score}}},
+    ]
+    run.events_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_merged_model_predicts_what_the_adapter_predicts(tmp_path: Path, dtype: str) -> None:
     base = base_folder(tmp_path)
@@ -87,12 +96,7 @@ def test_card_tells_base_data_recipe_results_and_licence(tmp_path: Path) -> None
     base = base_folder(tmp_path)
     run = make_run(tmp_path, base)
     save_weights(trained(base), run.path, base)
-    score = {"value": 0.85, "low": 0.78, "high": 0.9, "n": 150}
-    rows = [
-        {"event": "finish", "steps": 62, "tokens": 48_123, "first_loss": 2.5, "last_loss": 0.25, "seconds": 100.0},
-        {"event": "evaluation", "scores": {"test": {"exact_match": score}}},
-    ]
-    run.events_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_results(run)
     merge_run(run.path, tmp_path / "my-model")
     card = (tmp_path / "my-model" / "README.md").read_text("utf-8")
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "base"

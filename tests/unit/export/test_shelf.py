@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.command import call
 from tests.unit.export.test_averaging import base, saved  # noqa: F401
 from tests.unit.export.test_huggingface import ROWS, make_run, trained
 
-from tunesmith.cli.main import run as command
 from tunesmith.errors import UsageError
 from tunesmith.export import shelf as shelves
 from tunesmith.export.opening import open_model
@@ -81,12 +81,6 @@ def test_an_adapter_that_changes_its_base_has_one_of_its_own(names, base, tmp_pa
     assert shelf.several(shelf.sources[names[0]]) is None
     assert torch.equal(predictions(shelf.open(names[2]).model, ROWS), predictions(open_model(names[2]).model, ROWS))
     assert loads == []
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        command(list(words))
-    return int(caught.value.code or 0)
 
 
 def test_chat_goes_from_one_to_another(names, base, tmp_path, capsys, monkeypatch):  # noqa: F811
