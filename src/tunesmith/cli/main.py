@@ -138,5 +138,6 @@ def _usage(error: typer.TyperException) -> UsageError:
     message = error.format_message()
     names = re.findall(r"(?:Did you mean|Possible options:) ?'?([\w-]+)", message)
     plain = re.split(r"[.?]? ?\(?(?:Did you mean|Possible options)", message)[0].rstrip(".")
-    fixes = [f"did you mean {name}?" for name in names] or ["tunesmith --help"]
+    command = error.ctx.command_path if isinstance(error, typer.BadParameter) and error.ctx else "tunesmith"
+    fixes = [f"did you mean {name}?" for name in names] or [f"{command} --help"]
     return UsageError("E020", plain[:1].lower() + plain[1:], where=Where("command line"), fixes=fixes)

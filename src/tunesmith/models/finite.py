@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import ModelError, Where
-
-MAX_NAMED = 20
+from tunesmith.models.headers import MAX_NAMED
 
 
 @torch.no_grad()

@@ -7,15 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.command import call
 
-from tunesmith.cli.main import run
 from tunesmith.cli.output import SCHEMA
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run(list(words))
-    return int(caught.value.code or 0)
 
 
 def measured(*words: str) -> tuple[str, float, set[str]]:
@@ -159,3 +153,10 @@ def test_no_color_and_pipes_print_plain_text():
         done = subprocess.run(program, capture_output=True, env={**os.environ, **environment}, check=False)
         assert done.returncode == 2
         assert b"\x1b" not in done.stderr
+
+
+def test_a_missing_argument_points_to_the_help_of_its_command(capsys):
+    assert call("serve") == 2
+    told = capsys.readouterr().err
+    assert "missing argument" in told
+    assert "fix: tunesmith serve --help" in told
