@@ -1,10 +1,13 @@
 """What is looked for first: missing data is told before minutes are spent on the model."""
 
+import json
+
 import pytest
+from tests.tiny import tiny_model_folder
 
 from tunesmith.cli.main import run
 from tunesmith.cli.output import fetching
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, ModelError
 from tunesmith.models import starter
 from tunesmith.planning.inputs import find_inputs
 from tunesmith.recipe import load_recipe
@@ -45,3 +48,13 @@ def test_fetching_is_told_from_its_first_word_and_nothing_otherwise(capsys):
     with fetching() as progress:
         progress("fetch", 0.25)
         assert "model, fetch, percent 25/100" in capsys.readouterr().err
+
+
+def test_f07_an_architecture_that_nobody_knows_is_told_by_the_plan(no_starter, tmp_path, capsys):
+    folder = tiny_model_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "lama"}))
+    with pytest.raises(SystemExit) as caught:
+        run(["plan", "sft", "data.train=chats.jsonl", f"model.path={folder}"])
+    assert "error[E510]: the installed transformers knows no models of the type lama" in capsys.readouterr().err
+    assert caught.value.code == ModelError.exit_code
