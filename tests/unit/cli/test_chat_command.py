@@ -17,8 +17,8 @@ from tests.tiny import tiny_model_folder
 
 from tunesmith.chat.files import load
 from tunesmith.cli import chat_screen
-from tunesmith.cli.chat import Talk
 from tunesmith.cli.chat_screen import Screen, tally_lines
+from tunesmith.cli.chat_talk import Talk
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
