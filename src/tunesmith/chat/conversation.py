@@ -23,6 +23,10 @@ class Turn:
     name: Name
 
     @property
+    def number(self) -> int:
+        return self.name[0]
+
+    @property
     def text(self) -> str:
         return self.asked[-1].content
 
@@ -45,6 +49,11 @@ class Conversation:
     def turns(self) -> tuple[Message, ...]:
         return self.messages[self.system is not None :]
 
+    @property
+    def number(self) -> int:
+        """Of the newest turn, counted from 1."""
+        return sum(message.role == "user" for message in self.messages)
+
     def set_system(self, text: str | None) -> None:
         self.replace((*([] if text is None else [Message("system", text)]), *self.turns))
 
@@ -66,7 +75,7 @@ class Conversation:
         seen = self.fitting(asked, voices)
         left = self.left_out - before
         warnings = [forgotten(left, min(voice.context for voice in voices))] if left else []
-        number = sum(message.role == "user" for message in asked)
+        number = self.number + 1
         self.asked[number] += 1  # what is asked anew is drawn anew
         return Turn(asked, seen, (number, self.asked[number])), warnings
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from tunesmith.data.tokenizer import to_json as message_json
 from tunesmith.errors import UsageError, Where
@@ -20,6 +20,15 @@ from tunesmith.types import Message
 Vote = Literal["1", "2", "tie", "bad"]
 WORDS: dict[str, Vote] = {"1": "1", "2": "2", "tie": "tie", "t": "tie", "both bad": "bad", "bad": "bad", "b": "bad"}
 Weights = Mapping[str, Mapping[str, str]]  # hashes of the weights behind each name
+
+
+class Place(NamedTuple):
+    """Where a vote stands in a file, and what it says."""
+
+    kind: str
+    begin: int
+    end: int
+    said: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,7 @@ class Votes:
         rows = [row for journal in self.journals.values() for row in journal.rows]
         self.cast = [vote for row in rows if (vote := self.read(row["vote"])) is not None]
         self.earlier = len(self.cast)
-        self.last: tuple[str, int] | None = None
+        self.by_turn: dict[int, Place] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -115,8 +124,8 @@ class Votes:
             return None
         return vote["said"] if vote["said"] in ("tie", "bad") else found[vote["said"]]
 
-    def write(self, duel: Duel, vote: Vote, settings: Mapping[str, Any]) -> str | None:
-        """Keep a vote, on the disk before this returns; the name of the model that won."""
+    def write(self, duel: Duel, vote: Vote, settings: Mapping[str, Any], turn: int | None = None) -> str | None:
+        """Keep a vote, on the disk before this returns; the name of the model that won. `take_back` knows its turn."""
         winner = duel.shown[int(vote) - 1] if vote in ("1", "2") else None
         turns = {name: [message_json(Message("assistant", text))] for name, text in duel.answers.items()}
         row: dict[str, Any] = {"prompt": [message_json(message) for message in duel.prompt]}
@@ -128,23 +137,24 @@ class Votes:
         told = {"said": winner or vote, "first": duel.shown[0], "models": list(duel.answers), "weights": self.weights}
         row["vote"] = {**told, "seed": self.seed, "settings": dict(settings)}
         kind = "other" if winner is None else "pair"
-        self.last = (kind, self.journals[kind].offset())
+        begin = self.journals[kind].offset()
         self.journals[kind].write(row, sync=True)
         self.cast.append(winner or vote)
+        if turn is not None:
+            self.by_turn[turn] = Place(kind, begin, self.journals[kind].offset(), winner or vote)
         return winner
 
     def settle(self) -> None:
-        """What was voted so far stays: `take_back` is for the vote of one turn."""
-        self.last = None
+        """What was voted so far stays: the turns are those of another conversation from here on."""
+        self.by_turn.clear()
 
-    def take_back(self) -> bool:
-        """Take the last vote of this sitting out of its file again; whether there was one."""
-        if self.last is None:
+    def take_back(self, turn: int) -> bool:
+        """Take the vote of the newest turn out of its file again; whether there was one."""
+        place = self.by_turn.pop(turn, None)
+        if place is None:
             return False
-        kind, offset = self.last
-        self.journals[kind].cut(offset)
-        self.cast.pop()
-        self.last = None
+        self.journals[place.kind].cut(place.begin, place.end)
+        self.cast.remove(place.said)
         return True
 
     def tally(self) -> Tally:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tunesmith.chat.conversation import Conversation, Turn
     from tunesmith.chat.voice import Voice, Voices
-    from tunesmith.chat.votes import Vote, Votes
+    from tunesmith.chat.votes import Duel, Vote, Votes
     from tunesmith.cli.chat_screen import Screen
 
 COMMANDS = {
     "system": ("TEXT", "set the system message; without TEXT show it, with none remove it"),
     "set": ("NAME=VALUE", "change how answers are drawn; without NAME show every setting"),
     "retry": ("", "draw another answer to the last message"),
-    "undo": ("", "take the last message and its answer back, and the vote on it"),
+    "undo": ("", "take the last message and its answer back, and the vote on it; again: the one before"),
     "clear": ("", "forget the conversation, keep the system message"),
     "save": ("FILE", "write the conversation to a .jsonl file of training records"),
     "load": ("FILE", "go on from the last conversation of a file"),
@@ -133,22 +133,22 @@ class Talk:
                 raise
             self.screen.note("stopped: your message is taken back")
             return
-        votes.settle()
         duel = Duel.of(turn.seen, {name: "".join(pieces) for name, pieces in said.items()}, votes.seed)
         one, two = duel.texts
         self.screen.told({"message": turn.text, "answers": [one, two]})
         self.screen.duel(one, two)
-        self.go_on(turn, duel.texts, self.vote_on(duel, votes), votes)
+        self.go_on(turn, duel.texts, self.vote_on(duel, turn, votes))
 
-    def vote_on(self, duel: Any, votes: Votes) -> Vote | None:
-        """None where there is nothing to choose between, or nobody chose."""
+    def vote_on(self, duel: Duel, turn: Turn, votes: Votes) -> Vote | None:
+        """None where there is nothing to choose between, or nobody chose; both bad takes its turn back and stays."""
         one, two = duel.texts
         if one == two or not (one.strip() and two.strip()):
             self.screen.note("the answers are equal, or one is empty: nothing to vote on")
             return "2" if two.strip() and not one.strip() else None
         vote = self.read_vote()
         if vote is not None:
-            votes.write(duel, vote, self.conversation.settings.model_dump())
+            kept = None if vote == "bad" else turn.number
+            votes.write(duel, vote, self.conversation.settings.model_dump(), kept)
         return vote
 
     def read_vote(self) -> Vote | None:
@@ -168,11 +168,10 @@ class Talk:
             self.screen.note(f"{line[:40]!r} is no vote")
         return None
 
-    def go_on(self, turn: Turn, texts: tuple[str, str], vote: Vote | None, votes: Votes) -> None:
+    def go_on(self, turn: Turn, texts: tuple[str, str], vote: Vote | None) -> None:
         chosen = texts[1] if vote == "2" else texts[0]
         if vote == "bad" or not chosen.strip():
             self.screen.note("neither goes on: your message is taken back")
-            votes.settle()
             return
         self.conversation.keep(turn, chosen)
         if vote in (None, "tie"):
@@ -207,16 +206,21 @@ class Talk:
             self.screen.note(f"taken back: {text[:80]}")
 
     def take_back(self) -> str | None:
-        text = self.conversation.undo()
+        number, text = self.conversation.number, self.conversation.undo()
         if text is None:
             self.screen.note("there is nothing to take back")
-        elif self.votes is not None and self.votes.take_back():
+        elif self.votes is not None and self.votes.take_back(number):
             self.screen.note("the vote is taken back too")
         return text
 
     def clear(self, _: str) -> None:
         self.conversation.clear()
+        self.settle()
         self.screen.note("the conversation is forgotten")
+
+    def settle(self) -> None:
+        if self.votes is not None:
+            self.votes.settle()
 
     def save(self, name: str) -> None:
         from tunesmith.chat.files import save
@@ -227,6 +231,7 @@ class Talk:
         from tunesmith.chat.files import load
 
         self.conversation.replace(load(named_file("load", name)))
+        self.settle()
         self.screen.note(f"{len(self.conversation.messages)} messages; your turn")
 
     def use(self, name: str) -> None:

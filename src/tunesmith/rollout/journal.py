@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -58,10 +57,15 @@ class Journal:
     def offset(self) -> int:
         return self._lines.offset()
 
-    def cut(self, offset: int) -> None:
-        """Forget the rows behind an offset."""
+    def cut(self, begin: int, end: int) -> None:
+        """Forget the rows between two offsets."""
         try:
-            os.truncate(self.path, offset)
+            with self.path.open("r+b") as file:
+                file.seek(end)
+                behind = file.read()
+                file.seek(begin)
+                file.write(behind)
+                file.truncate()
         except OSError as error:
             raise disk_error(error, self.path) from error
         self._lines.sync()

@@ -99,9 +99,9 @@ def test_votes_stay_when_the_file_is_opened_again(tmp_path: Path) -> None:
         with Votes(path, WEIGHTS, 0) as votes:
             assert votes.earlier == at
             votes.write(duel(at), "1", {})
-            votes.write(duel(9), "2", {})
-            assert votes.take_back()
-            assert not votes.take_back()
+            votes.write(duel(9), "2", {}, 1)
+            assert votes.take_back(1)
+            assert not votes.take_back(1)
     assert len(path.read_text().splitlines()) == 3
     wins = [duel(at).shown[0] for at in range(3)]
     tally = votes.tally()
@@ -114,6 +114,24 @@ def test_votes_stay_when_the_file_is_opened_again(tmp_path: Path) -> None:
         assert (votes.earlier, votes.tally().rate) == (0, None)  # other weights of the same name
     with Votes(path, {"ours": WEIGHTS["one"], "theirs": WEIGHTS["other"]}, 0) as votes:
         assert votes.tally().wins == tally.wins  # the same weights under other names
+
+
+def test_votes_are_taken_back_turn_by_turn_and_no_others_go(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    with Votes(path, WEIGHTS, 0) as votes:
+        votes.write(duel(0), "1", {})  # of an earlier conversation
+        votes.write(duel(1), "tie", {}, 1)
+        votes.write(duel(2), "bad", {})  # its turn is gone, the vote stays
+        votes.write(duel(3), "2", {}, 2)
+        assert [votes.take_back(turn) for turn in (3, 2, 1, 1)] == [False, True, True, False]
+        votes.write(duel(4), "1", {}, 1)
+        votes.settle()
+        assert not votes.take_back(1)
+        tally = votes.tally()
+    pairs, others = ([json.loads(row) for row in file.read_text().splitlines()] for file in (path, votes.others))
+    assert [row["prompt"][1]["content"] for row in pairs] == ["Question 0", "Question 4"]
+    assert [(row["prompt"][1]["content"], row["vote"]["said"]) for row in others] == [("Question 2", "bad")]
+    assert (sum(tally.wins), tally.ties, tally.bad) == (2, 0, 1)
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -193,6 +193,16 @@ def test_a_wrong_vote_ends_a_pipe_and_what_was_voted_stays(models, capsys, typed
     assert len(Path("v.jsonl").read_text().splitlines()) == 1
 
 
+def test_every_undone_answer_takes_its_vote_with_it(models, capsys, typed) -> None:
+    words = ("chat", *models, "--max-new-tokens", "8", "--temperature", "1")
+    typed("Hello", "1", "And you?", "2", "Why?", "tie", "/undo", "/undo", "Well?", "1", "/clear", "/undo")
+    assert call(*words) == 0
+    assert capsys.readouterr().err.count("the vote is taken back too") == 2
+    rows = [json.loads(line) for line in Path("preferences.jsonl").read_text().splitlines()]
+    assert [row["prompt"][-1]["content"] for row in rows] == ["Hello", "Well?"]
+    assert not Path("preferences.ties.jsonl").exists()
+
+
 def test_a_comparison_that_is_stopped_leaves_the_vote_before_it_to_be_taken_back(models, typed, monkeypatch) -> None:
     typed("Hello", "1", "Stop here", "/undo")
     listen = Talk.listen
