@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,23 @@ def test_a_wrong_vote_ends_a_pipe_and_what_was_voted_stays(models, capsys, typed
     assert "'left' is no vote" in told.err
     assert "model" not in told.out
     assert len(Path("v.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_pipe_has_a_vote_for_every_message_also_of_equal_answers(models, capsys, typed, tmp_path) -> None:
+    twin = tmp_path / "twin"
+    shutil.copytree(models[0], twin)
+    typed("Hello", "1", "And you?", "", "Why?", "tie", "Well?")
+    assert call("chat", models[0], str(twin), *GREEDY, "--json") == 0
+    told = capsys.readouterr()
+    *duels, last = (json.loads(line) for line in told.out.splitlines())
+    assert [duel["message"] for duel in duels] == ["Hello", "And you?", "Why?", "Well?"]
+    assert all(duel["answers"][0] == duel["answers"][1] for duel in duels)
+    assert last["tally"]["preferred"] is None
+    assert told.err.count("nothing to vote on") == 4
+    assert not Path("preferences.jsonl").exists()
+    typed("Hello", "neither")
+    assert call("chat", models[0], str(twin), *GREEDY) == 2
+    assert "'neither' is no vote" in capsys.readouterr().err
 
 
 def test_every_undone_answer_takes_its_vote_with_it(models, capsys, typed) -> None:
