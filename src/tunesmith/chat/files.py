@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tunesmith.data.config import SourceConfig
 from tunesmith.data.formats import convert, recognise
@@ -43,14 +44,25 @@ def save(messages: Sequence[Message], path: Path) -> str:
     return f"{'replaced' if goes_on else 'added as'} conversation {len(kept) + 1} of {path}"
 
 
-def load(path: Path) -> tuple[Message, ...]:
-    """The last conversation of a file, up to its last answer. DataError E484 when it has none."""
+class Loaded(NamedTuple):
+    """A conversation up to its last answer, the question behind it, and how many other messages follow there."""
+
+    messages: tuple[Message, ...]
+    question: str | None = None
+    left_out: int = 0
+
+
+def load(path: Path) -> Loaded:
+    """The last conversation of a file. DataError E484 when it has none."""
     found = conversations(path)
     if not found:
         raise DataError("E484", "the file holds no conversation", where=Where(str(path)), fixes=["/load another file"])
     messages = found[-1]
-    last = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    return messages[: last + 1]
+    last = max(at for at, message in enumerate(messages) if message.role == "assistant")
+    head, rest = messages[: last + 1], messages[last + 1 :]
+    if len(rest) == 1 and rest[0].role == "user":
+        return Loaded(head, rest[0].content)
+    return Loaded(head, None, len(rest))
 
 
 def conversations(path: Path) -> list[tuple[Message, ...]]:

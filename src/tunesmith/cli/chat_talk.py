@@ -20,7 +20,7 @@ COMMANDS = {
     "undo": ("", "take the last message and its answer back, and the vote on it; again: the one before"),
     "clear": ("", "forget the conversation, keep the system message"),
     "save": ("FILE", "write the conversation to a .jsonl file of training records"),
-    "load": ("FILE", "go on from the last conversation of a file"),
+    "load": ("FILE", "go on from the last conversation of a file; a question without an answer is answered"),
     "use": ("MODEL", "go on with another model"),
     "help": ("", "this list"),
     "bye": ("", "leave"),
@@ -232,9 +232,17 @@ class Talk:
     def load(self, name: str) -> None:
         from tunesmith.chat.files import load
 
-        self.conversation.replace(load(named_file("load", name)))
+        loaded = load(named_file("load", name))
+        self.conversation.replace(loaded.messages)
         self.settle()
-        self.screen.note(f"{len(self.conversation.messages)} messages; your turn")
+        told = f"{len(loaded.messages)} messages"
+        if loaded.question is not None:
+            self.screen.note(f"{told}; the last question has no answer yet: {loaded.question[:80]}")
+            self.say(loaded.question)
+            return
+        if loaded.left_out:
+            told += f"; {loaded.left_out} behind the last answer left out"
+        self.screen.note(f"{told}; your turn")
 
     def use(self, name: str) -> None:
         """Go on with another model; the conversation stays. UsageError E483 where two are compared."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.chat.files import conversations, load, save
+from tunesmith.chat.files import Loaded, conversations, load, save
 from tunesmith.chat.votes import Duel, Votes
 from tunesmith.data.config import SourceConfig
 from tunesmith.data.formats import convert, recognise
@@ -30,10 +30,20 @@ def test_a_conversation_goes_on_in_its_file_and_others_stand_beside_it(tmp_path:
     assert save(longer, path) == f"replaced conversation 1 of {path}"
     assert save(TALK, path) == f"added as conversation 2 of {path}"
     assert conversations(path) == [longer, TALK]
-    assert load(path) == TALK
-    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"},
-                                             {"role": "user", "content": "?"}]}) + "\n")  # fmt: skip
-    assert [message.content for message in load(path)] == ["Hi", "Ho"]
+    assert load(path) == Loaded(TALK)
+
+
+def test_a_question_without_an_answer_is_told_apart(tmp_path: Path) -> None:
+    path, asked = tmp_path / "chats.jsonl", Message("user", "More?")
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {}}}
+    looked = [{"role": "user", "content": "Look"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    looked.append({"role": "tool", "content": "a sea", "tool_call_id": "c1"})
+    rows = [{"role": turn.role, "content": turn.content} for turn in (*TALK, asked)]
+    path.write_text(json.dumps({"messages": rows}) + "\n")
+    assert load(path) == Loaded(TALK, "More?")
+    path.write_text(json.dumps({"messages": looked}) + "\n")
+    loaded = load(path)
+    assert ([turn.role for turn in loaded.messages], *loaded[1:]) == (["user", "assistant"], None, 1)
 
 
 def test_nothing_else_is_overwritten(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_draws_repeat_with_the_seed_and_a_retry_is_another(models, capsys, typed
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert first["answer"] != second["answer"]
     assert (first["schema"], first["message"], first["made"], first["reason"]) == (1, "Hello", 12, "length")
-    assert [message.content for message in load(Path("once.jsonl"))] == ["Hello", second["answer"]]
+    assert [message.content for message in load(Path("once.jsonl")).messages] == ["Hello", second["answer"]]
 
 
 def test_commands_change_the_conversation_and_the_file_is_training_data(models, capsys, typed) -> None:
@@ -104,11 +104,25 @@ def test_commands_change_the_conversation_and_the_file_is_training_data(models, 
     notes = ("max_new_tokens is 4", "taken back: Bye", "added as conversation 1", "3 messages; your turn", "beta-model")
     for told in (*notes, "replaced conversation 1", "/retry", "Be short.", "the system message is gone"):
         assert told in err, told
-    talk = load(Path("talk.jsonl"))
+    talk = load(Path("talk.jsonl")).messages
     asked = [message.content for message in talk if message.role == "user"]
     assert asked == ["Hello", "/help is a word", "one\ntwo", "Hi"]
     assert talk[-1].content == short(answer_to(models[1], *talk[:-1]), models[1])
     assert call("data", "check", "sft", "data.train=talk.jsonl", f"model.path={models[0]}") == 0
+
+
+def test_a_loaded_conversation_that_ends_with_a_question_is_answered(models, capsys, typed) -> None:
+    turns = (Message("user", "Hi"), Message("assistant", "Ho"), Message("user", "Hello"))
+    rows = [{"role": turn.role, "content": turn.content} for turn in turns]
+    Path("open.jsonl").write_text(json.dumps({"messages": rows}) + "\n")
+    typed("/load open.jsonl", "/save done.jsonl", "/load done.jsonl")
+    assert call("chat", models[0], *GREEDY) == 0
+    told = capsys.readouterr()
+    said = answer_to(models[0], *turns)
+    assert told.out == f"{said}\n"
+    assert "2 messages; the last question has no answer yet: Hello" in told.err
+    assert "4 messages; your turn" in told.err
+    assert load(Path("done.jsonl")).messages == (*turns, Message("assistant", said))
 
 
 def short(text: str, name: str) -> str:
@@ -340,7 +354,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(tmp_path: Path) -> No
     terminal.wait("> ", at)
     terminal.type("/bye")
     assert terminal.close() == 0, terminal.screen
-    talk = load(tmp_path / "talk.jsonl")
+    talk = load(tmp_path / "talk.jsonl").messages
     assert [message.role for message in talk] == ["user", "assistant"]
     assert set(talk[1].content) == {"z"}
     history = tmp_path / "home" / "chat-history"
