@@ -38,9 +38,11 @@ class ChatSettings(Config):
         name, sign, text = assignment.partition("=")
         name, known = name.strip().replace("-", "_"), type(self).model_fields
         if not sign or name not in known:
-            near = nearest(name, known)
-            message = f"there is no setting {name!r}" if name not in known else f"{name} is set by {name}=VALUE"
-            fixes = [f"did you mean {near}?"] if near else []
+            near = name if name in known else nearest(name, known)
+            message = f"{name} is set by {name}=VALUE" if name in known else f"there is no setting {name[:40]!r}"
+            value = text.strip() or known[near or "temperature"].get_default(call_default_factory=True)
+            fixes = [f"did you mean {near}?"] if near and near != name else []
+            fixes += [f"/set {near}={value}, or --set {near}={value}"] if near else ["/set alone lists every setting"]
             evidence = [f"settings: {', '.join(known)}"]
             raise UsageError("E481", message, where=Where(field=assignment), evidence=evidence, fixes=fixes)
         try:

@@ -105,7 +105,11 @@ def test_every_setting_of_sampling_can_be_changed() -> None:
     [
         ("temprature=1", "E481", "did you mean temperature?"),
         ("presence_penalty=1", "E481", "did you mean presence?"),
+        ("temprature=0.2", "E481", "/set temperature=0.2, or --set temperature=0.2"),
         ("temperature", "E481", "temperature=VALUE"),
+        ("temperature", "E481", "/set temperature=0.7"),
+        ("products=int8", "E481", "/set alone lists every setting"),
+        ("", "E481", "/set alone lists every setting"),
         ("temperature=11", "E482", "less than or equal to 10"),
         ("temperature=warm", "E482", "valid number"),
         ("bias=[", "E482", "bias cannot be"),
