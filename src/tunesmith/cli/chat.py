@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.chat.settings import ChatSettings
     from tunesmith.chat.voice import Voice, Voices
     from tunesmith.cli.chat_screen import Screen
+    from tunesmith.errors import UsageError
 
 RULES = (
     "Two models answer every message; which is which is told at the end. The answer that you prefer goes on; after a "
@@ -71,16 +72,25 @@ def chat(
 
 def check_models(models: list[str], *, once: bool) -> None:
     """UsageError E480 for more than two models, or one twice."""
+    twice = next((name for name in models if models.count(name) > 1), None)
+    if twice is not None:
+        raise not_two(f"{twice} is named twice", models)
+    if len(models) > 2 and not once:
+        raise not_two(f"a conversation has one or two models, not {len(models)}", models)
+
+
+def not_two(message: str, models: list[str]) -> UsageError:
     from tunesmith.errors import Fix, UsageError, Where
 
-    twice = len(set(models)) < len(models)
-    if (len(models) > 2 and not once) or twice:
-        message = f"{models[0]} is named twice" if twice else f"a conversation has one or two models, not {len(models)}"
-        fixes = [Fix("compare two", command=f"tunesmith chat {models[0]} OTHER"), "or one, and /use MODEL in between"]
-        raise UsageError("E480", message, where=Where("command line", field="MODEL"), fixes=fixes)
+    fixes = [
+        Fix("compare two", command=f"tunesmith chat {models[0]} OTHER"),
+        Fix("or one, and /use MODEL in between", command=f"tunesmith chat {models[0]}"),
+    ]
+    return UsageError("E480", message, where=Where("command line", field="MODEL"), fixes=fixes)
 
 
 def open_shelf(models: list[str], weights: str, stack: ExitStack) -> Voices:
+    """UsageError E480 for two names of the same weights."""
     from tunesmith.chat.voice import Voices
     from tunesmith.cli.model import choose_weights
     from tunesmith.cli.output import console
@@ -88,7 +98,10 @@ def open_shelf(models: list[str], weights: str, stack: ExitStack) -> Voices:
 
     which = choose_weights(weights)
     with console().status("looking for the models"):
-        return Voices(Shelf.of(models, which), stack)
+        shelf = Shelf.of(models, which)
+    if (twice := shelf.twice()) is not None:
+        raise not_two(f"{twice[1]} is {twice[0]} once more: two names of the same weights", models)
+    return Voices(shelf, stack)
 
 
 def answer_once(

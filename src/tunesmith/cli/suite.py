@@ -73,6 +73,7 @@ def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: 
     check_pairwise(tasks, models)
     check_code(tasks, allowed=how.run_code)
     shelf = Shelf.of(models, how.which)
+    check_differ(shelf)
     if how.out is not None:
         make_folder(how.out)
     with make_progress(console()) as progress:
@@ -119,6 +120,15 @@ def check_named_once(models: Sequence[str]) -> None:
     if twice is not None:
         message = f"{twice} is named twice; a model is not compared with itself"
         raise UsageError("E455", message, where=Where("command line"), fixes=["name each model once"])
+
+
+def check_differ(shelf: Shelf) -> None:
+    """UsageError E455 for two names of the same weights."""
+    from tunesmith.errors import UsageError, Where
+
+    if (twice := shelf.twice()) is not None:
+        message = f"{twice[1]} is {twice[0]} once more, and a model is not compared with itself"
+        raise UsageError("E455", message, where=Where("command line"), fixes=[f"leave {twice[1]} out"])
 
 
 def labelled(models: Sequence[str]) -> dict[str, str]:

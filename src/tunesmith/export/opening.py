@@ -68,6 +68,12 @@ class ModelSource:
         return from_json(task) if isinstance(task, dict) else Meaning()
 
     @property
+    def places(self) -> tuple[Path | None, ...]:
+        """Where the weights are, whatever they were called."""
+        found = (self.base, self.adapter, self.checkpoint.folder if self.checkpoint else None)
+        return tuple(path and path.resolve() for path in found)
+
+    @property
     def told(self) -> str:
         """What is loaded, in a few words."""
         if self.checkpoint is not None:

@@ -50,6 +50,14 @@ class Shelf:
         del self.sources[name]
         self.shared.clear()
 
+    def twice(self) -> tuple[str, str] | None:
+        """Two names of the same weights, if there are any."""
+        names: dict[tuple[Path | None, ...], str] = {}
+        for name, source in self.sources.items():
+            if names.setdefault(source.places, name) != name:
+                return names[source.places], name
+        return None
+
     def source(self, name: str) -> ModelSource:
         """Where the weights of this name are. Raises UsageError E368 for one that is not on the shelf."""
         if name not in self.sources:

@@ -151,10 +151,17 @@ def test_what_a_pipe_cannot_do_ends_it_with_the_fix(line: str, code: str, words:
     assert told.out == ""
 
 
-def test_models_that_cannot_be_compared_are_refused(models, capsys) -> None:
+def test_models_that_cannot_be_compared_are_refused(models, capsys, typed) -> None:
     for names in ((*models, "third"), (models[0], models[0])):
         assert call("chat", *names) == 2
         assert "error[E480]" in capsys.readouterr().err
+    Path("link").symlink_to(models[0])
+    for other in ("link", os.path.relpath(models[0]), f"{models[0]}/."):
+        assert call("chat", models[0], other) == 2
+        told = capsys.readouterr().err
+        assert "error[E480]" in told
+        assert f"{other} is {models[0]} once more" in " ".join(told.split())
+    assert call("chat", models[0], "link", "--prompt", "Hello") == 2
 
 
 @pytest.mark.parametrize("given", [("--max-new-tokens", "131073"), ("--seed", str(2**63)), ("--top-p", "2")])

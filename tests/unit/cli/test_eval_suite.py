@@ -146,6 +146,9 @@ def test_models_are_compared_by_a_suite_alone_and_named_once(folder, finished, c
     assert "--suite basic" in capsys.readouterr().err
     assert call("eval", str(folder), str(folder), "--suite", "patterns") == 2
     assert "named twice" in capsys.readouterr().err
+    assert call("eval", str(folder), f"{folder}/../{folder.name}", "--suite", "patterns") == 2
+    assert "error[E455]" in (told := capsys.readouterr().err)
+    assert "once more" in " ".join(told.split())
 
 
 def test_a_pairwise_task_is_decided_by_its_rule(folder, finished, tmp_path, capsys) -> None:
