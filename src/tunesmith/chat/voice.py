@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
@@ -144,26 +145,34 @@ class Voices:
     ready: dict[str, Voice] = field(default_factory=dict)
 
     def another(self, name: str) -> Voice:
-        """As `open`, of a model that may be new to the shelf; one that was opened before is ready still.
+        """As `open`, of a model that may be new to the shelf, in the place of the others: at no time are there two.
 
-        A new one lets the others go first, so that adapters of one base can share it when they are wanted again. One
-        that cannot be opened leaves nothing behind, but the others are to be opened anew.
+        Adapters of one base stay ready beside each other; a new one lets them go first, so that it can join them when
+        they are wanted again. One that cannot be opened leaves nothing behind, but the others are to be opened anew.
         """
-        if name in self.shelf.sources:
-            return self.open(name)
-        self.shelf.add(name)
+        if name in self.ready:
+            return self.ready[name]
+        new = name not in self.shelf.sources
+        if new:
+            self.shelf.add(name)
         try:
-            tokenizer_of(self.shelf.source(name))
-            self.let_go()
+            source = self.shelf.source(name)
+            tokenizer_of(source)
+            if new or base_key(source) not in self.shared:
+                self.let_go()
             return self.open(name)
         except BaseException:
-            self.shelf.remove(name)
+            if new:
+                self.shelf.remove(name)
             raise
 
     def let_go(self) -> None:
+        """Nothing is ready and nothing loaded, where nobody else holds a voice."""
         self.stack.close()
         for kept in (self.shared, self.packs, self.ready):
             kept.clear()
+        self.shelf.let_go()
+        gc.collect()  # modules point at each other
 
     def open(self, name: str) -> Voice:
         """ModelError E065, before any weight is loaded, for a model without a chat template."""

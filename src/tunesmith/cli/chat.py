@@ -121,10 +121,10 @@ def talk_to_one(voices: Voices, name: str, settings: ChatSettings, system: str |
     from tunesmith.cli.output import console
 
     with console().status(f"loading {name}"):
-        voice = voices.open(name)
-    talk = Talk(Conversation(settings, system), [voice], screen, voices)
+        voices.open(name)
+    talk = Talk(Conversation(settings, system), [voices.open(name)], screen, voices)  # which alone may hold the voice
     if screen.talks:
-        screen.note(f"{voice.source.told}\n/help lists what else can be said here. Ctrl-C stops an answer.")
+        screen.note(f"{talk.answering[0].source.told}\n/help lists what else can be said here. Ctrl-C stops an answer.")
     with history(screen):
         talk.run()
 

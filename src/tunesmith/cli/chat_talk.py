@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,14 +53,14 @@ class Talk:
             self.attempt(line)
 
     def attempt(self, line: str) -> None:
-        """What fails is told, so that a person can go on; a pipe ends there."""
+        """What fails is told, so that a person can go on; a pipe ends there, and who has no model left."""
         from tunesmith.cli.output import show
         from tunesmith.errors import TunesmithError
 
         try:
             self.take(line)
         except TunesmithError as error:
-            if not self.screen.talks:
+            if not self.screen.talks or not self.answering:
                 raise
             show(error.diagnostic)
 
@@ -252,13 +253,17 @@ class Talk:
         if self.voices is None or not name:
             message = "two models are compared here" if name else "/use names no model"
             raise UsageError("E483", message, fixes=["/use MODEL in a conversation with one model"])
-        before = self.answering[0].name
+        before = self.answering.pop().name  # who holds it keeps it in memory beside the other one
+        failed: BaseException | None = None
         with console().status(f"loading {name}"):
             try:
                 self.answering = [self.voices.another(name)]
-            except BaseException:  # it may have been let go for the other one
+            except BaseException as error:
+                failed = error
+                clear_frames(error.__traceback__)  # which hold what was loaded
+            if failed is not None:
                 self.answering = [self.voices.open(before)]
-                raise
+                raise failed
         self.screen.note(self.answering[0].source.told)
 
     def help(self, _: str) -> None:

@@ -43,11 +43,15 @@ class Shelf:
         source = find_model(name, which)
         check_gives(source, "text")
         self.sources[name] = source
-        self.shared.clear()
+        self.let_go()
 
     def remove(self, name: str) -> None:
         """One model less; those of its base are loaded anew, without it."""
         del self.sources[name]
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What is shared is loaded anew when it is wanted again."""
         self.shared.clear()
 
     def twice(self) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
 """A voice: the answers of `generate`, read only as far as they are new, and none the worse for an interruption."""
 
 import shutil
+import weakref
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -145,6 +146,25 @@ def test_another_model_joins_and_the_first_is_still_itself(adapters, stack) -> N
     assert converse(voices.another(adapters[1])) != before
     assert converse(voices.another(adapters[0])) == before
     assert len(voices.shared) == 1
+
+
+def test_another_model_is_loaded_when_the_one_before_is_gone(folder, adapters, stack, tmp_path, monkeypatch) -> None:
+    other = str(tiny_model_folder(tmp_path, seed=1))
+    voices = Voices(Shelf.of([str(folder)]), stack)
+    opened, living = Voices.open, list[weakref.ref]()
+
+    def open_alone(self, name: str) -> Voice:
+        assert [seen() for seen in living if seen() is not None and name not in self.ready] == []
+        voice = opened(self, name)
+        living.append(weakref.ref(voice.activate()))
+        return voice
+
+    monkeypatch.setattr(Voices, "open", open_alone)
+    first = converse(voices.another(str(folder)))
+    for name in (other, adapters[0], other, str(folder)):
+        again = converse(voices.another(name))
+    assert again == first
+    assert len(living) == 5
 
 
 def test_a_model_without_a_template_cannot_talk(stack, tmp_path) -> None:

@@ -1,6 +1,5 @@
 """`chat` as a user meets it: a pipe, a terminal, commands, and two models compared blind."""
 
-import io
 import json
 import os
 import pty
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,7 @@ from tests.command import call
 from tests.tiny import tiny_model_folder
 
 from tunesmith.chat.files import load
-from tunesmith.cli import chat_screen
-from tunesmith.cli.chat_screen import Screen, tally_lines
+from tunesmith.chat.voice import Voice, Voices
 from tunesmith.cli.chat_talk import Talk
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.models.config import ModelConfig
@@ -31,23 +30,6 @@ BEGIN = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tunesmith.cli.main import run; run()"
 )
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> tuple[str, str]:
-    """Two models whose names nobody could overlook."""
-    place = tmp_path_factory.mktemp("models")
-    settings = {"tie_word_embeddings": False, "initializer_range": 0.2}
-    names = ("alpha-model", "beta-model")
-    made = [tiny_model_folder(place / name, seed=at, **settings) for at, name in enumerate(names)]
-    return str(made[0]), str(made[1])
-
-
-@pytest.fixture
-def typed(monkeypatch, tmp_path):
-    """Sets the lines of stdin; the command runs in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *lines: monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
 
 
 def answer_to(name: str, *turns: Message) -> str:
@@ -172,98 +154,6 @@ def test_settings_out_of_range_are_refused_by_name(given, models, capsys) -> Non
     assert given[0] in told
 
 
-def test_votes_are_blind_and_kept_and_dpo_trains_on_them(models, capsys, typed) -> None:
-    words = ("chat", *models, "--max-new-tokens", "8", "--temperature", "1", "--seed", "5")
-    typed("Hello", "1", "How are you?", "2", "And you?", "tie", "No", "both bad", "Yes", "", "Well", "/undo", "So", "1")
-    assert call(*words) == 0
-    told = capsys.readouterr()
-    for name in ("alpha", "beta"):
-        assert name not in told.err
-        assert told.out.index(name) >= told.out.index(models[0])  # both names stand in the last lines alone
-    assert told.out.count("[1]\n") == told.out.count("[2]\n") == 7
-    assert models[0] in told.out.splitlines()[-3]
-    assert "95 % interval" in told.out
-    assert "of 5 votes" in told.out
-    rows = [json.loads(line) for line in Path("preferences.jsonl").read_text().splitlines()]
-    assert [row["prompt"][-1]["content"] for row in rows] == ["Hello", "How are you?", "So"]
-    assert rows[1]["prompt"][1] == rows[0]["chosen"][0]  # what was preferred goes on
-    asked = [turn["content"] for turn in rows[2]["prompt"] if turn["role"] == "user"]
-    assert asked == ["Hello", "How are you?", "And you?", "Yes", "So"]  # neither the bad one nor the one taken back
-    ties = [json.loads(line) for line in Path("preferences.ties.jsonl").read_text().splitlines()]
-    assert [row["vote"]["said"] for row in ties] == ["tie", "bad"]
-    typed("Hello", "2")
-    assert call(*words, "--json") == 0
-    duel, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert len(duel["answers"]) == 2
-    assert (last["tally"]["earlier"], last["tally"]["preferred"]["n"]) == (5, 6)
-    assert len(Path("preferences.jsonl").read_text().splitlines()) == 4
-    settings = ("data.train=preferences.jsonl", f"model.path={models[0]}", "train.steps=2", "run.name=voted")
-    assert call("train", "dpo", *settings, "--yes", "--json") == 0
-    metrics = [json.loads(line) for line in Path("runs/voted/metrics.jsonl").read_text().splitlines()]
-    losses = [row["train/loss"] for row in metrics if "train/loss" in row]
-    assert len(losses) == 2
-    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
-    assert losses[1] < losses[0]
-
-
-def test_a_wrong_vote_ends_a_pipe_and_what_was_voted_stays(models, capsys, typed) -> None:
-    typed("Hello", "1", "Hello", "left")
-    assert call("chat", *models, "--max-new-tokens", "8", "--votes", "v.jsonl") == 2
-    told = capsys.readouterr()
-    assert "'left' is no vote" in told.err
-    assert "model" not in told.out
-    assert len(Path("v.jsonl").read_text().splitlines()) == 1
-
-
-def test_a_pipe_has_a_vote_for_every_message_also_of_equal_answers(models, capsys, typed, tmp_path) -> None:
-    twin = tmp_path / "twin"
-    shutil.copytree(models[0], twin)
-    typed("Hello", "1", "And you?", "", "Why?", "tie", "Well?")
-    assert call("chat", models[0], str(twin), *GREEDY, "--json") == 0
-    told = capsys.readouterr()
-    *duels, last = (json.loads(line) for line in told.out.splitlines())
-    assert [duel["message"] for duel in duels] == ["Hello", "And you?", "Why?", "Well?"]
-    assert all(duel["answers"][0] == duel["answers"][1] for duel in duels)
-    assert last["tally"]["preferred"] is None
-    assert told.err.count("nothing to vote on") == 4
-    assert not Path("preferences.jsonl").exists()
-    typed("Hello", "neither")
-    assert call("chat", models[0], str(twin), *GREEDY) == 2
-    assert "'neither' is no vote" in capsys.readouterr().err
-
-
-def test_every_undone_answer_takes_its_vote_with_it(models, capsys, typed) -> None:
-    words = ("chat", *models, "--max-new-tokens", "8", "--temperature", "1")
-    typed("Hello", "1", "And you?", "2", "Why?", "tie", "/undo", "/undo", "Well?", "1", "/clear", "/undo")
-    assert call(*words) == 0
-    assert capsys.readouterr().err.count("the vote is taken back too") == 2
-    rows = [json.loads(line) for line in Path("preferences.jsonl").read_text().splitlines()]
-    assert [row["prompt"][-1]["content"] for row in rows] == ["Hello", "Well?"]
-    assert not Path("preferences.ties.jsonl").exists()
-
-
-def test_a_comparison_that_is_stopped_leaves_the_vote_before_it_to_be_taken_back(models, typed, monkeypatch) -> None:
-    typed("Hello", "1", "Stop here", "/undo")
-    listen = Talk.listen
-
-    def stopping(self, voice, turn, hear) -> None:
-        if turn.text == "Stop here":
-            raise KeyboardInterrupt
-        listen(self, voice, turn, hear)
-
-    monkeypatch.setattr(Talk, "listen", stopping)
-    monkeypatch.setattr(Screen, "line", lambda self, prompt: sys.stdin.readline().strip() or None)
-    made = Screen.__init__
-
-    def typing(self, **how) -> None:
-        made(self, **how)
-        self.talks = True
-
-    monkeypatch.setattr(Screen, "__init__", typing)
-    assert call("chat", *models, "--max-new-tokens", "8", "--temperature", "1") == 0
-    assert not Path("preferences.jsonl").exists()  # the message is gone, and the vote on it
-
-
 def test_a_conversation_goes_on_after_a_model_that_cannot_be_used(models, capsys, typed, monkeypatch, tmp_path) -> None:
     bad = tiny_model_folder(tmp_path / "damaged")
     (bad / "model.safetensors").write_bytes(b"no tensors")
@@ -284,28 +174,42 @@ def test_a_conversation_goes_on_after_a_model_that_cannot_be_used(models, capsys
     assert shown.out == f"{said}\n{again}\n"
 
 
-def test_two_answers_stand_side_by_side_where_there_is_room(monkeypatch) -> None:
-    def drawn(width: int) -> list[str]:
-        screen = io.StringIO()
-        monkeypatch.setattr(sys, "stdout", screen)
-        monkeypatch.setenv("COLUMNS", str(width))
-        view = Screen()
-        view.paints = True
-        view.duel("left \x1b[2J answer", "right " + "x" * 300)
-        assert "\x1b[2J" not in screen.getvalue()
-        assert screen.getvalue().count("x") == 300  # a word without end is broken, not cut
-        return screen.getvalue().splitlines()
+def test_another_model_takes_the_place_of_the_one_before(models, capsys, typed, monkeypatch) -> None:
+    make, living = Voices.make, list[weakref.ref]()
 
-    assert any("left" in line and "right" in line for line in drawn(chat_screen.WIDE))
-    assert not any("left" in line and "right" in line for line in drawn(chat_screen.WIDE - 1))
+    def alone(self, name: str) -> Voice:
+        assert [seen() for seen in living if seen() is not None] == []
+        voice = make(self, name)
+        living.append(weakref.ref(voice.activate()))
+        return voice
+
+    monkeypatch.setattr(Voices, "make", alone)
+    typed("Hello", f"/use {models[1]}", "/clear", "Hello", f"/use {models[0]}", "/clear", "Hello")
+    assert call("chat", models[0], *GREEDY) == 0
+    first, second = (answer_to(name, Message("user", "Hello")) for name in models)
+    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+    assert len(living) == 3
 
 
-def test_the_tally_of_no_votes_names_the_models() -> None:
-    from tunesmith.chat.votes import Tally
+def test_a_conversation_without_any_model_left_ends(models, capsys, typed, monkeypatch, tmp_path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(models[0], first)
+    bad = tiny_model_folder(tmp_path / "damaged")
+    (bad / "model.safetensors").write_bytes(b"no tensors")
+    attempt = Talk.attempt
 
-    assert tally_lines(Tally(("a", "b"), (0, 0), 0, 0, 0), "p") == ["no votes; the models were a and b"]
-    assert len(tally_lines(Tally(("a", "b"), (0, 0), 2, 0, 1), "p")) == 2
-    assert "1 of them from before" in tally_lines(Tally(("a", "b"), (3, 1), 0, 0, 1), "p")[1]
+    def moved(self, line: str) -> None:
+        self.screen.talks = True
+        first.rename(tmp_path / "elsewhere")
+        attempt(self, line)
+
+    monkeypatch.setattr(Talk, "attempt", moved)
+    typed(f"/use {bad}", "Hello")
+    assert call("chat", str(first), *GREEDY) != 0
+    told = capsys.readouterr()
+    assert "error[" in told.err
+    assert str(first) in told.err
+    assert "bug" not in told.err
 
 
 class Terminal:
