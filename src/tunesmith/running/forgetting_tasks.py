@@ -238,8 +238,8 @@ def suite_tasks(name: str, side: Side, wish: Wish) -> Iterator[SuiteTask]:
                 where=Where(str(path)),
                 fixes=["leave it out of the suite", "tunesmith eval BASE RUN --suite FILE"],
             )
-        found = tuple(exercises_of(task, path, wish.limit))
-        yield SuiteTask(task, found, side, len(found) == wish.limit, wish.batch_size)
+        found = tuple(exercises_of(task, path, wish.limit + 1))  # one more tells whether something is left out
+        yield SuiteTask(task, found[: wish.limit], side, len(found) > wish.limit, wish.batch_size)
 
 
 def source_tasks(

@@ -23,7 +23,7 @@ from tunesmith.export.stages import Stages
 from tunesmith.recipe import load_recipe, to_yaml
 from tunesmith.run import execute
 from tunesmith.running.forgetting import final_step, forgetting
-from tunesmith.running.forgetting_tasks import Wish, best_first
+from tunesmith.running.forgetting_tasks import Wish, best_first, suite_tasks
 from tunesmith.track.outcome import FINISH
 from tunesmith.track.process import this_process
 from tunesmith.track.progress import NoProgress
@@ -173,6 +173,13 @@ def test_final_weights_stand_for_themselves_without_checkpoints(run):
     assert found.work["measured"] == 2
     for task, score in expected.items():
         assert found.last.scores[task].value == pytest.approx(score.value, rel=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "counts", "cut"), [(8, (8, 8, 8), (1, 0, 0)), (9, (9, 8, 8), (0, 0, 0))])
+def test_only_a_task_with_more_exercises_than_the_limit_is_cut(place, limit, counts, cut):
+    found = list(suite_tasks(str(place / "small.yaml"), "general", Wish(limit=limit)))
+    assert tuple(len(one.exercises) for one in found) == counts
+    assert tuple(int(one.cut) for one in found) == cut
 
 
 def test_the_final_step_is_the_best_one_with_early_stopping(tmp_path):
