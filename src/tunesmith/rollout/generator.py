@@ -208,7 +208,10 @@ def context_length(model: nn.Module) -> int:
 def check_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
     context = context_length(model)
     for index, prompt in enumerate(prompts):
-        if not 0 < len(prompt) < context:
+        if not prompt:
+            message = f"prompt {index + 1} is empty: there is nothing to answer"
+            raise ModelError("E150", message, fixes=["give it some text, or leave it out"])
+        if len(prompt) >= context:
             raise ModelError(
                 "E150",
                 f"prompt {index + 1} has {len(prompt)} tokens; the model takes 1 to {context - 1} and then answers",

@@ -47,13 +47,15 @@ class Encoder:
         model.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
         return cls(model, load_tokenizer(folder), first)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, field: str = "input") -> list[int]:
         """Ids with what the tokenizer puts around a text. Raises Refusal E414 for one that is too long or empty."""
         ids = self.tokenizer.encode(text, specials=False)
         found = [*self.tokenizer.start_ids, *ids, *self.tokenizer.end_ids]
-        if not found or len(found) > self.longest:
-            message = f"a text has {len(found):,} tokens; the model reads 1 to {self.longest:,}"
-            raise Refusal("E414", message, field="input", fix="embed it in pieces")
+        if not found:
+            raise Refusal("E414", f"{field} is empty", field=field, fix="give some text, or leave the entry out")
+        if len(found) > self.longest:
+            message = f"{field} has {len(found):,} tokens; the model reads {self.longest:,}"
+            raise Refusal("E414", message, field=field, fix="embed it in pieces")
         return found
 
     @torch.no_grad()

@@ -36,6 +36,7 @@ def prepare_chat(asked: ChatAsked, writer: Writer, limits: Limits) -> Prepared:
     messages = [turn.message() for turn in asked.messages]
     prompt = writer.tokenizer.prompt_ids(messages, [tool.to_json() for tool in tools])
     room = asked.max_completion_tokens or asked.max_tokens
+    check_some(prompt, "messages")
     sampling = sampling_of(asked, writer, prompt, room, limits)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     if asked.top_logprobs is not None and not asked.logprobs:
@@ -59,6 +60,8 @@ def prepare_chat(asked: ChatAsked, writer: Writer, limits: Limits) -> Prepared:
 def prepare_completion(asked: CompletionAsked, writer: Writer, limits: Limits) -> Prepared:
     prompts = prompts_of(asked, writer)
     count = choices_of(asked, len(prompts), limits)
+    for at, prompt in enumerate(prompts):
+        check_some(prompt, f"prompt.{at}" if len(prompts) > 1 else "prompt")
     commons = [
         Common(asked, sampling_of(asked, writer, prompt, asked.max_tokens or 16, limits), count, asked.logprobs, None)
         for prompt in prompts
@@ -112,10 +115,21 @@ class Common:
             )
 
 
+def check_some(prompt: Sequence[int], field: str) -> None:
+    """Refusal E414 for a prompt without a token."""
+    if prompt:
+        return
+    if field == "messages":
+        message, fix = "the chat template makes nothing of these messages", "give a message with content"
+    else:
+        message, fix = f"{field} is empty: there is nothing to go on from", "give some text, or leave the entry out"
+    raise Refusal("E414", message, field=field, fix=fix)
+
+
 def sampling_of(asked: Asked, writer: Writer, prompt: Sequence[int], room: int | None, limits: Limits) -> Sampling:
     """With the room that is left behind the prompt. Refusal E414 when the prompt fills the context."""
     left = writer.speaker.context - len(prompt)
-    if not prompt or left < 1:
+    if left < 1:
         raise Refusal(
             "E414",
             f"the prompt has {len(prompt):,} tokens; the model takes 1 to {writer.speaker.context - 1:,}",

@@ -19,8 +19,9 @@ def encode_texts(encoder: Encoder, asked: EmbeddingAsked) -> list[list[int]]:
     if asked.dimensions is not None and asked.dimensions != width:
         message = f"this model gives {width} dimensions"
         raise Refusal("E411", message, field="dimensions", fix="leave it out")
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    return [encoder.encode(text) for text in texts]
+    if isinstance(asked.input, str):
+        return [encoder.encode(asked.input)]
+    return [encoder.encode(text, f"input.{at}") for at, text in enumerate(asked.input)]
 
 
 def score(scorer: Scorer, asked: ScoreAsked) -> list[dict[str, Any]]:

@@ -118,8 +118,10 @@ def test_mode_attention_and_weights_are_as_before(tmp_path: Path) -> None:
     wrapped.train()
     wrapped.get_base_model().lm_head.eval()
     before = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
-    with pytest.raises(ModelError, match="E150"):
-        generate(wrapped, tokenizer, [[]], Sampling(4))
+    with pytest.raises(ModelError, match="E150") as caught:
+        generate(wrapped, tokenizer, [[5], []], Sampling(4))
+    assert "prompt 2 is empty" in str(caught.value)
+    assert "shorten" not in str(caught.value)
     generate(wrapped, tokenizer, PROMPTS, Sampling(4))
     assert model.config._attn_implementation == attention.RAGGED
     assert wrapped.training

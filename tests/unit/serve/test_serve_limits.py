@@ -5,6 +5,7 @@ import socket
 
 import httpx
 import pytest
+from tests.tiny import tiny_model_folder
 from tests.unit.serve.running import HELLO, limited, serving
 
 from tunesmith.errors import MachineError, Unsafe
@@ -136,6 +137,25 @@ def test_what_cannot_be_served_names_its_field(server, change, expected, param):
     assert param is None or error["param"] == param
     assert error["fixes"]
     assert error["type"] in ("invalid_request_error", "not_found_error")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"), [("", "prompt"), (["Hi", ""], "prompt.1"), ([[5], []], "prompt.1"), (["", "Hi"], "prompt.0")]
+)
+def test_an_empty_prompt_is_told_as_one(server, prompt, param):
+    error = ask(server, path="/v1/completions", json={"model": "tiny", "prompt": prompt}).json()["error"]
+    assert (error["code"], error["param"]) == ("E414", param)
+    assert f"{param} is empty" in error["message"]
+    assert "shorten" not in str(error)
+    assert error["fixes"] == ["give some text, or leave the entry out"]
+
+
+def test_messages_that_the_template_makes_nothing_of_are_told(tmp_path):
+    silent = tiny_model_folder(tmp_path, template="{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    with serving({"tiny": silent}) as running:
+        error = ask(running, json={**CHAT, "messages": [{"role": "user", "content": ""}]}).json()["error"]
+    assert (error["code"], error["param"]) == ("E414", "messages")
+    assert "the chat template makes nothing of these messages" in error["message"]
 
 
 def test_a_model_is_not_asked_for_what_it_does_not_give(server):
