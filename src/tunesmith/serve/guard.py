@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -65,11 +66,11 @@ class Guard:
 
     def check_route(self, scope: Scope, route: Route | None) -> None:
         if route is None:
-            known = ", ".join(each.path for each in self.routes)
+            known = ", ".join(readable(each) for each in self.routes)
             raise Refusal("E419", f"there is no {scope['path'][:200]}", fix=f"there are: {known}")
         if scope["method"] not in (route.methods or ()):
             allowed = ", ".join(sorted(route.methods or ()))
-            error = Refusal("E419", f"{route.path} takes {allowed}", fix=f"use {allowed}", status=405)
+            error = Refusal("E419", f"{readable(route)} takes {allowed}", fix=f"use {allowed}", status=405)
             error.headers["Allow"] = allowed
             raise error
 
@@ -106,6 +107,11 @@ class Guard:
         except ValueError:
             return False
         return parts.scheme in ("http", "https") and parts.netloc.lower() == host.strip().lower()
+
+
+def readable(route: Route) -> str:
+    """Its path as a person writes it: /v1/models/NAME."""
+    return re.sub(r"\{(\w+)[^}]*\}", lambda found: found[1].upper(), route.path)
 
 
 def as_refusal(error: Exception) -> TunesmithError:

@@ -102,6 +102,14 @@ def test_w3_w4_forms_methods_and_paths(server, method, path, given, expected):
     assert code(answer) == expected
 
 
+def test_routes_are_named_as_a_person_writes_them(server):
+    fixes = ask(server, "GET", "/nothing").json()["error"]["fixes"]
+    assert "/v1/models, /v1/models/NAME, /v1/chat/completions" in fixes[0]
+    message = httpx.delete(f"{server.address}/v1/models/tiny").json()["error"]["message"]
+    assert "/v1/models/NAME takes GET" in message
+    assert "{" not in message + fixes[0]
+
+
 @pytest.mark.parametrize(
     "body",
     ["", "[]", "{", '{"a": NaN}', '{"a": 1e999}', '{"a": 1, "a": 2}', '{"a":' * 70 + "1" + "}" * 70, b"\xff", '"x"'],
