@@ -26,6 +26,7 @@ from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.agreement import compare
 from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
+from tunesmith.running.determinism import deterministic
 from tunesmith.running.identity import DATA_HASH, check_identity, identity
 from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings, sized
 from tunesmith.running.layers import tell_layers
@@ -87,7 +88,8 @@ def execute(
     def work(tracker: Tracking, signals: Signals) -> RunResult:
         return train(recipe, Context(run, mesh, tracker, display, plan, accept_data_change), signals)
 
-    return attempt(recipe, run, mesh, work)
+    with deterministic(recipe.train.deterministic):
+        return attempt(recipe, run, mesh, work)
 
 
 def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
@@ -175,6 +177,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "data": {"hash": inputs.train.key, **asdict(inputs.train.report)},
             "ranks": mesh.world,
             "threads": torch.get_num_threads(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "identity": identity(recipe, inputs),
             **describe_machine(),
         }

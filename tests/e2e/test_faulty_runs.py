@@ -1,6 +1,7 @@
 """Whole runs that meet a fault: saves in the background, memory that runs out, numbers that explode, other versions."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tunesmith.run import execute
 from tunesmith.track.progress import NoProgress
 from tunesmith.track.reader import read_metrics
 from tunesmith.track.run_dir import RunDir
+from tunesmith.train import loop
 from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.manifest import read_manifest, seal
 
@@ -224,6 +226,92 @@ def test_n09_the_same_seed_gives_the_same_bits_and_another_one_does_not(train):
     first, second, other = (train(f"run{number}", **dropout, train__seed=number // 2) for number in range(3))
     assert outcome(first) == outcome(second)
     assert losses(other) != losses(first)
+
+
+def test_n09_the_flag_changes_no_bit_on_a_cpu_and_is_kept_with_the_run(train):
+    plain, strict = (train(name, train__epochs=1, train__deterministic=flag) for name, flag in (("a", 0), ("b", 1)))
+    assert outcome(strict)["files"] == outcome(plain)["files"]
+    assert json.loads((strict / "run.json").read_text())["deterministic"] is True
+    assert json.loads((plain / "run.json").read_text())["deterministic"] is False
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_n09_an_operation_that_cannot_repeat_itself_is_named(train, monkeypatch):
+    def scatters(*given: object) -> object:
+        torch.zeros(4).put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]))  # which one stays is anybody's guess
+        return compute_step(*given[:-1], **given[-1])
+
+    compute_step = loop.compute_step
+    monkeypatch.setattr(loop, "compute_step", lambda *given, **named: scatters(*given, named))
+    assert losses(train("free", train__epochs=1)), "without the flag it runs"
+    error = failure(UsageError, lambda: train("strict", train__deterministic=True))
+    assert (error.exit_code, error.diagnostic.code) == (2, "E531")
+    assert str(error).startswith("error[E531]: put_ has no deterministic kernel on this cpu, and train.deterministic")
+    assert error.diagnostic.fixes[0].set == {"train.deterministic": False}
+
+
+def test_n06_a_scale_that_overflows_at_every_step_falls_to_its_floor_and_stops(train, tmp_path, evidence):
+    half = {"model__dtype": "float16", "model__adapter": "full", "train__loss_scale__initial": 8, "train__epochs": 3}
+    error = failure(NumericalError, lambda: train("half", "train.grad_norm:become:inf", **half))
+    assert (error.exit_code, error.diagnostic.code) == (6, "E120")
+    assert error.diagnostic.fixes[0].set == {"model.dtype": "bfloat16"}
+    assert "its loss scale is down to 1" in str(error)
+    overflows = [row["step"] for row in events(tmp_path / "half", "overflow")]
+    bad = [row["step"] for row in events(tmp_path / "half", "bad_step")]
+    assert (overflows, bad) == ([1, 2, 3], [4, 5, 6])  # 8 -> 4 -> 2 -> 1, then three that no scale can help
+    weights = CheckpointStore(tmp_path / "half" / "checkpoints").newest().tensors("weights")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    evidence("N6", claim="steps from a loss scale of 8 to the stop, gradients infinite in each", figure=bad[-1])
+
+
+def test_n06_gradients_that_fp16_loses_come_back_as_the_scale_grows(train):
+    half = {"model__dtype": "float16", "model__adapter": "full", "train__epochs": 3}
+    small = {"train__loss_scale": "{initial: 1, every: 1}", "objective": "{name: sft, coefficient: 1.0e-7}"}
+    run = train("small", **half, **small, train__clip_norm=0)
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "train/loss_scale" in row]
+    norms = [row["train/grad_norm"] for row in rows]
+    assert norms[0] < 0.5 * norms[-1], "nothing was lost at a scale of 1"
+    assert rows[-1]["train/loss_scale"] >= 2**12
+
+
+def test_n07_answers_of_one_token_and_of_none_are_trained_counted_and_finite(inputs, train, tmp_path):
+    """Groups of answers and their spread belong to online methods that sample groups, which there are none of yet."""
+    lines = [{"prompt": "a", "completion": "b"}, {"prompt": "", "completion": "c"}, {"prompt": "d", "completion": ""}]
+    data = tmp_path / "short.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines * 4))
+    each = {"data__train": data, "train__sequences_per_step": 1, "train__optimizer__weight_decay": 0.1}
+    run = train("short", **each, data__on_bad="skip")
+    found = losses(run)
+    assert len(found) == 8
+    assert all(math.isfinite(loss) and loss > 0 for loss in found)
+    report = json.loads((run / "run.json").read_text())["data"]
+    assert (report["records"], report["examples"], report["dropped"]) == (12, 4, {"empty turn or no assistant turn": 8})
+
+
+def test_n07_steps_in_which_an_objective_has_nothing_to_learn_from_are_finite(inputs, train, tmp_path):
+    """Bad answers are not imitated, so that the second loss has no token in the first steps."""
+    data, rows = tmp_path / "feedback.jsonl", (inputs / "feedback.jsonl").read_text().splitlines()
+    data.write_text("\n".join(sorted(rows, key=lambda row: json.loads(row)["label"])) + "\n")
+    both = {"objective": "[{name: kto}, {name: sft}]", "data__train": data, "data__shuffle": False}
+    run = train("both", **both, train__sequences_per_step=2, train__epochs=1)
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row]
+    assert [row["train/loss/sft"] == 0 for row in rows[:3]] == [True] * 3
+    assert rows[-1]["train/loss/sft"] > 0
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+
+
+def test_n10_a_run_that_diverges_at_once_stops_before_the_window_is_filled(train, tmp_path, evidence):
+    wild = {"train__optimizer__lr": 10, "train__schedule": "{name: constant, warmup: 0}", "train__epochs": 10}
+    wild |= {"model__adapter": "full", "train__stability__on_spike": "off"}
+    error = failure(NumericalError, lambda: train("wild", **wild))
+    assert (error.exit_code, error.diagnostic.code) == (6, "E530")
+    assert error.diagnostic.fixes[0].set == {"train.optimizer.lr": 1.0}
+    with pytest.raises(faults.InjectedFault):
+        train("cut", "train.step@step=6:raise", **wild)  # three bad steps are in the checkpoint of step 4
+    again = failure(NumericalError, lambda: train("cut", **wild))
+    assert again.diagnostic.message == error.diagnostic.message
+    (row,) = events(tmp_path / "wild", "bad_step")
+    evidence("N10", claim="steps until a run at 50,000 times its rate is stopped (window: 128)", figure=row["step"])
 
 
 def test_n10_a_rate_far_too_high_ends_in_code_6_and_not_in_hours(train):

@@ -135,6 +135,7 @@ def test_examples_with_nothing_scored_change_nothing(objective, kind):
     assert_same(alone, beside)
 
 
+@pytest.mark.row("N7")
 @every_objective
 def test_a_step_with_nothing_scored_is_zero_and_finite(objective, kind):
     result = step(objective, [batch(objective, [silent(one) for one in given(objective, kind)])], MEMORY)

@@ -11,6 +11,7 @@ from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import Fix, MachineError, TunesmithError
 from tunesmith.recipe import Recipe
 from tunesmith.redaction import redacted_tree
+from tunesmith.running.determinism import no_kernel, refused_operation
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.status import State
 from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
@@ -44,6 +45,8 @@ def attempt(
         except Exception as error:
             if is_out_of_memory(error):
                 error = no_memory(error, mesh)
+            elif (operation := refused_operation(error)) is not None:
+                error = no_kernel(operation, error, mesh.device())
             if not isinstance(error, TunesmithError):
                 trace = run.crash(traceback.format_exc())
                 tracker.event("crash", {"message": f"{type(error).__name__}: {error}", "traceback": str(trace)})

@@ -37,7 +37,7 @@ from tunesmith.models.verify import verify_scores
 from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
-from tunesmith.running.guards import general_loss, make_pull, streams_of
+from tunesmith.running.guards import general_loss, guessed_loss, make_pull, streams_of
 from tunesmith.running.inputs import Inputs
 from tunesmith.running.references import find_referee
 from tunesmith.running.speed import work_of
@@ -90,7 +90,8 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context, about: dict[str,
     streams, held_out = attach_streams(recipe, inputs, model, source, around)
     seed_everything(settings.seed + 1 + mesh.rank)
     objectives = recipe.objectives
-    rule = settings.optimizer.for_heads(take_inventory(inputs.base, inputs.task.outputs).head_dim)
+    inventory = take_inventory(inputs.base, inputs.task.outputs)
+    rule = settings.optimizer.for_heads(inventory.head_dim)
     total = settings.steps or source.steps_for(settings.epochs)
     tuning, trained = build_tuning(recipe, model, total), trainable(model)
     layers = new_layers(recipe, model)
@@ -106,7 +107,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context, about: dict[str,
         tuning=tuning,
         trained=trained,
         optimizer=optimizer,
-        guard=Guard(settings.stability),
+        guard=Guard(settings.stability, guessed_loss(objectives, inventory.vocabulary)),
         scale=LossScale(settings.loss_scale) if base_model(model).dtype == torch.float16 else None,
         store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
         tracker=tracker,

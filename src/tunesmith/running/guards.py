@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from peft.tuners.lora import LoraLayer
@@ -11,7 +12,7 @@ from torch import nn
 from tunesmith.data.loader import Builder, Microbatches
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.models.reference import AdapterOff, StartWeights
-from tunesmith.objectives import SFT
+from tunesmith.objectives import SFT, Objective
 from tunesmith.planning.guards import draws_updates
 from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
@@ -31,6 +32,13 @@ def general_loss(recipe: Recipe, inputs: Inputs, model: nn.Module, mesh: Mesh) -
     build = Builder(inputs.general, Task(), share=shares_prefixes(recipe, inputs.base))
     held_out = HeldOut(Microbatches(build, recipe.train.microbatch_limit(mesh.device().type)), Streams(), mesh)
     return lambda: evaluation_loss(model, held_out, (SFT(),), {})["loss"]
+
+
+def guessed_loss(objectives: Sequence[Objective], vocabulary: int) -> float | None:
+    """The loss of a model that holds every token for equally likely; None where the loss is another one."""
+    if not all(isinstance(objective, SFT) for objective in objectives):
+        return None
+    return sum(objective.coefficient for objective in objectives) * math.log(vocabulary)
 
 
 def streams_of(

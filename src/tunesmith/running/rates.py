@@ -39,6 +39,7 @@ def rising(recipe: Recipe, low: float, high: float, steps: int, folder: Path) ->
     }
     train["optimizer"] |= {"lr": high}
     train["checkpoint"] |= {"every": 0, "minutes": 0}
+    train["stability"] |= {"diverged_steps": 0}  # where the loss goes is what is looked for
     whole = recipe.model_dump() | {"train": train}
     whole["run"] |= {"folder": str(folder), "name": "rates", "report_to": ()}
     return type(recipe).model_validate(whole)

@@ -119,6 +119,11 @@ class StabilityConfig(Config):
     sigma: Annotated[float, Field(gt=0)] = Field(
         default=6.0, description="Standard deviations above the window's mean that make a spike."
     )
+    diverged_steps: Annotated[int, Field(ge=0)] = Field(
+        default=5,
+        description="Steps with a loss far above the first one that stop the run, less those that came back: ten times "
+        "it, and for tokens twice it and worse than a blind guess by 2. 0: never.",
+    )
 
 
 class LossScaleConfig(Config):
@@ -206,6 +211,11 @@ class TrainConfig(Config):
         "of its weights; 0: never.",
     )
     threads: Positive | None = Field(default=None, description="CPU threads; all cores when empty.")
+    deterministic: bool = Field(
+        default=False,
+        description="Only operations that give the same bits every time, slower on a GPU; one that has no such kernel "
+        "is an error that names it. On a CPU runs repeat to the bit anyway.",
+    )
     profile: bool = Field(default=False, description="Write a breakdown of the steps' time by part.")
 
     def microbatch_limit(self, device: str) -> int:

@@ -122,7 +122,7 @@ class Loop:
         self.report(result, verdict, rate, Timing(took, waited, utilisation))
         parts.mesh.heart.end()
         if verdict.action == "stop":
-            raise verdict.error(self.last_checkpoint())
+            raise verdict.error(self.last_checkpoint(), parts.settings.optimizer.lr)
 
     def compute(self, microbatches: Sequence[Batch]) -> tuple[StepResult, Sequence[Batch]]:
         """The step's gradient and figures, in smaller microbatches from now on where these do not fit into memory.
@@ -169,6 +169,8 @@ class Loop:
         verdict = parts.guard.judge(self.position.step + 1, result.loss, result.grad_norm, result.records)
         if not result.is_finite:
             verdict.evidence["parameters"] = parts.optimizer.nonfinite()
+        if parts.scale is not None and verdict.evidence:
+            verdict.evidence["loss_scale"] = parts.scale.value
         return verdict.too_late() if verdict.action != "update" and parts.optimizer.has_updated else verdict
 
     def roll_back(self) -> None:

@@ -236,4 +236,4 @@ def test_the_verdict_of_a_step_that_cannot_be_undone_is_to_stop():
     evidence = {"kind": "nonfinite", "step": 3, "skips_in_a_row": 1, "records": []}
     verdict = Verdict("skip", "the gradient norm is nan", evidence).too_late()
     assert verdict.action == "stop"
-    assert verdict.error(None).diagnostic.code == "E122"
+    assert verdict.error(None, 1e-3).diagnostic.code == "E122"
