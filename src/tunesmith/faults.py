@@ -6,7 +6,8 @@ Conditions: `step=N`, `file=NAME`, `rank=N`, `above=N` (tokens of a microbatch),
 `hit=N` (the Nth time that the rest matches).
 Actions: `kill` `stop` `raise` `memory` `errno:NAME` `delay:MS` `become:NUMBER` (of a figure)
 `trace:FILE` (append point, step and file name to FILE)
-`flip[:NAME]` (change one bit of the file at hand, or of NAME in the folder at hand).
+`flip[:NAME]` (change one bit of the file at hand, or of NAME in the folder at hand; at `train.weights` of the first
+weight whose name holds NAME).
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ import signal
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunesmith.errors import Fix, UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 VARIABLE = "TUNESMITH_FAULT"
 
@@ -27,6 +32,7 @@ POINTS = (
     "train.loss",
     "train.grad_norm",
     "train.backward",
+    "train.weights",
     "log.before_write",
     "log.after_write",
     "log.before_flush",
@@ -67,6 +73,7 @@ POINTS = (
     "online.after_round",
 )
 
+WEIGHTS = "train.weights"  # passed with a model, of which `flip` changes a bit
 FIGURES = ("train.loss", "train.grad_norm")  # passed with a number, which a fault may change
 ACTIONS = ("become", "kill", "stop", "raise", "memory", "errno", "delay", "flip", "trace")
 CONDITIONS = ("step", "file", "rank", "above", "hit")
@@ -88,6 +95,10 @@ class _Fault:
     above: int | None = None
     hit: int | None = None
     hits: int = field(default=0, repr=False)
+
+    @property
+    def spoils(self) -> bool:
+        return self.point == WEIGHTS and self.action == "flip"
 
     def matches(self, point: str, step: int | None, path: Path | None, tokens: int) -> bool:
         if self.point not in ("*", point) or self.step not in (None, step):
@@ -119,7 +130,7 @@ def _pass(point: str, step: int | None, path: Path | None, tokens: int) -> None:
     if _armed is None:
         arm(os.environ.get(VARIABLE, ""))
     for each in _armed or ():
-        if each.action != "become" and each.matches(point, step, path, tokens):
+        if each.action != "become" and not each.spoils and each.matches(point, step, path, tokens):
             _act(each, point, step, path)
 
 
@@ -128,6 +139,16 @@ def altered(figure: str, value: float, step: int) -> float:
     _pass(figure, step, None, 0)
     found = [each for each in _armed or () if each.action == "become" and each.matches(figure, step, None, 0)]
     return float(found[-1].argument) if found else value
+
+
+def spoil(point: str, step: int, model: Module) -> None:
+    """Pass the failpoint; an armed `flip` there changes the lowest bit of the weight in the middle of its tensor."""
+    if _armed == ():
+        return
+    _pass(point, step, None, 0)
+    for each in _armed or ():
+        if each.spoils and each.matches(point, step, None, 0):
+            _flip_weight(each.argument, model)
 
 
 def arm(text: str) -> None:
@@ -200,6 +221,15 @@ def _act(armed: _Fault, point: str, step: int | None, path: Path | None) -> None
             descriptor = os.open(armed.argument, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.write(descriptor, f"{point} {'-' if step is None else step} {path.name if path else '-'}\n".encode())
             os.close(descriptor)
+
+
+def _flip_weight(name: str, model: Module) -> None:
+    found = next((one for own, one in model.named_parameters() if name in own), None)
+    if found is None:
+        raise _refusal(f"{WEIGHTS}:flip:{name}", "no weight has such a name", None, (f"{WEIGHTS}:flip:q_proj",))
+    import torch
+
+    found.data.view(-1).view(torch.uint8)[found.numel() // 2 * found.element_size()] ^= 1
 
 
 def _flip(point: str, path: Path | None, name: str) -> None:

@@ -265,8 +265,8 @@ def test_n06_a_scale_that_overflows_at_every_step_falls_to_its_floor_and_stops(t
 
 
 def test_n06_gradients_that_fp16_loses_come_back_as_the_scale_grows(train):
-    half = {"model__dtype": "float16", "model__adapter": "full", "train__epochs": 3}
-    small = {"train__loss_scale": "{initial: 1, every: 1}", "objective": "{name: sft, coefficient: 1.0e-7}"}
+    half = {"model__dtype": "float16", "model__adapter": "full", "train__epochs": 1}
+    small = {"train__loss_scale": "{initial: 1, every: 1, growth: 16}", "objective": "{name: sft, coefficient: 1.0e-7}"}
     run = train("small", **half, **small, train__clip_norm=0)
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "train/loss_scale" in row]
     norms = [row["train/grad_norm"] for row in rows]

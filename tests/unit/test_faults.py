@@ -13,7 +13,7 @@ from tunesmith import faults
 from tunesmith.errors import UsageError
 from tunesmith.faults import InjectedFault, arm, fault
 
-CALLS = ("fault", "altered")
+CALLS = ("fault", "altered", "spoil")
 SOURCE = Path(tunesmith.__file__).parent
 
 

@@ -34,6 +34,7 @@ FREE_TO_CHANGE = (
     "train.threads",
     "train.profile",
     "train.watch_layers",
+    "train.stability.replica_check_every",
     "train.activation_checkpointing",  # the same to the bit, as is
     "train.optimizer.in_backward",
     "train.optimizer.paging",

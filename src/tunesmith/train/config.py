@@ -124,6 +124,11 @@ class StabilityConfig(Config):
         description="Steps with a loss far above the first one that stop the run, less those that came back: ten times "
         "it, and for tokens twice it and worse than a blind guess by 2. 0: never.",
     )
+    replica_check_every: Annotated[int, Field(ge=0)] = Field(
+        default=100,
+        description="Steps after which several ranks compare all their weights bit by bit, as they do before every "
+        "checkpoint; 0: never.",
+    )
 
 
 class LossScaleConfig(Config):

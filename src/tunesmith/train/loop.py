@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tunesmith.distributed.stragglers import Stragglers
 from tunesmith.errors import CheckpointError, MachineError
-from tunesmith.faults import altered, fault
+from tunesmith.faults import altered, fault, spoil
 from tunesmith.track.clock import phase
 from tunesmith.train import layer_watch, out_of_memory, saving
 from tunesmith.train.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ from tunesmith.train.optimizer import clip
 from tunesmith.train.out_of_memory import TooLarge
 from tunesmith.train.parts import Parts, Timing
 from tunesmith.train.position import Position, check_same, without
+from tunesmith.train.replicas import Replicas
 from tunesmith.train.saving import Saver
 from tunesmith.train.schedule import factor, settled
 from tunesmith.train.signals import Request, Signals, stop_error
@@ -44,6 +45,8 @@ class Loop:
         self.amounts = Amount(), Amount()  # of the last step on this rank: passes with gradient, passes without
         self.extra: dict[str, float] = {}  # figures of the last update, besides those of every step
         self.stragglers = Stragglers()
+        every = parts.settings.stability.replica_check_every
+        self.replicas = Replicas(parts.mesh, every, parts.store.folder.parent, parts.trained, parts.warn)
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
@@ -65,6 +68,7 @@ class Loop:
         """A step and whatever is due after it: evaluation, samples, a checkpoint, an answer to a signal."""
         settings = self.parts.settings
         self.step()
+        self.replicas.look(self.position.step, self.parts.model, self.parts.optimizer)
         self.tell_saved(self.saver.landed())
         last = self.position.step == self.parts.total
         if self.measures and (last or due(self.position.step, settings.evaluate_every)):
@@ -107,6 +111,7 @@ class Loop:
         if verdict.action == "update":
             self.update(result)
         parts.optimizer.clear()
+        spoil("train.weights", position.step + 1, parts.model)
         if verdict.action == "rollback":
             self.roll_back()
         position.step += 1
@@ -324,6 +329,7 @@ class Loop:
         folder = saving.folder_of(parts.store, position.step)
         if self.saver.apart and self.saved_at == position.step and not best:
             return folder
+        self.replicas.compare(position.step, parts.model, parts.optimizer)
         parts.tracker.flush()
         own = {"position": asdict(position), "clipper": self.clipper.state()}
         with parts.optimizer.averaged():
