@@ -1,10 +1,13 @@
 """Whole runs that meet a fault: saves in the background, memory that runs out, numbers that explode, other versions."""
 
+import itertools
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from tunesmith import faults
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import CheckpointError, MachineError, NumericalError, TunesmithError, UsageError
 from tunesmith.run import execute
+from tunesmith.track.index import summarise
 from tunesmith.track.progress import NoProgress
 from tunesmith.track.reader import read_metrics
 from tunesmith.track.run_dir import RunDir
@@ -320,6 +324,27 @@ def test_n10_a_rate_far_too_high_ends_in_code_6_and_not_in_hours(train):
     error = failure(NumericalError, lambda: train("wild", **rising, model__adapter="full", train__stability__window=16))
     assert error.exit_code == 6
     assert "3 bad steps in a row" in str(error)
+
+
+def test_p11_a_clock_that_jumps_by_a_day_changes_no_figure(train, monkeypatch, evidence):
+    calm = train("calm", train__epochs=1)
+    now, asked = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now() + (86_400, 0, -86_400)[next(asked) % 3])
+    run = train("jumping", train__epochs=1)
+    monkeypatch.undo()
+    rows = list(read_metrics(run / "metrics.jsonl"))
+    walls = [row["wall"] for row in rows]
+    assert max(abs(later - earlier) for earlier, later in pairwise(walls)) > 80_000, "the clock did not jump"
+    assert outcome(run)["rows"] == outcome(calm)["rows"]
+    assert [row["step"] for row in events(run, "checkpoint")] == [row["step"] for row in events(calm, "checkpoint")]
+    spans = [value for row in rows for key, value in row.items() if key.startswith("perf/")]
+    assert all(0 <= value < 1e7 for value in spans)
+    assert 0 < CheckpointStore(run / "checkpoints").newest().state["position"]["seconds"] < 600
+    told = summarise(RunDir(run))
+    assert (told.state, told.exit_code) == ("finished", 0)
+    evidence(
+        "P11", claim="speeds, times and saves under a clock that jumps by a day", figure=f"{len(spans)} figures sane"
+    )
 
 
 def test_r14_another_recipe_is_refused_with_the_difference(train):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import typer
 
 from tunesmith.cli.output import fail, show
-from tunesmith.distributed.launched import FOLDER, is_rank
+from tunesmith.distributed.launched import FOLDER, LAUNCHER, is_rank
 
 if TYPE_CHECKING:
     from tunesmith.distributed.ending import Ended
+    from tunesmith.distributed.word import Word
     from tunesmith.recipe import Recipe
 
 
@@ -68,19 +67,29 @@ def lead(recipe: Recipe, words: Words, resumed: Path | None, *, as_json: bool) -
 
     Leaves with the code of the rank that failed first, whose error is told first.
     """
+    from tunesmith.distributed.word import shared_folder
+
+    with shared_folder() as word:
+        ended = attempts(recipe, words, resumed, word)
+    if ended.error is not None:
+        fail(ended.error, as_json=as_json)
+        raise typer.Exit(ended.code)
+
+
+def attempts(recipe: Recipe, words: Words, resumed: Path | None, word: Word) -> Ended:
+    """Attempts until one ends for good, each with a folder of its own in that of the launch."""
     from tunesmith.distributed.launch import Launch, supervise
     from tunesmith.track.run_dir import is_run
 
     settings = recipe.run
-    folder = Path(tempfile.mkdtemp(prefix="tunesmith-ranks-"))
     runs = [] if resumed is None else [resumed]
 
     def attempt(number: int) -> Ended:
-        own = folder / f"attempt-{number}"
+        own = word.path / f"attempt-{number}"
         own.mkdir()
         argv = words.argv(runs[-1] if runs and is_run(runs[-1]) else None)
-        launch = Launch(own, settings.ranks, lambda rank: begin(argv, own, rank, settings.ranks), settings.hang_seconds)
-        ended = launch.run()
+        rank_of = Start(argv, own, settings.ranks, word.descriptor)
+        ended = Launch(own, settings.ranks, rank_of.begin, settings.hang_seconds).run()
         if (own / "run").exists():
             runs.append(Path((own / "run").read_text("utf-8")))
         return ended if ended.error is None or not runs else noted(ended, runs[-1])
@@ -93,25 +102,37 @@ def lead(recipe: Recipe, words: Words, resumed: Path | None, *, as_json: bool) -
         message = f"{first.message}; starting again ({number} of {settings.max_restarts})"
         show(Diagnostic("W467", message, "warning", evidence=first.evidence))
 
-    try:
-        ended = supervise(attempt, settings.max_restarts, told)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if ended.error is not None:
-        fail(ended.error, as_json=as_json)
-        raise typer.Exit(ended.code)
+    return supervise(attempt, settings.max_restarts, told)
 
 
-def begin(argv: list[str], folder: Path, rank: int, ranks: int) -> subprocess.Popen[bytes]:
-    """Start one rank in a session of its own; the first speaks on our terminal, the others into files."""
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    own = {FOLDER: str(folder), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, **own}
-    if rank == 0:
-        return subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-    with (folder / f"rank{rank}.log").open("ab") as log:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How the ranks of an attempt are started; each holds the descriptor that keeps the folder."""
+
+    argv: list[str]
+    folder: Path
+    ranks: int
+    held: int
+
+    def begin(self, rank: int) -> subprocess.Popen[bytes]:
+        """Start one rank in a session of its own; the first speaks on our terminal, the others into files."""
+        if rank == 0:
+            return self.popen(rank, None)
+        with (self.folder / f"rank{rank}.log").open("ab") as log:
+            return self.popen(rank, log)
+
+    def popen(self, rank: int, log: IO[bytes] | None) -> subprocess.Popen[bytes]:
+        threads = str(max(1, (os.cpu_count() or 1) // self.ranks))
+        own = {FOLDER: str(self.folder), LAUNCHER: str(os.getpid())}
+        own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks)}
         return subprocess.Popen(
-            argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            self.argv,
+            env={"OMP_NUM_THREADS": threads, **os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(self.held,),
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tunesmith.distributed.beats import COLUMNS, STAGES, TALKS, WIDTH
+from tunesmith.distributed.launched import launcher
 
 BEAT_SECONDS = 0.5
 ORPHAN_SECONDS = 30.0  # that a rank without its launcher has for saving
@@ -57,14 +58,14 @@ class Heart:
     def start_beating(self) -> None:
         """Beat from a thread; when the process that launched this one is gone, ask it to save and to stop."""
         self._stamp(0)
-        threading.Thread(target=self._beat, args=(os.getppid(),), name="beat", daemon=True).start()
+        threading.Thread(target=self._beat, args=(launcher(),), name="beat", daemon=True).start()
 
     def _stamp(self, stage: int) -> None:
         self._row[STAGE] = stage
         self._row[STAMPED] = self._row[ALIVE] = time.monotonic()
 
-    def _beat(self, launcher: int) -> None:
-        while os.getppid() == launcher:
+    def _beat(self, parent: int) -> None:
+        while os.getppid() == parent:
             self._row[ALIVE] = time.monotonic()
             time.sleep(BEAT_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)

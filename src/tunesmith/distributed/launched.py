@@ -13,6 +13,7 @@ from pathlib import Path
 from tunesmith.errors import Diagnostic
 
 FOLDER = "TUNESMITH_RANKS"  # where launcher and ranks leave each other word
+LAUNCHER = "TUNESMITH_LAUNCHER"  # the number of its process
 STACKS = signal.SIGUSR2
 
 
@@ -20,6 +21,12 @@ def launch_folder() -> Path | None:
     """The folder shared with the launcher; None where another one, or nobody, started this process."""
     named = os.environ.get(FOLDER)
     return Path(named) if named else None
+
+
+def launcher() -> int:
+    """The process that started this one, also when it was gone before anybody asked."""
+    named = os.environ.get(LAUNCHER, "")
+    return int(named) if named.isdigit() else os.getppid()
 
 
 def is_rank() -> bool:

@@ -15,9 +15,11 @@ from typing import Any
 from tunesmith.errors import BadInput, Fix, UsageError, Where
 from tunesmith.track.files import disk_error
 from tunesmith.track.process import Process, this_process
-from tunesmith.track.status import STALE_SECONDS, read_status
+from tunesmith.track.status import BEAT_SECONDS, STALE_SECONDS, read_status
 
 LOCK = "run.lock"
+WATCH_SECONDS = 3 * BEAT_SECONDS
+LOOK_SECONDS = 0.2
 
 
 @contextmanager
@@ -25,7 +27,8 @@ def hold(folder: Path) -> Iterator[None]:
     """Own the run directory inside `with`; UsageError E192 names a living owner, a dead one is replaced.
 
     The file holds host, pid and start of the owner, and is empty when nobody owns the directory. An owner that cannot
-    be seen from here (other host or container) counts as alive while its heartbeat, or the lock itself, is fresh.
+    be seen from here (other host or container) counts as alive while its heartbeat, or the lock itself, is fresh. No
+    clock alone says that it is dead, for clocks jump and differ: it is watched for three beats of its heart first.
     """
     path = folder / LOCK
     me = this_process()
@@ -46,16 +49,40 @@ def owner(folder: Path) -> Process | None:
 
 def _take(path: Path, me: Process) -> None:
     try:
-        with _exclusive(path) as descriptor:
-            holder = _parse(os.pread(descriptor, 4096, 0))
-            if holder is not None and _is_alive(holder, path, os.fstat(descriptor).st_mtime):
-                raise _refusal(holder, path)
-            content = json.dumps(asdict(me)).encode()
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, content, 0)
-            os.fsync(descriptor)
+        silent = _claim(path, me, None)
+        while silent is not None:
+            if _beats(path.parent / "status.json"):
+                raise _refusal(silent, path)
+            silent = _claim(path, me, silent)
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+def _claim(path: Path, me: Process, watched: Process | None) -> Process | None:
+    """Become the owner, unless a living one is named (UsageError) or one that must be `watched` first (returned)."""
+    with _exclusive(path) as descriptor:
+        holder = _parse(os.pread(descriptor, 4096, 0))
+        if holder is not None and holder != watched:
+            alive = holder.alive()
+            if alive or (alive is None and _is_fresh(path, os.fstat(descriptor).st_mtime)):
+                raise _refusal(holder, path)
+            if alive is None:
+                return holder
+        content = json.dumps(asdict(me)).encode()
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+        os.fsync(descriptor)
+    return None
+
+
+def _beats(status: Path) -> bool:
+    """Whether the heartbeat moves while it is watched, by the monotonic clock."""
+    before, deadline = _heartbeat(status), time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline:
+        if _heartbeat(status) != before:
+            return True
+        time.sleep(LOOK_SECONDS)
+    return False
 
 
 def _release(path: Path, me: Process) -> None:
@@ -86,14 +113,15 @@ def _parse(content: bytes) -> Process | None:
         return None
 
 
-def _is_alive(holder: Process, path: Path, locked_at: float) -> bool:
-    alive = holder.alive()
-    if alive is not None:
-        return alive
-    beats = [locked_at]
+def _heartbeat(status: Path) -> float:
     with suppress(BadInput):
-        beats.append(read_status(path.parent / "status.json").heartbeat)
-    return abs(time.time() - max(beats)) < STALE_SECONDS
+        return read_status(status).heartbeat
+    return 0.0
+
+
+def _is_fresh(path: Path, locked_at: float) -> bool:
+    """Whether it was heard of just now, if the clocks are right."""
+    return abs(time.time() - max(locked_at, _heartbeat(path.parent / "status.json"))) < STALE_SECONDS
 
 
 def _refusal(holder: Process, path: Path) -> UsageError:

@@ -10,13 +10,16 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tunesmith.errors import BadInput, MachineError, UsageError
+from tunesmith.track import lock as lock_file
 from tunesmith.track.lock import LOCK, owner
 from tunesmith.track.process import Process, start_of, this_process
 from tunesmith.track.run_dir import RunDir, is_run
+from tunesmith.track.status import StatusWriter
 
 
 def test_date_and_slug_name_a_run_and_a_number_is_added_when_taken(tmp_path):
@@ -138,7 +141,8 @@ def test_r13_a_reused_pid_is_not_the_owner(tmp_path):
         assert owner(run.path) == me
 
 
-def test_r13_an_owner_elsewhere_counts_as_alive_until_it_is_silent(tmp_path):
+def test_r13_an_owner_elsewhere_counts_as_alive_until_it_is_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_file, "WATCH_SECONDS", 0.3)
     run = RunDir.create(tmp_path, "a")
     lock = run.path / LOCK
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "x-1-1"}))
@@ -147,6 +151,23 @@ def test_r13_an_owner_elsewhere_counts_as_alive_until_it_is_silent(tmp_path):
     os.utime(lock, (time.time() - 100, time.time() - 100))
     with run.lock():
         assert owner(run.path) == this_process()
+
+
+@pytest.mark.row("R13")
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+def test_p11_a_clock_that_jumps_makes_no_living_owner_dead(tmp_path, monkeypatch, jump):
+    """The owner cannot be seen from here, and its heartbeat is a day off by our clock; yet it moves."""
+    run = RunDir.create(tmp_path, "a")
+    (run.path / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "x-1-1"}))
+    writer = StatusWriter(run.status_file, 1, beat_seconds=0.1)
+    now = time.time
+    clocks = SimpleNamespace(time=lambda: now() + jump, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(lock_file, "time", clocks)
+    try:
+        with pytest.raises(UsageError, match="pid 1 on elsewhere"), run.lock():
+            pass
+    finally:
+        writer.close("finished", 0)
 
 
 def test_the_lock_is_given_back_after_an_error_and_is_not_reentrant(tmp_path):
