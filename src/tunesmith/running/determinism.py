@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +12,7 @@ from tunesmith.errors import Fix, UsageError, Where
 
 SETTING = "train.deterministic"
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-REFUSED = re.compile(r"^(?P<op>[\w.:]+)\S* does not have a deterministic implementation")  # in torch's own words
+REFUSED = " does not have a deterministic implementation"  # in torch's own words, after the name of the operation
 
 
 @contextmanager
@@ -33,8 +32,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 def refused_operation(error: BaseException) -> str | None:
     """The operation that torch has refused because it has no deterministic kernel; None of another error."""
-    found = REFUSED.match(str(error)) if isinstance(error, RuntimeError) else None
-    return found["op"] if found else None
+    name, words, _ = str(error).partition(REFUSED) if isinstance(error, RuntimeError) else ("", "", "")
+    return name if words and " " not in name else None
 
 
 def no_kernel(operation: str, error: BaseException, device: torch.device) -> UsageError:
