@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -104,7 +105,11 @@ def surroundings(folder: Path) -> Iterator[Recipe]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNESMITH_HOME", str(folder / "home"))
         patch.setenv("TUNESMITH_KERNELS", "off")  # compiling them for a new home takes longer than any of this
-        yield inputs(folder)
+        made = inputs(folder)
+        gc.collect()
+        gc.freeze()  # else every fork copies all of it at its first garbage collection
+        yield made
+        gc.unfreeze()
 
 
 def inputs(folder: Path) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import select
@@ -31,23 +32,33 @@ from tunesmith.train.checkpoint import CheckpointStore
 
 
 def set_up(folder: Path) -> None:
-    """Make the inputs in a fork, so that this process stays a clean one to fork from."""
+    """Make the inputs in a fork, so that this process stays a clean one to fork from.
+
+    What it holds is frozen: else the first garbage collection of every fork copies all of it, which takes longer than
+    a tiny training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     os.environ["TUNESMITH_HOME"] = str(folder / "home")
     log = folder / "inputs.log"
     assert wait(start(lambda: make_inputs(folder), log)) == 0, log.read_text()
+    gc.collect()
+    gc.freeze()
 
 
 def make_inputs(folder: Path) -> None:
     """A tiny model, and records of different lengths for every kind of objective."""
     tiny_model_folder(folder / "model")
-    for kind in ("sequence", "pair", "feedback"):
+    for kind in ("sequence", "pair", "feedback", "ranking", "label", "process"):
         write_records(folder / f"{kind}.jsonl", kind, 22)
         write_records(folder / f"{kind}_held_out.jsonl", kind, 4, seed=1)
 
 
 def tiny_recipe(folder: Path, objective: str = "sft", changes: Mapping[str, object] = MappingProxyType({})) -> Recipe:
-    """Two epochs, several packed microbatches per step, a short last step, dropout, and a best checkpoint to keep."""
+    """Two epochs, several packed microbatches per step, a short last step, dropout, and a best checkpoint to keep.
+
+    A change to None takes a setting away.
+    """
     kind = next(each.kind for each in OBJECTIVES if each.model_fields["name"].default == objective)
     settings = {
         "model.path": folder / "model",
@@ -66,7 +77,8 @@ def tiny_recipe(folder: Path, objective: str = "sft", changes: Mapping[str, obje
         "train.threads": 1,
         **changes,
     }
-    return load_recipe(None, [f"{key}={value}" for key, value in settings.items()], {}).recipe
+    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
+    return load_recipe(None, given, {}).recipe
 
 
 def start(work: Callable[[], None], log: Path) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.e2e.resume_methods import EVERY, FURTHER
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,23 +63,32 @@ def test_r02_a_thousand_kills(tmp_path, evidence):
     evidence("R2", claim=f"random SIGKILLs ({QUOTAS})", figure=told(report), seed=5)
 
 
-def check_matrix(folder: Path, method: str, cases: int, evidence: Callable[..., None]) -> None:
-    report = run_harness("resume_matrix", folder, method, cases, timeout=880)
-    assert report["stopped"] == report["cases"] == cases
-    row = "R3" if method == "lora" else "R4"
-    claim = f"resumes of {method}: epoch 1/2/3, middle/end, 1/4 microbatches, packed/alone, background/not"
-    evidence(row, claim=claim, figure=f"{cases} of {cases} equal to the bit", seed=0)
+def check_matrix(folder: Path, methods: tuple[str, ...], cases: int, evidence: Callable[..., None]) -> None:
+    report = run_harness("resume_matrix", folder, cases, *methods, timeout=1780)
+    assert {method: told["stopped"] for method, told in report["methods"].items()} == dict.fromkeys(methods, cases)
+    for row, named in (("R3", methods[:1]), ("R4", methods[1:])) if methods is EVERY else (("R4", methods),):
+        claim = f"stops and resumes of {', '.join(named)}: for each {cases} of the 48 ({PLACES})"
+        count = cases * len(named)
+        evidence(row, claim=claim, figure=f"{count:,} of {count:,} equal to the bit", seed=0)
 
 
-def test_r03_resumes_of_every_kind_a_few(tmp_path, evidence):
-    check_matrix(tmp_path, "lora", 4, evidence)
+PLACES = "epoch 1/2/3, middle/end, 1/4 microbatches, packed/alone, saved in the background/not"
+
+
+def test_r03_r04_resumes_of_every_method_a_few(tmp_path, evidence):
+    check_matrix(tmp_path, EVERY, 2, evidence)
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", ["lora", "full", "freeze", "nf4", "dpo", "kto", "reward"])
-def test_r03_r04_resumes_of_every_kind(tmp_path, method, evidence):
-    check_matrix(tmp_path, method, 48, evidence)
+@pytest.mark.timeout(1800)
+def test_r03_r04_resumes_of_every_kind(tmp_path, evidence):
+    check_matrix(tmp_path, EVERY, 48, evidence)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_r04_resumes_of_further_methods(tmp_path, evidence):
+    check_matrix(tmp_path, FURTHER, 6, evidence)
 
 
 def test_p01_p02_p03_p04_signals_save_and_resume_exactly(tmp_path):
