@@ -37,7 +37,7 @@ from tunesmith.track.outcome import FINISH
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
-from tunesmith.train.checkpoint import other_versions
+from tunesmith.train.checkpoint import other_ranks, other_versions
 from tunesmith.train.loop import Loop
 from tunesmith.train.measure import peak_memory_bytes
 from tunesmith.train.position import Position
@@ -194,9 +194,9 @@ def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
         return
     for skipped in checkpoint.skipped:
         around.tracker.event("warning", skipped.to_json())
-    if (other := other_versions(checkpoint)) is not None:
-        around.display.message(other.message)
-        around.tracker.event("warning", other.to_json())
+    for other in (other_versions(checkpoint), other_ranks(checkpoint, around.mesh.world)):
+        if other is not None:
+            around.warn(other)
     loop.resume(checkpoint, ignore=(DATA_HASH,) if around.accept_data_change else ())
     mend(loop.parts.streams, build_source(recipe, inputs, around.mesh), loop.position.step, around.mesh)
     around.tracker.heal(loop.position.step + 1)

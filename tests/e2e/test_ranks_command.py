@@ -26,10 +26,13 @@ def recipe(tmp_path_factory):
 
 
 def begin(recipe: Path, *words: str, armed: str = "", **more: str) -> subprocess.Popen[str]:
+    return tunesmith("train", str(recipe), f"run.folder={recipe.parent}", *words, armed=armed, **more)
+
+
+def tunesmith(*words: str, armed: str = "", **more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TUNESMITH_FAULT": armed, "COLUMNS": "200", **more}
-    command = [sys.executable, "-m", "tunesmith", "train", str(recipe), f"run.folder={recipe.parent}", *words]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "tunesmith", *words],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -58,6 +61,22 @@ def test_x01_a_killed_rank_ends_the_command_with_7_and_its_name(recipe):
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     (event,) = [row for row in read_lines(run / "events.jsonl") if row["event"] == "rank_failed"]
     assert (event["rank"], event["step"]) == (1, 4)
+
+
+@pytest.mark.nightly
+def test_r05_a_run_of_two_ranks_is_resumed_by_one_and_says_so(recipe):
+    process = begin(recipe, "run.name=fewer", "run.max_restarts=0", "--yes", armed="train.step@step=4@rank=1:kill")
+    _, told = process.communicate(timeout=280)
+    assert process.returncode == 7, told
+    run = recipe.parent / "fewer"
+    process = tunesmith("runs", "resume", str(run), "--ranks", "1", "--json")
+    out, told = process.communicate(timeout=280)
+    assert process.returncode == 0, told
+    assert json.loads(out)["steps"] == 12
+    assert "warning[W525]: step 3 was saved by 2 ranks, and 1 rank will go on" in told
+    assert "need not equal one of 2 to the bit" in told
+    assert "W525" in (run / "log.txt").read_text()
+    assert [row["step"] for row in read_lines(run / "metrics.jsonl") if "train/loss" in row] == list(range(1, 13))
 
 
 @pytest.mark.nightly

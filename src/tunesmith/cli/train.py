@@ -23,6 +23,7 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, nam
 AcceptData = Annotated[
     bool, typer.Option("--accept-data-change", help="Resume although the data files are not the same any more.")
 ]
+Ranks = Annotated[int | None, typer.Option(help="Processes that train together on this machine.", min=1)]
 EVERYDAY = {
     "model": "model.path",
     "data": "data.train",
@@ -67,7 +68,7 @@ def train(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run although the plan says that it does not fit.")] = False,
     accept_data_change: AcceptData = False,
-    ranks: Annotated[int | None, typer.Option(help="Processes that train together on this machine.")] = None,
+    ranks: Ranks = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the plan, then train."""
@@ -189,13 +190,16 @@ def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult |
     return result
 
 
-def resume_run(run: RunName, accept_data_change: AcceptData = False, as_json: AsJson = False) -> None:
+def resume_run(
+    run: RunName, accept_data_change: AcceptData = False, ranks: Ranks = None, as_json: AsJson = False
+) -> None:
     """Continue a run from its newest valid checkpoint, with its own recipe."""
     from tunesmith.track.index import find_run
 
     found = find_run(run)
     how = Start(str(found.path), yes=True, accept_data_change=accept_data_change)
-    start(str(found.config_file), [f"run.folder={found.path.parent}"], how, as_json)
+    own = [f"run.folder={found.path.parent}", *([] if ranks is None else [f"run.ranks={ranks}"])]
+    start(str(found.config_file), own, how, as_json)
 
 
 def agreed() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +52,7 @@ from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
 from tunesmith.train.in_backward import make_optimizer
 from tunesmith.train.loop import Loop, Parts
 from tunesmith.train.loss_scale import LossScale
+from tunesmith.train.random_state import seed_everything
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
 from tunesmith.types import Conversation, Example, Feedback, Kind, Message, Pair, Ranking
@@ -226,12 +226,6 @@ def first_prompts(source: SourceConfig, count: int, kind: Kind) -> list[tuple[Me
         elif isinstance(entry, Pair | Feedback | Ranking) and not isinstance(entry.prompt, str):
             found.append(entry.prompt)
     return found
-
-
-def seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def writers(mesh: Mesh) -> Writers:

@@ -64,6 +64,20 @@ def other_versions(checkpoint: Checkpoint) -> Diagnostic | None:
     return Diagnostic("W465", message, "warning", Where(str(checkpoint.folder)))
 
 
+def other_ranks(checkpoint: Checkpoint, ranks: int) -> Diagnostic | None:
+    """The warning W525 where another number of ranks goes on than saved the checkpoint."""
+    saved = checkpoint.manifest["world"]["ranks"]
+    if saved == ranks:
+        return None
+    words = f"step {checkpoint.step} was saved by {counted(saved)}, and {counted(ranks)} will go on"
+    message = f"{words}: the examples come in the same order, and the run need not equal one of {saved} to the bit"
+    return Diagnostic("W525", message, "warning", Where(str(checkpoint.folder)))
+
+
+def counted(ranks: int) -> str:
+    return f"{ranks} rank{'s' * (ranks != 1)}"
+
+
 class CheckpointStore:
     """The checkpoints of one run in `folder`: the newest `keep` (at least 2) valid ones and the best one stay."""
 

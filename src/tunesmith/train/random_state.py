@@ -1,4 +1,4 @@
-"""Capture and restore the global random generators, without pickle."""
+"""Seed, capture and restore the global random generators, without pickle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def capture() -> tuple[dict[str, Tensor], dict[str, Any]]:

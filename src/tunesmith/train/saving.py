@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from tunesmith.track.clock import phase
@@ -142,6 +143,13 @@ def put_back(parts: Parts, checkpoint: Checkpoint) -> None:
     own = checkpoint.part(parts.mesh.rank)
     if own is not None:
         random_state.restore(dict(own.tensors), dict(own.state))
+    else:  # fewer ranks saved it
+        random_state.seed_everything(seed_of(parts.settings.seed, parts.mesh.rank, checkpoint.step))
+
+
+def seed_of(seed: int, rank: int, step: int) -> int:
+    """A seed for a rank that begins at a step, unlike those of other ranks and steps."""
+    return int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0])
 
 
 Told = Callable[[str, dict[str, Any]], None]

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from tunesmith.train import random_state
+from tunesmith.train import random_state, saving
 
 
 def _draw() -> tuple:
@@ -45,3 +45,11 @@ def test_missing_cuda_devices_are_counted():
     extra = {f"cuda{index}": torch.zeros(16, dtype=torch.uint8) for index in range(here, here + 2)}
     if here == 0:
         assert random_state.restore({**tensors, **extra}, {**state, "cuda_devices": 2}) == 2
+
+
+def test_a_rank_that_begins_later_draws_as_no_other_and_the_same_each_time():
+    places = [(seed, rank, step) for seed in (0, 1) for rank in range(4) for step in (2, 4)]
+    seeds = [saving.seed_of(*place) for place in places]
+    assert len(set(seeds)) == len(places)
+    assert seeds == [saving.seed_of(*place) for place in places]
+    assert all(0 <= seed < 2**32 for seed in seeds)
