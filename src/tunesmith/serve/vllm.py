@@ -8,7 +8,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -34,6 +33,7 @@ from tunesmith.serve.refusals import Refusal
 from tunesmith.serve.settings import Limits
 from tunesmith.serve.tools import BARE, LISTED, NAMED, PARAMETERS, TAGGED, style_of
 from tunesmith.serve.wire import Asked, ChatAsked, CompletionAsked, read
+from tunesmith.track.kept import Kept
 
 PARSERS = {TAGGED: "hermes", LISTED: "mistral", NAMED: "mistral", PARAMETERS: "llama3_json", BARE: None}
 START = 900.0  # seconds that loading and compiling may take
@@ -108,22 +108,15 @@ def parser_of(base: Path) -> str | None:
 
 
 class Child:
-    """The process, in a group of its own, so that whatever it starts ends with it."""
+    """The program, which ends with us, and whatever it starts with it."""
 
     def __init__(self, command: list[str], key: str) -> None:
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  for as long as the process
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "VLLM_API_KEY": key},
-            start_new_session=True,
-        )
+        self.program = Kept(command, self.output, {**os.environ, "VLLM_API_KEY": key})
 
     @property
     def runs(self) -> bool:
-        return self.process.poll() is None
+        return self.program.runs
 
     def said(self) -> list[str]:
         size = os.fstat(self.output.fileno()).st_size
@@ -131,19 +124,13 @@ class Child:
         return [line[:300] for line in last.decode("utf-8", "replace").splitlines()[-EVIDENCE:]]
 
     def close(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if self.runs:
-                os.killpg(self.process.pid, number)
-                try:
-                    self.process.wait(END)
-                except subprocess.TimeoutExpired:
-                    continue
+        self.program.end(END)
         self.output.close()
 
 
 @contextmanager
 def termination_raised() -> Iterator[None]:
-    """SIGTERM as an exception, as SIGINT is, so that the child does not outlive us while it loads."""
+    """SIGTERM as an exception, as SIGINT is, so that the child is ended in order also while it loads."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -187,7 +174,7 @@ class VllmHouse:
         until = time.monotonic() + START
         while time.monotonic() < until:
             if not self.child.runs:
-                raise self.lost(f"vLLM ended with status {self.child.process.returncode}")
+                raise self.lost(f"vLLM ended with status {self.child.program.code}")
             try:
                 if httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=5).status_code == 200:
                     return
