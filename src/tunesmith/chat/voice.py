@@ -19,8 +19,9 @@ from tunesmith.export.shelf import Shelf, base_key
 from tunesmith.models.adapters.several import Several
 from tunesmith.models.forward import base_model
 from tunesmith.rollout.choosing import Chooser, Sampling, check_finite, choose_each, row_draws
+from tunesmith.rollout.config import Held
 from tunesmith.rollout.decoding import decoding
-from tunesmith.rollout.engine.engine import Engine, serves
+from tunesmith.rollout.engine.engine import Engine, check_held, serves
 from tunesmith.rollout.engine.matrices import Packs
 from tunesmith.rollout.engine.pages import Row
 from tunesmith.rollout.generator import Call, Request, by_cache, check_prompts, context_length, detokenise, stop_ids
@@ -143,6 +144,7 @@ class Voices:
     shared: dict[tuple[str, ...], Several] = field(default_factory=dict)
     packs: dict[tuple[str, ...], Packs] = field(default_factory=dict)
     ready: dict[str, Voice] = field(default_factory=dict)
+    held: Held = "packed"
 
     def another(self, name: str) -> Voice:
         """As `open`, of a model that may be new to the shelf, in the place of the others: at no time are there two.
@@ -175,7 +177,10 @@ class Voices:
         gc.collect()  # modules point at each other
 
     def open(self, name: str) -> Voice:
-        """ModelError E065, before any weight is loaded, for a model without a chat template."""
+        """ModelError E065, before any weight is loaded, for a model without a chat template.
+
+        E428 for one without products in 8 bits where they are wanted.
+        """
         if name not in self.ready:
             self.ready[name] = self.make(name)
         return self.ready[name]
@@ -191,10 +196,11 @@ class Voices:
         else:
             voice = Voice(name, source, tokenizer, lambda: self.shelf.activate(several, name))
         view = voice.activate()
+        check_held(view, self.held)
         if serves(view):
             key = base_key(source)
-            packs = self.packs.setdefault(key, Packs("packed")) if several is not None and key is not None else None
-            voice.engine = Engine(view, "packed", packs)
+            packs = self.packs.setdefault(key, Packs(self.held)) if several is not None and key is not None else None
+            voice.engine = Engine(view, self.held, packs)
         return voice
 
     def view_of_several(self, source: ModelSource) -> Several | None:

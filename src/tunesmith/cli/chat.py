@@ -10,7 +10,7 @@ import typer
 
 from tunesmith.cli.chat_talk import Talk
 from tunesmith.cli.model import Weights
-from tunesmith.cli.options import AsJson
+from tunesmith.cli.options import AsJson, Products
 
 if TYPE_CHECKING:
     from tunesmith.chat.settings import ChatSettings
@@ -48,6 +48,7 @@ def chat(
         "preferences.jsonl"
     ),
     weights: Weights = "auto",
+    products: Products = "packed",
     json: AsJson = False,
 ) -> None:
     """Talk to a model, or compare two blind; without a terminal every line of stdin is a message."""
@@ -60,7 +61,7 @@ def chat(
     check_models(models, once=prompt is not None)
     screen = Screen(as_json=json)
     with ExitStack() as stack:
-        voices = open_shelf(models, weights, stack)
+        voices = open_shelf(models, weights, products, stack)
         if prompt is not None:
             for name in models:
                 answer_once(voices.open(name), drawn, system, prompt, screen, named=len(models) > 1)
@@ -89,19 +90,19 @@ def not_two(message: str, models: list[str]) -> UsageError:
     return UsageError("E480", message, where=Where("command line", field="MODEL"), fixes=fixes)
 
 
-def open_shelf(models: list[str], weights: str, stack: ExitStack) -> Voices:
+def open_shelf(models: list[str], weights: str, products: str, stack: ExitStack) -> Voices:
     """UsageError E480 for two names of the same weights."""
     from tunesmith.chat.voice import Voices
-    from tunesmith.cli.model import choose_weights
+    from tunesmith.cli.model import choose_products, choose_weights
     from tunesmith.cli.output import console
     from tunesmith.export.shelf import Shelf
 
-    which = choose_weights(weights)
+    which, held = choose_weights(weights), choose_products(products)
     with console().status("looking for the models"):
         shelf = Shelf.of(models, which)
     if (twice := shelf.twice()) is not None:
         raise not_two(f"{twice[1]} is {twice[0]} once more: two names of the same weights", models)
-    return Voices(shelf, stack)
+    return Voices(shelf, stack, held=held)
 
 
 def answer_once(

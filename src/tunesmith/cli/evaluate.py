@@ -94,11 +94,11 @@ def evaluate_model(
 ) -> None:
     """Measure models: on records, at the tasks of a suite, compared exercise by exercise, or against forgetting."""
     others = {"--reward": reward, "--rule": rule, "--judge": judge, "--judge-model": judge_model, "--against": against}
-    given = {"--metrics": metrics, "--max-length": max_length, **unless_plain(shape, products)}
+    given = {"--metrics": metrics, "--max-length": max_length, "--shape": unless("auto", shape)}
     named, code = NamedTasks(tasks_from, shots, chat), {"--run-code": run_code or None}
     if forgetting:
-        chosen = {"--weights": None if weights == "auto" else weights, "--train-data": train_data, **named.given}
-        left = {"--max-new-tokens": max_new_tokens, "--answers": answers, **code}
+        chosen = {"--weights": unless("auto", weights), "--products": unless("packed", products), **named.given}
+        left = {"--train-data": train_data, "--max-new-tokens": max_new_tokens, "--answers": answers, **code}
         refuse("with --forgetting", {**given, **others, **chosen, **left})
         figures = (general_weight, limit, batch_size, base)
         report_forgetting(models, (suite, *(data or ())), general, figures, out, as_json=json)
@@ -106,29 +106,26 @@ def evaluate_model(
     refuse("without --forgetting", {"--general": general, "--general-weight": general_weight, "--base": base})
     if suite is not None:
         refuse("with --suite", {"--data": data, "--answers": answers, **given, **others})
-        how = SuiteOptions(choose_weights(weights), limit, max_new_tokens, batch_size, out, train_data or (), run_code)
+        work = (limit, max_new_tokens, batch_size, out, train_data or (), run_code)
+        how = SuiteOptions(choose_weights(weights), *work, choose_products(products))
         at_tasks(models, suite, how, named, examples=examples, as_json=json)
         return
     refuse("without --suite", {"--out": out, "--train-data": train_data, **code, **named.given})
-    check_alone(models, data)
-    sources = [{"path": path, "shape": check_words([shape], shape_names(), "--shape")[0]} for path in data or ()]
+    sources = sources_of(models, data, shape)
     settings: dict[str, Any] = {"data": sources, "metrics": wanted_metrics(metrics), "batch_size": batch_size}
     longest, held = max_new_tokens or MAX_NEW_TOKENS, choose_products(products)
     settings |= {"max_new_tokens": longest, "products": held, "limit": limit}
     decider = Decider(reward, rule, judge, judge_model)
     if against is not None or decider != NOBODY:
-        duellists = Duellists(models[0], against, choose_weights(weights), longest, batch_size)
+        duellists = Duellists(models[0], against, choose_weights(weights), longest, batch_size, held)
         report(duellists, sources, limit, decider, answers, examples=examples, as_json=json)
         return
     on_records(models[0], weights, settings, max_length or MAX_LENGTH, Shown(answers, examples, json))
 
 
-def unless_plain(shape: str, products: str) -> dict[str, str | None]:
-    """Options whose default says nothing."""
-    return {
-        "--shape": None if shape == "auto" else shape,
-        "--products": None if products == "packed" else products,
-    }
+def unless(plain: str, given: str) -> str | None:
+    """An option that is given, where its default says nothing."""
+    return None if given == plain else given
 
 
 def at_tasks(
@@ -176,8 +173,8 @@ def refuse(when: str, given: Mapping[str, object]) -> None:
             raise UsageError("E455", message, where=Where("command line", field=option), fixes=fixes)
 
 
-def check_alone(models: list[str], data: list[str] | None) -> None:
-    """UsageError E455 unless there is one model and something to measure it on."""
+def sources_of(models: list[str], data: list[str] | None, shape: str) -> list[dict[str, str]]:
+    """What one model is measured on. UsageError E455 unless there is one model and something to measure it on."""
     from tunesmith.errors import UsageError, Where
 
     where = Where("command line")
@@ -187,6 +184,8 @@ def check_alone(models: list[str], data: list[str] | None) -> None:
     if len(models) > 1:
         fixes = ["--suite basic", f"tunesmith eval {models[0]} --against {models[1]} --data ... --judge ..."]
         raise UsageError("E455", "several models are compared at the tasks of a suite", where=where, fixes=fixes)
+    read_as = check_words([shape], shape_names(), "--shape")[0]
+    return [{"path": path, "shape": read_as} for path in data]
 
 
 def tell_answers(found: Evaluation, rows: Path | None, examples: int, *, as_json: bool) -> None:

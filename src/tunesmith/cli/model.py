@@ -63,7 +63,7 @@ def check_words(words: list[str], known: tuple[str, ...], option: str) -> list[s
     for word in words:
         if word not in known:
             close = nearest(word, known)
-            fixes = [f"did you mean {close}?"] if close else []
+            fixes = [f"did you mean {close}?"] if close else [f"{option} {known[0]}"]
             raise UsageError(
                 "E020",
                 f"{option} does not know {word!r}",

@@ -106,7 +106,7 @@ def ask(
 
     progress.phase(f"loading {label}")
     opened = shelf.open(model)
-    respondent = Respondent(opened.model, opened.tokenizer, how.batch_size)
+    respondent = Respondent(opened.model, opened.tokenizer, how.batch_size, how.held)
     return backend.run(loaded, respondent, lambda what, done, total: progress.phase(f"{label}, {what}", done, total))
 
 

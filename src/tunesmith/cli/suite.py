@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.tasks import TaskConfig
     from tunesmith.export.opening import Which
     from tunesmith.export.shelf import Shelf
+    from tunesmith.rollout.config import Held
     from tunesmith.track.progress import Progress
 
 Suite = Annotated[
@@ -54,6 +55,7 @@ class SuiteOptions:
     out: Path | None
     train_data: Sequence[str]
     run_code: bool = False
+    held: Held = "packed"
 
 
 def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: int, as_json: bool) -> None:
@@ -72,6 +74,7 @@ def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: 
     tasks = [changed(task, how) for task, _ in loaded]
     check_pairwise(tasks, models)
     check_code(tasks, allowed=how.run_code)
+    check_writes(tasks, how.held)
     shelf = Shelf.of(models, how.which)
     check_differ(shelf)
     if how.out is not None:
@@ -122,6 +125,15 @@ def check_named_once(models: Sequence[str]) -> None:
         raise UsageError("E455", message, where=Where("command line"), fixes=["name each model once"])
 
 
+def check_writes(tasks: Sequence[TaskConfig], held: Held) -> None:
+    """UsageError E455 where products are chosen, and no task has the model write anything."""
+    from tunesmith.errors import UsageError, Where
+
+    if held != "packed" and not any(task.kind in ("generation", "pairwise") for task in tasks):
+        message = "--products says how answers are written, and no task of the suite has the model write any"
+        raise UsageError("E455", message, where=Where("command line", field="--products"), fixes=["leave it out"])
+
+
 def check_differ(shelf: Shelf) -> None:
     """UsageError E455 for two names of the same weights."""
     from tunesmith.errors import UsageError, Where
@@ -162,15 +174,18 @@ def run_model(
 ) -> list[TaskRun]:
     """One model at all tasks; it is let go afterwards."""
     from tunesmith.evaluate.suite import Working, run_task
+    from tunesmith.rollout.engine.engine import check_held
 
     progress.phase(f"loading {label}")
     opened = shelf.open(model)
+    check_held(opened.model, how.held)  # before the tasks in which nothing is written
     working = Working(
         opened.model,
         opened.tokenizer,
         how.batch_size,
         lambda task, done, total: progress.phase(f"{label} at {task}", done, total),
         how.run_code,
+        how.held,
     )
     return [run_task(working, task, exercises[task.name]) for task in tasks]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tunesmith.evaluate.win_rate import Duel, WinRate
     from tunesmith.export.opening import Which
     from tunesmith.export.shelf import Shelf
+    from tunesmith.rollout.config import Held
     from tunesmith.rollout.generator import Generated
     from tunesmith.rollout.prompts import Prompt
     from tunesmith.track.progress import Progress
@@ -53,6 +54,7 @@ class Duellists:
     which: Which
     max_new_tokens: int = 256
     batch_size: int = 32
+    held: Held = "packed"
 
 
 def duel(
@@ -108,6 +110,7 @@ def answers_of(
         Sampling(duellists.max_new_tokens),
         batch_size=duellists.batch_size,
         on_progress=lambda done, total: progress.phase(f"answers of {name}", done, total),
+        held=duellists.held,
     )
     return dict(zip(fitting, made, strict=True))
 

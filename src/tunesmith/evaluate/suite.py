@@ -17,6 +17,7 @@ from tunesmith.evaluate.choices import best, likelihoods_of
 from tunesmith.evaluate.exercise import Exercise
 from tunesmith.evaluate.scorers import SHARES, CodeScorer, code_not_allowed
 from tunesmith.evaluate.tasks import TaskConfig
+from tunesmith.rollout.config import Held
 from tunesmith.rollout.generator import Sampling, context_length, generate
 from tunesmith.rollout.sandbox import check_sandbox
 
@@ -65,13 +66,14 @@ class TaskRun:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """A model, how many prompts it decodes together, who hears how far it is, and whether answers may be run."""
+    """A model, how many prompts it decodes together and from what, who hears how far it is, and whether answers run."""
 
     model: nn.Module
     tokenizer: Tokenizer
     batch_size: int = 32
     on_progress: Progress | None = None
     run_code: bool = False
+    held: Held = "packed"
 
     def heard(self, task: str) -> Callable[[int, int], None] | None:
         tell = self.on_progress
@@ -201,6 +203,7 @@ def write(working: Working, asking: Asking, exercises: Sequence[Exercise], left_
         Sampling(task.max_new_tokens),
         batch_size=working.batch_size,
         on_progress=working.heard(task.name),
+        held=working.held,
     )
     measures = tuple(Measure(scorer.title, binary=scorer.title not in SHARES) for scorer in task.scorers)
     results: list[Result] = []

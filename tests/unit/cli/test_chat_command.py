@@ -13,15 +13,19 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from tests.command import call
 from tests.tiny import tiny_model_folder
+from transformers import AutoModelForCausalLM
 
 from tunesmith.chat.files import load
 from tunesmith.chat.voice import Voice, Voices
 from tunesmith.cli.chat_talk import Talk
 from tunesmith.data.tokenizer import load_tokenizer
+from tunesmith.export.opening import open_model
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
+from tunesmith.models.native import decode
 from tunesmith.rollout.generator import Sampling, generate
 from tunesmith.types import Message
 
@@ -58,6 +62,25 @@ def test_every_line_of_stdin_is_a_message(models, capsys, typed) -> None:
     assert told.out == f"{first}\n{second}\n{first}\n"
     assert "\x1b" not in told.out + told.err
     assert second != answer_to(models[0], system, Message("user", "Add 12 and 30"))
+
+
+def test_products_are_chosen_and_not_exact_in_8_bits(models, capsys, tmp_path) -> None:
+    hello = ("--prompt", "Hello", *GREEDY, "--products")
+    assert call("chat", models[0], *hello, "shared") == 0
+    assert capsys.readouterr().out == answer_to(models[0], Message("user", "Hello")) + "\n"
+    assert call("chat", models[0], *hello, "int8") == 4
+    assert "E428" in capsys.readouterr().err  # the model is in fp32
+    assert call("chat", models[0], *hello, "eight") == 2
+    assert "fix: --products packed" in capsys.readouterr().err
+    half = shutil.copytree(models[0], tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.bfloat16).save_pretrained(half)
+    opened = open_model(str(half))
+    if not decode.serves(torch.bfloat16):
+        pytest.skip("no products of bf16 here")
+    prompt = opened.tokenizer.prompt_ids([Message("user", "Hello")])
+    made = generate(opened.model, opened.tokenizer, [prompt], Sampling(8), held="int8")[0].text
+    assert call("chat", str(half), *hello, "int8") == 0
+    assert capsys.readouterr().out == made + "\n"
 
 
 def test_draws_repeat_with_the_seed_and_a_retry_is_another(models, capsys, typed) -> None:

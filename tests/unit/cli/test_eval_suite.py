@@ -141,6 +141,24 @@ def test_options_that_do_not_go_together_are_refused(folder, words, code, capsys
     assert "fix:" in shown
 
 
+def test_products_are_those_of_tasks_that_write(folder, suite, tmp_path, capsys) -> None:
+    words = ("eval", str(folder), "--suite", suite, "--limit", "4", "--json")
+    assert call(*words) == 0
+    exact = json.loads(capsys.readouterr().out)["scores"]
+    assert call(*words, "--products", "shared") == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == exact
+    assert call(*words, "--products", "int8") == 4
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "E428"  # the model is in fp32
+    assert call("eval", str(folder), "--suite", "patterns", "--products", "int8") == 2
+    assert "no task of the suite has the model write any" in " ".join(capsys.readouterr().err.split())
+    assert call(*words, "--products", "int4") == 2
+    asked = tmp_path / "asked.txt"
+    asked.write_text("Hello\n")
+    duel = ("eval", str(folder), "--against", str(folder), "--data", str(asked), "--rule", "longer")
+    assert call(*duel, "--products", "int8") == 4
+    assert "E428" in capsys.readouterr().err
+
+
 def test_models_are_compared_by_a_suite_alone_and_named_once(folder, finished, capsys) -> None:
     assert call("eval", str(folder), str(finished), "--data", "x.jsonl") == 2
     assert "--suite basic" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from torch import nn
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, UsageError, Where
 from tunesmith.evaluate.choices import Likelihood, likelihoods_of
+from tunesmith.rollout.config import Held
 from tunesmith.rollout.generator import Sampling, context_length, generate
 from tunesmith.types import Example, Message, Role
 
@@ -38,6 +39,7 @@ class Respondent:
     model: nn.Module
     tokenizer: Tokenizer
     batch_size: int = 32
+    held: Held = "packed"
 
     @property
     def longest(self) -> int:
@@ -90,9 +92,8 @@ class Respondent:
                 if on_progress is not None:
                     on_progress(done + count, len(asked))
 
-            found = generate(
-                self.model, self.tokenizer, prompts, sampling, batch_size=self.batch_size, on_progress=heard
-            )
+            asking = (self.model, self.tokenizer, prompts, sampling)
+            found = generate(*asking, batch_size=self.batch_size, on_progress=heard, held=self.held)
             for place, one in zip(places, found, strict=True):
                 made[place] = cut(one.text, sampling.until)
             before += len(places)

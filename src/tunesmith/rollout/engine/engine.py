@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tunesmith.errors import ModelError, Where
+from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.forest import Forest
 from tunesmith.models.forward import active_module, base_model, decoder_of, logit_softcap
 from tunesmith.models.heads import has_head, is_encoder
@@ -166,7 +166,10 @@ def check_held(model: nn.Module, held: Held) -> None:
         "E428",
         f"answers in 8 bits are made from bf16 weights of the Llama family on a CPU that multiplies them; {why}",
         where=Where(field="products"),
-        fixes=["set products to packed, which is exact", "load the weights in bfloat16 where they are float32"],
+        fixes=[
+            "--products packed (in a recipe products: packed), which is exact",
+            Fix("store the weights in bf16", command="tunesmith export MODEL OUT --dtype bfloat16"),
+        ],
     )
 
 
