@@ -93,13 +93,14 @@ def not_two(message: str, models: list[str]) -> UsageError:
 def open_shelf(models: list[str], weights: str, products: str, stack: ExitStack) -> Voices:
     """UsageError E480 for two names of the same weights."""
     from tunesmith.chat.voice import Voices
-    from tunesmith.cli.model import choose_products, choose_weights
+    from tunesmith.cli.model import choose_products, choose_weights, tell_rounded
     from tunesmith.cli.output import console
     from tunesmith.export.shelf import Shelf
 
     which, held = choose_weights(weights), choose_products(products)
     with console().status("looking for the models"):
         shelf = Shelf.of(models, which)
+    tell_rounded(shelf.sources)
     if (twice := shelf.twice()) is not None:
         raise not_two(f"{twice[1]} is {twice[0]} once more: two names of the same weights", models)
     return Voices(shelf, stack, held=held)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from tunesmith.export.opening import Opened, Wants, Which
+    from collections.abc import Mapping
+
+    from tunesmith.export.opening import ModelSource, Opened, Wants, Which
     from tunesmith.rollout.config import Held
 
 PRODUCTS = ("packed", "shared", "int8")
@@ -30,7 +32,19 @@ def open_for_use(model: str, weights: str, wants: Wants = "text") -> Opened:
 
     which = choose_weights(weights)
     with console().status(f"loading {model}"):
-        return open_model(model, which=which, wants=wants)
+        opened = open_model(model, which=which, wants=wants)
+    tell_rounded({model: opened.source})
+    return opened
+
+
+def tell_rounded(sources: Mapping[str, ModelSource]) -> None:
+    """A line for each model whose weights are rounded, and read as a plain copy."""
+    from tunesmith.cli.output import console
+    from tunesmith.models.rounded import rounded_copy
+
+    for name, source in sources.items():
+        if (told := rounded_copy(source.base, name)) is not None:
+            console().print(told.message, markup=False, highlight=False, soft_wrap=True)
 
 
 def choose_weights(word: str) -> Which:

@@ -11,6 +11,7 @@ import typer
 
 from tunesmith.cli.suite import (
     SuiteOptions,
+    check_differ,
     check_named_once,
     file_name,
     labelled,
@@ -55,6 +56,7 @@ def report_named(
     models: list[str], suite: str, how: SuiteOptions, named: NamedTasks, *, examples: int, as_json: bool
 ) -> None:
     """Run, compare, write and print; tasks and their data are loaded before any model."""
+    from tunesmith.cli.model import tell_rounded
     from tunesmith.cli.output import console
     from tunesmith.evaluate.comparison import report_on
     from tunesmith.evaluate.lm_harness.opening import open_backend
@@ -66,6 +68,8 @@ def report_named(
     names = names_in(suite)
     backend = open_backend()
     shelf = Shelf.of(models, how.which)
+    check_differ(shelf)
+    tell_rounded(shelf.sources)
     if how.out is not None:
         make_folder(how.out)
     runs: dict[str, list[TaskRun]] = {}

@@ -54,7 +54,7 @@ def serve(
 ) -> None:
     """Serve models to OpenAI's clients: chat, completions, embeddings, rewards."""
     check_packages()
-    from tunesmith.cli.model import check_words, choose_products, choose_weights
+    from tunesmith.cli.model import check_words, choose_products, choose_weights, tell_rounded
     from tunesmith.cli.output import console
     from tunesmith.serve.house import House, name_models
     from tunesmith.serve.server import Server, listen
@@ -76,6 +76,7 @@ def serve(
     decoder = check_words([backend], ("tunesmith", "vllm"), "--backend")[0]
     with console().status(f"loading {', '.join(named)}"):
         house = House(named, limits, which) if decoder == "tunesmith" else VllmHouse(named, limits, which)
+    tell_rounded(house.sources)
     server = Server(house, settings)
     server.serve_on(listening, on_ready=lambda: announce(settings, listening.getsockname()[1], list(named)))
 

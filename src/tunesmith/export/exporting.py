@@ -46,6 +46,7 @@ from tunesmith.models.architecture import build_config
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.forward import base_model
 from tunesmith.models.load import load_base, resolve_dtype
+from tunesmith.models.rounded import rounded_copy
 from tunesmith.models.safety import read_config
 from tunesmith.models.save import copy_tokenizer
 
@@ -136,6 +137,8 @@ def export(name: str, out: Path, wish: Wish, which: Which = "auto") -> ExportRep
     with staged(out, "the export") as stage:
         stage.mkdir()
         checker, warnings = write(order, stage)
+    copied = rounded_copy(found.base, name)
+    warnings += [] if copied is None else [copied]
     checks = checker(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     report = ExportReport(str(out), wish.to, base_name(found), size, tuple(checks), tuple(warnings))

@@ -26,6 +26,7 @@ from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.meaning import Meaning, from_json, read_meaning
 from tunesmith.models.quantized.files import base_of_folder, packing_for
 from tunesmith.models.reference import AdapterOff, OtherModel, Reference
+from tunesmith.models.rounded import rounded_from
 from tunesmith.models.safety import ADAPTER_CONFIG, holds_model, read_config
 from tunesmith.models.stack import Below, Stack, check_stack, read_stack
 from tunesmith.track.index import find_run
@@ -200,7 +201,7 @@ def find_model(name: str, which: Which = "auto") -> ModelSource:
         found = {"path": base, "quantization": packed, "merged_adapters": below}
         settings = ModelConfig.model_validate({**found, **tokens_of(folder, locate(base))})
         return ModelSource(locate(base), settings, adapter=folder)
-    return ModelSource(folder, ModelConfig(path=str(folder)))
+    return ModelSource(folder, ModelConfig(path=name if rounded_from(folder) else str(folder)))
 
 
 def tokens_of(folder: Path, base: Path) -> dict[str, Any]:

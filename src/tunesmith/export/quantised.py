@@ -5,17 +5,14 @@ torchao packs no numbers of 4 bits on a CPU, so int4 is written in the format th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -23,13 +20,12 @@ from tunesmith.errors import Fix, UsageError, Where
 from tunesmith.export.gguf.kquants import symmetric_scales
 from tunesmith.export.gguf.types import SENSITIVITY
 from tunesmith.models.load import from_folder, quietly
+from tunesmith.models.rounded import PACKED, Bits, multiplied, rounded_parts
 
-Bits = Literal["int8", "int4"]
 BITS: tuple[Bits, ...] = ("int8", "int4")
 PACKAGES: Mapping[Bits, str] = {"int8": "torchao", "int4": "compressed_tensors"}
 INSTALL = Fix("install what reads and writes it", command="pip install 'tunesmith[torchao]'")
 GROUP = 32  # weights of a row that share a scale in int4: 4.5 bits for each
-PACKED = 8  # of 4 bits in a number of 32
 # What is lost of numbers that fall as a bell, in rows of 4,096 for int8: squared error over squares.
 LOSSES: Mapping[Bits, float] = {"int8": 7.6e-5, "int4": 7.0e-3}
 
@@ -159,24 +155,8 @@ def read_folder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The rounded matrices by what the files alone say: numbers times scales, in fp32."""
-    parts = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if match := re.fullmatch(r"(.+)\.(?:_weight_(qdata|scale)|weight_(packed|scale))", name):
-                    parts[match[1], match[2] or match[3]] = file.get_tensor(name)
-    for (module, part), numbers in parts.items():
-        if part == "scale":
-            continue
-        scale = parts[module, "scale"].float()
-        if part == "packed":
-            numbers = unpacked(numbers)
-        yield f"{module}.weight", (numbers.float().unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
-
-
-def unpacked(numbers: Tensor) -> Tensor:
-    places = 4 * torch.arange(PACKED, dtype=torch.int32)
-    return ((numbers[..., None] >> places) & 15).flatten(1) - 8
+    for module, parts in rounded_parts(folder):
+        yield f"{module}.weight", multiplied(parts)
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ class Use:
 LOADED = (
     "With {package} installed:\n\n```python\nfrom transformers import AutoModelForCausalLM\n\n"
     'model = AutoModelForCausalLM.from_pretrained("{{folder}}", dtype="auto")\n```\n\n'
-    "or `vllm serve {{folder}}`. Embedding, head and vectors are not rounded. It cannot be trained further."
+    "or `vllm serve {{folder}}`; `tunesmith chat {{folder}}` needs no package and reads a plain copy. Embedding, head "
+    "and vectors are not rounded. To train, begin with the model that it was made of, which is exact."
 )
 GRAPH = (
     "`{file}` takes `input_ids`, `attention_mask`, `position_ids` and the cache (`past_key_values.N.key` and `.value`, "

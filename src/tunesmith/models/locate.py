@@ -1,4 +1,4 @@
-"""Where a model is: the starter, a folder, a GGUF file or a hub id becomes a local folder of safetensors."""
+"""Where a model is: the starter, a folder, a GGUF file or a hub id becomes a local folder of plain safetensors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tunesmith.models.cache import Progress
 from tunesmith.models.gguf import locate_gguf
 from tunesmith.models.gguf_header import is_gguf
 from tunesmith.models.headers import refuse_pickles
+from tunesmith.models.rounded import plain
 from tunesmith.models.safety import CONVERT, refuse_pickle
 from tunesmith.models.starter import ensure_starter
 from tunesmith.track.run_dir import is_run
@@ -36,7 +37,7 @@ def locate(path: str, revision: str | None = None, progress: Progress | None = N
         return ensure_starter(progress)
     local = Path(path).expanduser()
     if local.is_dir():
-        return in_run(local) if is_run(local) else checked(local)
+        return plain(in_run(local) if is_run(local) else checked(local), progress)
     if local.is_file():
         if is_gguf(local):
             return locate_gguf(local, progress)
@@ -48,7 +49,7 @@ def locate(path: str, revision: str | None = None, progress: Progress | None = N
             fixes=["give the folder that holds config.json and the safetensors files"],
         )
     check_hub_id(path, revision)
-    return fetch_from_hub(path, revision)
+    return plain(fetch_from_hub(path, revision), progress)
 
 
 def in_run(run: Path) -> Path:

@@ -162,9 +162,13 @@ def _refuse_quantised(config: dict[str, Any], path: Path) -> None:
             method = str(found.get("quant_method", "unknown"))[:40] if isinstance(found, dict) else "unknown"
             raise ModelError(
                 "E089",
-                f"the weights are quantised ({method}); they cannot be trained as they are",
+                f"the weights are quantised ({method}) in a form that Tunesmith does not read",
                 where=Where(str(path), field="quantization_config"),
-                fixes=["use the same model in bf16"],
+                evidence=["it reads int8 of torchao, int4 of compressed-tensors (symmetric, packed), and GGUF files"],
+                fixes=[
+                    Fix("use the same model in bf16, or its .gguf file"),
+                    Fix("open it with vLLM", command=f"vllm serve {shlex.quote(str(path.parent))}"),
+                ],
             )
 
 

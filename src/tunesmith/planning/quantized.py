@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_config import TargetedConfig
 from tunesmith.models.inventory import Inventory, is_linear, is_target
 from tunesmith.models.locate import locate
 from tunesmith.models.quantization_config import QuantizationConfig, Unquantized
+from tunesmith.models.rounded import rounded_copy
 from tunesmith.recipe import Recipe
 
 FIELD = "model.quantization"
@@ -32,6 +34,9 @@ def weight_bytes(inventory: Inventory, width: int, held: QuantizationConfig, *, 
 def quantization_problems(recipe: Recipe, inventory: Inventory) -> Iterator[Diagnostic]:
     """Errors that would stop the run when the model is loaded, and doubts."""
     held, path = recipe.model.quantization, recipe.model.adapter_path
+    copied = rounded_copy(inventory.folder, recipe.model.path)
+    if copied is not None:
+        yield replace(copied, where=Where(field="model.path"))
     if path is not None:
         yield from _another_base(held, path)
     if isinstance(held, Unquantized):

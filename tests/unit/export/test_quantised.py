@@ -18,6 +18,7 @@ from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import ModelError, UsageError
 from tunesmith.export import exporting, quantised
 from tunesmith.export.exporting import TYPES, Wish, export
+from tunesmith.export.opening import open_model
 from tunesmith.export.quantised import (
     BITS,
     GROUP,
@@ -28,10 +29,10 @@ from tunesmith.export.quantised import (
     packed,
     read_folder,
     stored_weights,
-    unpacked,
     write_int4,
 )
 from tunesmith.export.verifying import compared, logits_of
+from tunesmith.models.rounded import unpacked
 from tunesmith.models.save import save_weights
 
 ROWS = [[5, 9, 200, 31], list(range(20, 60))]
@@ -122,7 +123,11 @@ def test_transformers_reads_the_same(tmp_path, bits, architecture) -> None:
     assert 1e-7 < check.difference <= check.limit
     assert check.unexplained < 1e-5
     wanted = logits_of(as_stored(loaded(folder), tmp_path / "out"), ROWS)
-    assert compared(wanted, logits_of(read_folder(tmp_path / "out", torch.float32), ROWS))[1] < 1e-3
+    read = logits_of(read_folder(tmp_path / "out", torch.float32), ROWS)
+    assert compared(wanted, read)[1] < 1e-3
+    ours = logits_of(open_model(str(tmp_path / "out")).model, ROWS)
+    assert compared(read, ours)[0] < check.unexplained_limit  # what the export allows
+    assert compared(read, ours)[1] < 1e-3
     assert load_tokenizer(tmp_path / "out").eos_ids == (2,)
     assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".safetensors", ".md", ".jinja"}
 
@@ -139,7 +144,7 @@ def test_a_tuned_model_in_bf16_and_in_pieces(tmp_path, bits) -> None:
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     for part in (f"matrices in {bits}", "vllm serve out", "rank: 4", "Its weights are rounded", f"{bits} differs by"):
         assert part in card
-    assert "tunesmith chat" not in card
+    assert "tunesmith chat out" in card
 
 
 @pytest.mark.parametrize("bits", INSTALLED)
