@@ -29,6 +29,7 @@ from tunesmith.track.progress import NoProgress
 from tunesmith.track.reader import read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.train.checkpoint import CheckpointStore
+from tunesmith.train.manifest import code_hash
 
 
 def set_up(folder: Path) -> None:
@@ -42,6 +43,7 @@ def set_up(folder: Path) -> None:
     os.environ["TUNESMITH_HOME"] = str(folder / "home")
     log = folder / "inputs.log"
     assert wait(start(lambda: make_inputs(folder), log)) == 0, log.read_text()
+    code_hash()  # once for all forks
     gc.collect()
     gc.freeze()
 
@@ -116,6 +118,7 @@ class Attempt:
         self.committed = 0  # the newest step whose checkpoint it had renamed
         self.times: list[float] = []
         self.code: int | None = None
+        self.cpu = 0.0  # seconds of processor time, once it has ended by itself
         self.began = time.monotonic()
         pipe = run.with_suffix(".pipe")
         if not pipe.exists():
@@ -162,10 +165,15 @@ class Attempt:
         os.close(self._end)
         return self.code
 
+    def cpu_so_far(self) -> float:
+        """Seconds of processor time of the living process."""
+        fields = Path(f"/proc/{self.child}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def _poll(self) -> None:
-        done, status = os.waitpid(self.child, os.WNOHANG)
+        done, status, used = os.wait4(self.child, os.WNOHANG)
         if done:
-            self.code = os.waitstatus_to_exitcode(status)
+            self.code, self.cpu = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
     def _read(self) -> None:
         try:

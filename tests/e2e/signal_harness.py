@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.attempts import Attempt, difference, outcome, set_up, tiny_recipe
+from tests.e2e.kill_harness import phase
 
 from tunesmith.train.checkpoint import CheckpointStore
 
@@ -32,10 +33,12 @@ class Campaign:
         self.number = 0
         self.problems: list[str] = []
         self.tried: Counter[str] = Counter()
-        self.slowest = 0.0
+        self.met: Counter[str] = Counter()  # phases in which a SIGTERM came
+        self.slowest = self.dearest = 0.0  # answer to a SIGTERM: seconds, and of them those of the processor
         for name in ("first", "quiet"):
             attempt = Attempt(self.recipe, self.runs / name)
             self.check(attempt, attempt.finish(), 0)
+        self.loading = attempt.times[attempt.passed.index("train.step")] - attempt.times[0]
         self.want = outcome(self.runs / "quiet")
 
     def new(self, name: str) -> Path:
@@ -59,16 +62,19 @@ class Campaign:
         attempt.watch(lambda: bool(attempt.passed), 60)
         if moment != "start":
             attempt.reach(MOMENTS[moment], self.dice.randint(1, 3))
-        attempt.pause(self.dice.uniform(0, 0.01))
+        attempt.pause(self.dice.uniform(0, self.loading if moment == "start" else 0.02))
+        met, used = phase(attempt.passed), attempt.cpu if attempt.code is not None else attempt.cpu_so_far()
         if attempt.code is None:
             os.kill(attempt.child, signal.SIGTERM)
         sent = time.monotonic()
         code = attempt.finish()
         self.slowest = max(self.slowest, time.monotonic() - sent)
+        self.dearest = max(self.dearest, attempt.cpu - used)
         if code == 0 and CheckpointStore(run / "checkpoints").newest().step == self.want["state"]["total"]:
             return False
         self.check(attempt, code, 75)
         self.tried[moment] += 1
+        self.met[met] += 1
         return code == 75
 
     def stops(self, count: int) -> None:
@@ -121,8 +127,14 @@ def main(folder: Path, stops: int, seed: int) -> dict[str, Any]:
     campaign = Campaign(folder, seed)
     campaign.single()
     campaign.stops(stops)
-    slowest = round(campaign.slowest, 2)
-    return {"tried": dict(campaign.tried), "slowest_stop_s": slowest, "problems": campaign.problems, "seed": seed}
+    return {
+        "tried": dict(campaign.tried),
+        "met": dict(campaign.met),
+        "slowest_stop_s": round(campaign.slowest, 2),
+        "dearest_stop_cpu_s": round(campaign.dearest, 2),
+        "problems": campaign.problems,
+        "seed": seed,
+    }
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +12,8 @@ from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import UsageError
 from tunesmith.recipe import Recipe, with_absolute_paths
 from tunesmith.running.identity import flatten
+from tunesmith.train.manifest import code_hash
 
-PACKAGE = Path(__file__).parents[1]
-CODE = ("*.py", "*.cpp", "*.h")
 OWN = ("run.",)  # settings that only say where results go
 SHOWN = 12
 
@@ -46,12 +43,3 @@ def compare(mesh: Mesh, mine: Mapping[str, Any]) -> None:
         message = f"the ranks would not train the same: {len(found)} difference{'s' * (len(found) > 1)}"
         fixes = ["start all ranks with the same recipe, data and version of Tunesmith"]
         raise UsageError("E500", message, evidence=[*found[:SHOWN], *more], fixes=fixes)
-
-
-def code_hash() -> str:
-    """A hash of the package's own sources."""
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in CODE for path in PACKAGE.rglob(pattern)):
-        digest.update(f"{path.relative_to(PACKAGE)}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -42,7 +42,7 @@ FREE_TO_CHANGE = (
 
 
 def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """The flat settings that a resume must find unchanged, with hashes of the data and the base weights."""
+    """The flat settings that a resume must find unchanged, with hashes of data, tokenizer and base weights."""
     flat = {
         key: value
         for key, value in flatten(with_absolute_paths(recipe).model_dump(mode="json")).items()
@@ -54,6 +54,7 @@ def identity(recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
         "evaluation data hash": None if inputs.eval is None else inputs.eval.key,
         "general data hash": None if inputs.general is None else inputs.general.key,
         "source weights": [source.weight for source in recipe.data.trained],
+        "tokenizer hash": inputs.tokenizer.fingerprint(),
         "base hash": stacked_hash(inputs.base, recipe.model.merged_adapters),
         "adapter hash": hash_of(recipe.model.adapter_path),
         "reference hash": hash_of(recipe.model.reference.path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -15,6 +16,8 @@ import torch
 import tunesmith
 from tunesmith.train.durable import to_json
 
+PACKAGE = Path(__file__).parents[1]
+CODE = ("*.py", "*.cpp", "*.h")
 MANIFEST = "manifest.json"
 FORMAT = 1
 
@@ -81,7 +84,18 @@ def versions() -> dict[str, str]:
     """Versions that bitwise equality after a resume depends on."""
     return {
         "tunesmith": tunesmith.__version__,
+        "code": code_hash(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "safetensors": safetensors.__version__,
     }
+
+
+@functools.cache
+def code_hash() -> str:
+    """A hash of the package's own sources."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in CODE for path in PACKAGE.rglob(pattern)):
+        digest.update(f"{path.relative_to(PACKAGE)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
