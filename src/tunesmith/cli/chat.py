@@ -59,6 +59,7 @@ def chat(
     for assignment in settings or ():
         drawn = drawn.changed(assignment)
     check_models(models, once=prompt is not None)
+    check_prompt(prompt)
     screen = Screen(as_json=json)
     with ExitStack() as stack:
         voices = open_shelf(models, weights, products, stack)
@@ -80,6 +81,15 @@ def check_models(models: list[str], *, once: bool) -> None:
         raise not_two(f"a conversation has one or two models, not {len(models)}", models)
 
 
+def check_prompt(prompt: str | None) -> None:
+    """UsageError E020 for one that is there and says nothing."""
+    from tunesmith.errors import UsageError, Where
+
+    if prompt is not None and not prompt.strip():
+        fixes = ['--prompt "What is a lighthouse?"', "leave --prompt out for a conversation"]
+        raise UsageError("E020", "the prompt is empty", where=Where("command line", field="--prompt"), fixes=fixes)
+
+
 def not_two(message: str, models: list[str]) -> UsageError:
     from tunesmith.errors import Fix, UsageError, Where
 
@@ -93,14 +103,14 @@ def not_two(message: str, models: list[str]) -> UsageError:
 def open_shelf(models: list[str], weights: str, products: str, stack: ExitStack) -> Voices:
     """UsageError E480 for two names of the same weights."""
     from tunesmith.chat.voice import Voices
-    from tunesmith.cli.model import choose_products, choose_weights, tell_rounded
+    from tunesmith.cli.model import choose_products, choose_weights, tell_sources
     from tunesmith.cli.output import console
     from tunesmith.export.shelf import Shelf
 
     which, held = choose_weights(weights), choose_products(products)
     with console().status("looking for the models"):
         shelf = Shelf.of(models, which)
-    tell_rounded(shelf.sources)
+    tell_sources(shelf.sources, which)
     if (twice := shelf.twice()) is not None:
         raise not_two(f"{twice[1]} is {twice[0]} once more: two names of the same weights", models)
     return Voices(shelf, stack, held=held)

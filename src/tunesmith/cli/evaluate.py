@@ -152,6 +152,7 @@ def on_records(model: str, weights: str, settings: dict[str, Any], max_length: i
     """Measure one model on records: its answers, or the values of its head."""
     from tunesmith.cli.output import console
 
+    check_folder_of(shown.answers)
     opened = open_for_use(model, weights, "any")
     if opened.source.outputs:
         if settings["metrics"] != [*DEFAULT_METRICS]:
@@ -171,6 +172,16 @@ def refuse(when: str, given: Mapping[str, object]) -> None:
             message = f"{option} says nothing {when}"
             fixes = [f"leave {option} out", "see docs/guides/evaluate.md"]
             raise UsageError("E455", message, where=Where("command line", field=option), fixes=fixes)
+
+
+def check_folder_of(answers: Path | None) -> None:
+    """UsageError E020, before anything is measured, for a file in a folder that is not there."""
+    from tunesmith.errors import UsageError, Where
+
+    if answers is not None and not answers.parent.is_dir():
+        message = f"there is no folder {answers.parent} to write answers to"
+        where, fixes = Where("command line", field="--answers"), [f"--answers {answers.name}"]
+        raise UsageError("E020", message, where=where, fixes=fixes)
 
 
 def sources_of(models: list[str], data: list[str] | None, shape: str) -> list[dict[str, str]]:

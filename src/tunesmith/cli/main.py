@@ -7,6 +7,7 @@ import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from tunesmith import __version__
 from tunesmith.cli.output import crash, fail
 from tunesmith.distributed.launched import launch_folder
-from tunesmith.errors import TunesmithError, UsageError, Where
+from tunesmith.errors import TunesmithError, UsageError, Where, nearest
 
 GROUPS = (
     "recipes",
@@ -116,7 +117,7 @@ def run(argv: list[str] | None = None) -> None:
     except TunesmithError as error:
         code = fail(error, as_json=as_json)
     except typer.TyperException as error:  # without a message it is a group's help, already printed
-        code = fail(_usage(error), as_json=as_json) if error.format_message() else 2
+        code = fail(_usage(error, words), as_json=as_json) if error.format_message() else 2
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:
@@ -133,11 +134,17 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _usage(error: typer.TyperException) -> UsageError:
+def _usage(error: typer.TyperException, words: list[str]) -> UsageError:
     """A wrong command or option in the form of every other error."""
     message = error.format_message()
-    names = re.findall(r"(?:Did you mean|Possible options:) ?'?([\w-]+)", message)
-    plain = re.split(r"[.?]? ?\(?(?:Did you mean|Possible options)", message)[0].rstrip(".")
-    command = error.ctx.command_path if isinstance(error, typer.BadParameter) and error.ctx else "tunesmith"
-    fixes = [f"did you mean {name}?" for name in names] or [f"{command} --help"]
+    plain, *rest = re.split(r"[.?]? ?\(?(?:Did you mean|Possible options:?)", message)
+    names = re.findall(r"[\w-]+", "".join(rest))
+    plain = plain.rstrip(".")
+    if isinstance(error, typer.BadParameter) and error.ctx:
+        command = error.ctx.command_path
+    else:
+        begun = words[0] if words and words[0] in chain.from_iterable(PANELS.values()) else ""
+        command = f"tunesmith {begun}".rstrip()
+    near = nearest(plain.split()[-1].strip("'"), names) or next(iter(names), None)
+    fixes = [f"did you mean {near}?"] if near else [f"{command} --help"]
     return UsageError("E020", plain[:1].lower() + plain[1:], where=Where("command line"), fixes=fixes)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tunesmith.rollout.config import Held
 
 PRODUCTS = ("packed", "shared", "int8")
+ALSO = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16", "ggml": "gguf"}
 WEIGHTS = ("auto", "final", "best", "newest")
 
 ModelName = Annotated[
@@ -33,15 +34,23 @@ def open_for_use(model: str, weights: str, wants: Wants = "text") -> Opened:
     which = choose_weights(weights)
     with console().status(f"loading {model}"):
         opened = open_model(model, which=which, wants=wants)
-    tell_rounded({model: opened.source})
+    tell_sources({model: opened.source}, which)
     return opened
 
 
-def tell_rounded(sources: Mapping[str, ModelSource]) -> None:
-    """A line for each model whose weights are rounded, and read as a plain copy."""
+def tell_sources(sources: Mapping[str, ModelSource], which: Which) -> None:
+    """A line for each model whose weights are rounded, and read as a plain copy.
+
+    UsageError E020 where weights of a run are chosen and no model is a run.
+    """
     from tunesmith.cli.output import console
+    from tunesmith.errors import UsageError, Where
     from tunesmith.models.rounded import rounded_copy
 
+    if which != "auto" and not any(source.run for source in sources.values()):
+        message = f"--weights chooses among those of a run, and {', '.join(sources)} is none"
+        fixes = ["leave --weights out", "name a run: last, runs/NAME"]
+        raise UsageError("E020", message, where=Where("command line", field="--weights"), fixes=fixes)
     for name, source in sources.items():
         if (told := rounded_copy(source.base, name)) is not None:
             console().print(told.message, markup=False, highlight=False, soft_wrap=True)
@@ -76,8 +85,8 @@ def check_words(words: list[str], known: tuple[str, ...], option: str) -> list[s
 
     for word in words:
         if word not in known:
-            close = nearest(word, known)
-            fixes = [f"did you mean {close}?"] if close else [f"{option} {known[0]}"]
+            close = ALSO[word] if ALSO.get(word) in known else nearest(word, known)
+            fixes = [f"did you mean {close}?"] if close else [f"one of these, such as {option} {known[0]}"]
             raise UsageError(
                 "E020",
                 f"{option} does not know {word!r}",

@@ -56,7 +56,7 @@ def report_named(
     models: list[str], suite: str, how: SuiteOptions, named: NamedTasks, *, examples: int, as_json: bool
 ) -> None:
     """Run, compare, write and print; tasks and their data are loaded before any model."""
-    from tunesmith.cli.model import tell_rounded
+    from tunesmith.cli.model import tell_sources
     from tunesmith.cli.output import console
     from tunesmith.evaluate.comparison import report_on
     from tunesmith.evaluate.lm_harness.opening import open_backend
@@ -69,7 +69,7 @@ def report_named(
     backend = open_backend()
     shelf = Shelf.of(models, how.which)
     check_differ(shelf)
-    tell_rounded(shelf.sources)
+    tell_sources(shelf.sources, how.which)
     if how.out is not None:
         make_folder(how.out)
     runs: dict[str, list[TaskRun]] = {}

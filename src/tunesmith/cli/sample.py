@@ -92,12 +92,12 @@ def read_all(path: str, limit: int | None, settings: SamplingConfig) -> list[Pro
 
 def find_writer(name: str, which: Which) -> ModelSource:
     """The model of this name; ModelError E242 when it writes no text."""
-    from tunesmith.cli.model import tell_rounded
+    from tunesmith.cli.model import tell_sources
     from tunesmith.export.opening import check_gives, find_model
 
     source = find_model(name, which)
     check_gives(source, "text")
-    tell_rounded({name: source})
+    tell_sources({name: source}, which)
     return source
 
 

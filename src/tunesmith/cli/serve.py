@@ -54,7 +54,7 @@ def serve(
 ) -> None:
     """Serve models to OpenAI's clients: chat, completions, embeddings, rewards."""
     check_packages()
-    from tunesmith.cli.model import check_words, choose_products, choose_weights, tell_rounded
+    from tunesmith.cli.model import check_words, choose_products, choose_weights, tell_sources
     from tunesmith.cli.output import console
     from tunesmith.serve.house import House, name_models
     from tunesmith.serve.server import Server, listen
@@ -76,7 +76,7 @@ def serve(
     decoder = check_words([backend], ("tunesmith", "vllm"), "--backend")[0]
     with console().status(f"loading {', '.join(named)}"):
         house = House(named, limits, which) if decoder == "tunesmith" else VllmHouse(named, limits, which)
-    tell_rounded(house.sources)
+    tell_sources(house.sources, which)
     server = Server(house, settings)
     server.serve_on(listening, on_ready=lambda: announce(settings, listening.getsockname()[1], list(named)))
 
@@ -108,7 +108,8 @@ def read_token(path: Path | None) -> str | None:
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("E416", f"the token cannot be read: {error}", where=Where(str(path))) from error
+        fixes = [f"write one line into {path}", f"or set {TOKEN}, and leave --token-file out"]
+        raise UsageError("E416", f"the token cannot be read: {error}", where=Where(str(path)), fixes=fixes) from error
     if not token:
         raise UsageError("E416", "the file holds no token", where=Where(str(path)), fixes=["write one line into it"])
     return token

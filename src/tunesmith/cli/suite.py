@@ -60,7 +60,7 @@ class SuiteOptions:
 
 def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: int, as_json: bool) -> None:
     """Run, compare, write and print; nothing is loaded before tasks and exercises are checked."""
-    from tunesmith.cli.model import tell_rounded
+    from tunesmith.cli.model import tell_sources
     from tunesmith.cli.output import console
     from tunesmith.evaluate.comparison import report_on
     from tunesmith.evaluate.deciding import check_pairwise
@@ -78,7 +78,7 @@ def report_suite(models: list[str], suite: str, how: SuiteOptions, *, examples: 
     check_writes(tasks, how.held)
     shelf = Shelf.of(models, how.which)
     check_differ(shelf)
-    tell_rounded(shelf.sources)
+    tell_sources(shelf.sources, how.which)
     if how.out is not None:
         make_folder(how.out)
     with make_progress(console()) as progress:

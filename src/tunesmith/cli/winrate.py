@@ -61,7 +61,7 @@ def duel(
     duellists: Duellists, sources: Sequence[SourceConfig], limit: int | None, settings: LabelConfig, votes: Path
 ) -> tuple[WinRate, list[Diagnostic], int]:
     """The win rate, what makes it doubtful, and how many prompts did not fit."""
-    from tunesmith.cli.model import tell_rounded
+    from tunesmith.cli.model import tell_sources
     from tunesmith.cli.output import console
     from tunesmith.errors import UsageError, Where
     from tunesmith.evaluate.labelling import check_choice, open_labeller
@@ -78,7 +78,7 @@ def duel(
     prompts = [prompt for source in sources for prompt in read_prompts(source, limit=limit)]
     with make_progress(console()) as progress:
         shelf = Shelf.of([duellists.model, against], duellists.which)
-        tell_rounded(shelf.sources)
+        tell_sources(shelf.sources, duellists.which)
         ours = answers_of(duellists.model, shelf, duellists, prompts, progress)
         theirs = answers_of(against, shelf, duellists, prompts, progress)
         del shelf

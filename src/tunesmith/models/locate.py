@@ -24,6 +24,7 @@ UNWANTED = ["*/*", "*.index.json.lock"]
 BUSY = (429, 500, 502, 503, 504)
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before a busy hub is asked again
 FIELD = "model.path"
+STARTER = Fix("use the small model that comes with Tunesmith: starter", {FIELD: "starter"})
 FINAL = ("adapter", "model")  # where a finished run keeps its weights
 
 
@@ -92,12 +93,18 @@ def check_hub_id(path: str, revision: str | None) -> None:
         )
         run = Path("runs", path)
         named = HUB_ID.match(f"runs/{path}") is not None and is_run(run)
+        if path == "last" and not named:
+            what = "`last` is the newest run below runs/, and there is none in this folder"
         meant = [Fix(f"name the run by its folder: {run}", {FIELD: str(run)})] if named else []
         raise ModelError(
             "E086",
             f"no model {path[:120]!r}: {what}",
             where=Where(field=FIELD),
-            fixes=[*meant, Fix("use the small model that comes with Tunesmith", {FIELD: "starter"}), "check the path"],
+            fixes=[
+                *meant,
+                STARTER,
+                "check the path",
+            ],
         )
     if revision is not None and (not REVISION.match(revision) or ".." in revision):
         message = f"not a commit, branch or tag: {revision[:120]!r}"
@@ -137,7 +144,7 @@ def fetch_from_hub(repository: str, revision: str | None) -> Path:
             fixes=[
                 Fix("connect to the network and run the command again; what is finished is kept"),
                 Fix("give a folder: model.path=FOLDER"),
-                Fix("use the small model that comes with Tunesmith", {FIELD: "starter"}),
+                STARTER,
             ],
         ) from error
     found = Path(folder)

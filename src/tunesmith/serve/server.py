@@ -86,6 +86,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket on that address. MachineError E422, with a port that is free, when it is taken."""
     try:
         return bound(host, port)
+    except socket.gaierror as error:
+        message = f"there is no address {host!r} to listen on: {error.strerror}"
+        fixes = [Fix("listen on this machine alone", command="tunesmith serve MODEL --host 127.0.0.1")]
+        raise MachineError("E422", message, where=Where("command line", field="--host"), fixes=fixes) from error
     except OSError as error:
         free = next((each for each in range(port + 1, port + TRIES) if is_free(host, each)), None)
         fixes = [Fix(f"port {free} is free", command=f"tunesmith serve MODEL --port {free}")] if free else []

@@ -22,6 +22,8 @@ PLAIN = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
 }
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+SPACE = Fix("free some space or choose another run.folder, then resume", effect="older checkpoints stay valid")
 
 
 def disk_error(error: OSError, path: Path) -> MachineError:
@@ -36,7 +38,7 @@ def disk_error(error: OSError, path: Path) -> MachineError:
         f"cannot write {path.name}: {reason}",
         where=Where(str(path)),
         evidence=evidence,
-        fixes=[Fix("free some space or choose another run.folder, then resume", effect="older checkpoints stay valid")],
+        fixes=["name a file in a folder that is there"] if error.errno in NOWHERE else [SPACE],
     )
 
 

@@ -64,6 +64,31 @@ def test_every_line_of_stdin_is_a_message(models, capsys, typed) -> None:
     assert second != answer_to(models[0], system, Message("user", "Add 12 and 30"))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--prompt", " "), ("E020", "the prompt is empty", "leave --prompt out")),
+        (("--prompt", "Hi", "--weights", "best"), ("E020", "alpha-model is none", "leave --weights out")),
+        (("--prompt", "Hi", "--weights", "step-3"), ("E020", "--weights chooses among those of a run")),
+    ],
+)
+def test_options_that_say_nothing_are_told(given, words, models, capsys) -> None:
+    assert call("chat", models[0], *given) == 2
+    told = capsys.readouterr().err
+    for word in words:
+        assert word in " ".join(told.split())
+
+
+def test_where_nothing_can_be_written_or_found_is_told(models, capsys, typed) -> None:
+    typed("Hello")
+    assert call("chat", *models, "--votes", "/proc/none/x.jsonl") == 5
+    told = capsys.readouterr().err
+    assert "E194" in told
+    assert "name a file in a folder that is there" in told
+    assert call("chat", "last") == 4
+    assert "there is none in this folder" in " ".join(capsys.readouterr().err.split())
+
+
 def test_products_are_chosen_and_not_exact_in_8_bits(models, capsys, tmp_path) -> None:
     hello = ("--prompt", "Hello", *GREEDY, "--products")
     assert call("chat", models[0], *hello, "shared") == 0
@@ -71,7 +96,7 @@ def test_products_are_chosen_and_not_exact_in_8_bits(models, capsys, tmp_path) -
     assert call("chat", models[0], *hello, "int8") == 4
     assert "E428" in capsys.readouterr().err  # the model is in fp32
     assert call("chat", models[0], *hello, "eight") == 2
-    assert "fix: --products packed" in capsys.readouterr().err
+    assert "such as --products packed" in capsys.readouterr().err
     half = shutil.copytree(models[0], tmp_path / "half")
     AutoModelForCausalLM.from_pretrained(models[0], dtype=torch.bfloat16).save_pretrained(half)
     opened = open_model(str(half))

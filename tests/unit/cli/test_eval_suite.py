@@ -141,6 +141,24 @@ def test_options_that_do_not_go_together_are_refused(folder, words, code, capsys
     assert "fix:" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("eval", "M", "--data", "x.jsonl", "--answers", "no/where/a.jsonl"), "--answers a.jsonl"),
+        (("export", "M", "out", "--dtype", "fp16"), "did you mean float16?"),
+        (("export", "M", "out", "--to", "ggml"), "did you mean gguf?"),
+        (("export", "M", "out", "--to", "zip"), "one of these, such as --to huggingface"),
+        (("eval", "M", "--suite", "patterns", "--weights", "best"), "leave --weights out"),
+    ],
+)
+def test_what_to_type_instead_is_told_before_anything_is_measured(folder, words, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*(str(folder) if word == "M" else word for word in words)) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "E020" in shown
+    assert told in shown
+
+
 def test_products_are_those_of_tasks_that_write(folder, suite, tmp_path, capsys) -> None:
     words = ("eval", str(folder), "--suite", suite, "--limit", "4", "--json")
     assert call(*words) == 0

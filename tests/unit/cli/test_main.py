@@ -59,6 +59,7 @@ def test_help_shows_panels_and_examples(capsys):
         (["recipes", "shw"], "show"),
         (["init", "--form", "sft"], "--from"),
         (["explian"], "explain"),
+        (["chat", "starter", "--promt", "Hello"], "--prompt"),
     ],
 )
 def test_a_typo_gets_a_suggestion(words, hint, capsys):
@@ -160,3 +161,5 @@ def test_a_missing_argument_points_to_the_help_of_its_command(capsys):
     told = capsys.readouterr().err
     assert "missing argument" in told
     assert "fix: tunesmith serve --help" in told
+    assert call("chat", "starter", "--prompt") == 2
+    assert "fix: tunesmith chat --help" in capsys.readouterr().err

@@ -222,6 +222,13 @@ def test_w16_a_port_that_is_taken_is_told_with_one_that_is_free(server):
     assert f"--port {server.port + 1}" in str(caught.value) or "is free" in str(caught.value)
 
 
+def test_a_name_that_is_no_address_is_told_as_one():
+    with pytest.raises(MachineError, match="E422") as caught:
+        listen("no.such.host.invalid", 0)
+    assert caught.value.diagnostic.where.field == "--host"
+    assert "--host 127.0.0.1" in str(caught.value)
+
+
 def test_an_address_that_others_reach_needs_a_token():
     for host in ("192.168.0.2", "::", "box.example"):
         with pytest.raises(Unsafe, match="E421"):
