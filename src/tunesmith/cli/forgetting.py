@@ -54,7 +54,7 @@ def report_forgetting(
     asked = None if general is None else tuple(name for name in general if name != NOTHING)
     named = tuple(name for name in new if name is not None)
     wish = Wish(named, asked, WEIGHT if weight is None else weight, limit or LIMIT, base, batch_size)
-    run = find_run(Path(models[0]).expanduser() if Path(models[0]).expanduser().is_dir() else models[0])
+    run = find_run(folder_named(models[0]) or models[0])
     with make_progress(console()) as progress:
         content, written = written_report(run, wish, progress, out)
     for one in content["shown"]:
@@ -68,6 +68,21 @@ def report_forgetting(
         answer(part)
     for path in written:
         console().print(f"written: {path}", markup=False, soft_wrap=True)
+
+
+def folder_named(name: str) -> Path | None:
+    """The folder of this name. UsageError E455 for one that holds a model, and no run."""
+    from tunesmith.errors import UsageError, Where
+    from tunesmith.track.run_dir import is_run
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    if (folder / "config.json").is_file() and not is_run(folder):
+        message = f"--forgetting follows a run through its checkpoints, and {name} is a model"
+        fixes = ["name a run: tunesmith eval --forgetting last", f"tunesmith eval {name} OTHER --suite basic"]
+        raise UsageError("E455", message, where=Where("command line", field="MODEL"), fixes=fixes)
+    return folder
 
 
 def written_report(run: RunDir, wish: Wish, progress: Progress, out: Path | None) -> tuple[dict[str, Any], list[Path]]:
