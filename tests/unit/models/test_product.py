@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 
 from tunesmith.models.native.kernels import has_products
-from tunesmith.models.native.product import FEWEST, rows_by_inputs, rows_by_outputs, serves, through_kernel
+from tunesmith.models.native.product import (
+    FEWEST,
+    WIDE_ROWS,
+    has_onednn,
+    is_wide,
+    rows_by_inputs,
+    rows_by_outputs,
+    serves,
+    through_kernel,
+)
 
 kernel = pytest.mark.skipif(
     not has_products(), reason="the kernels multiply no rows here: AMX, no AVX-512 or no compiler (tunesmith doctor)"
@@ -122,3 +131,21 @@ def test_sizes_that_do_not_fit_are_an_error_and_not_a_read_of_other_memory():
         through_kernel(x, weight, out.T[:, ::2].expand(32, 16).repeat(1, 2).T, None, None, down=False)
     with pytest.raises(AssertionError):
         through_kernel(x, weight, out, draw(31, 8, seed=2), draw(32, 8, seed=3), down=False)
+
+
+@pytest.mark.skipif(not has_onednn(), reason="torch has no oneDNN here, or the processor no AVX-512")
+@pytest.mark.parametrize("ranks", [0, 8])
+@pytest.mark.parametrize("down", [False, True])
+def test_onednn_forms_wide_products_in_fp32_as_exactly_as_torch(down, ranks):
+    shape = (576, 1024) if down else (1024, 576)
+    x, weight = draw(200, 576, seed=0, dtype=torch.float32), draw(*shape, seed=1, dtype=torch.float32)
+    low = draw(200, ranks, seed=2, dtype=torch.float32) if ranks else None
+    factor = draw(*((ranks, 1024) if down else (1024, ranks)), seed=3, dtype=torch.float32) if ranks else None
+    assert is_wide(x, weight)
+    assert not is_wide(x[: WIDE_ROWS - 1], weight)
+    assert not is_wide(x, weight[:100])
+    found, wanted = both_ways(x, low, weight, factor, down)
+    assert (found.double() - wanted).norm() <= 1e-6 * wanted.norm()
+    assert torch.equal(both_ways(x, low, weight, factor, down)[0], found)
+    some, _ = both_ways(x[50:150], None if low is None else low[50:150], weight, factor, down)
+    assert (some - found[50:150]).norm() <= 1e-6 * found[50:150].norm()

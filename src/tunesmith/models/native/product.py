@@ -1,9 +1,10 @@
-"""Products of many rows with a matrix by a compiled kernel, a low-rank product added on the way; torch elsewhere."""
+"""Products of many rows with a matrix: by a compiled kernel in bf16, by oneDNN in fp32, by torch elsewhere."""
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import c_int64, c_void_p
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,8 @@ from tunesmith.models.native.build import library
 from tunesmith.models.native.kernels import has_products, require_alike, require_rows
 
 FEWEST = 16  # rows below which torch does it
+WIDE_ROWS, WIDE = 64, 2**17  # rows, and figures of a matrix, from which oneDNN's products in fp32 pay
+BLOCK = 1024  # rows that oneDNN multiplies at once
 
 
 class Product(ctypes.Structure):
@@ -38,7 +41,10 @@ def rows_by_outputs(
     if serves(x, weight, len(weight), low):
         through_kernel(x, weight, out, low, factor, down=False)
         return
-    torch.mm(x, weight.T, out=out)
+    if is_wide(x, weight):
+        by_onednn(x, weight, out)
+    else:
+        torch.mm(x, weight.T, out=out)
     if low is not None and factor is not None:
         out.addmm_(low, factor.T)
 
@@ -54,7 +60,10 @@ def rows_by_inputs(
     if serves(x, weight, weight.shape[1], low):
         through_kernel(x, weight, out, low, factor, down=True)
         return
-    torch.mm(x, weight, out=out)
+    if is_wide(x, weight):
+        by_onednn(x, weight.T, out)
+    else:
+        torch.mm(x, weight, out=out)
     if low is not None and factor is not None:
         out.addmm_(low, factor)
 
@@ -65,6 +74,28 @@ def serves(x: Tensor, weight: Tensor, columns: int, low: Tensor | None) -> bool:
         return False
     fits = columns % 16 == 0 and x.shape[1] % 2 == 0 and (low is None or low.shape[1] % 2 == 0)
     return fits and x.stride(1) == 1 and weight.is_contiguous() and has_products()
+
+
+def is_wide(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN forms this product: in fp32 and AVX-512, where torch's own BLAS has half its speed beside Intel.
+
+    Both add in fp32; their last digits differ.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != x.dtype:
+        return False
+    return len(x) >= WIDE_ROWS and weight.numel() >= WIDE and has_onednn()
+
+
+@cache
+def has_onednn() -> bool:
+    """Asked once: whether torch has oneDNN, and the processor the vectors that it is faster with."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def by_onednn(x: Float[Tensor, "T I"], weight: Float[Tensor, "O I"], out: Float[Tensor, "T O"]) -> None:
+    """out = x W^T, without a gradient; oneDNN gives memory of its own, so some rows at a time."""
+    for rows, place in zip(x.split(BLOCK), out.split(BLOCK), strict=True):
+        place.copy_(torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], ""))
 
 
 def through_kernel(
