@@ -20,7 +20,7 @@ from tunesmith.cli.model import (
     shape_names,
     split_words,
 )
-from tunesmith.cli.named_tasks import Chat, NamedTasks, Shots, TasksFrom, is_named, report_named
+from tunesmith.cli.named_tasks import Chat, InType, NamedTasks, Shots, TasksFrom, is_named, report_named
 from tunesmith.cli.options import AsJson, Products
 from tunesmith.cli.suite import Out, RunCode, Suite, SuiteOptions, TrainData, report_suite
 from tunesmith.cli.winrate import NOBODY, Against, Decider, Duellists, report
@@ -70,6 +70,7 @@ def evaluate_model(
     tasks_from: TasksFrom = None,
     shots: Shots = None,
     chat: Chat = False,
+    dtype: InType = "auto",
     run_code: RunCode = False,
     metrics: Metrics = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first n records or exercises of each.")] = None,
@@ -95,7 +96,7 @@ def evaluate_model(
     """Measure models: on records, at the tasks of a suite, compared exercise by exercise, or against forgetting."""
     others = {"--reward": reward, "--rule": rule, "--judge": judge, "--judge-model": judge_model, "--against": against}
     given = {"--metrics": metrics, "--max-length": max_length, "--shape": unless("auto", shape)}
-    named, code = NamedTasks(tasks_from, shots, chat), {"--run-code": run_code or None}
+    named, code = NamedTasks.of(tasks_from, shots, chat, dtype), {"--run-code": run_code or None}
     if forgetting:
         chosen = {"--weights": unless("auto", weights), "--products": unless("packed", products), **named.given}
         left = {"--train-data": train_data, "--max-new-tokens": max_new_tokens, "--answers": answers, **code}
@@ -106,14 +107,13 @@ def evaluate_model(
     refuse("without --forgetting", {"--general": general, "--general-weight": general_weight, "--base": base})
     if suite is not None:
         refuse("with --suite", {"--data": data, "--answers": answers, **given, **others})
-        work = (limit, max_new_tokens, batch_size, out, train_data or (), run_code)
-        how = SuiteOptions(choose_weights(weights), *work, choose_products(products))
-        at_tasks(models, suite, how, named, examples=examples, as_json=json)
+        work = (limit, max_new_tokens, batch_size, out, train_data or (), run_code, choose_products(products))
+        at_tasks(models, suite, SuiteOptions(choose_weights(weights), *work), named, examples=examples, as_json=json)
         return
     refuse("without --suite", {"--out": out, "--train-data": train_data, **code, **named.given})
     sources = sources_of(models, data, shape)
-    settings: dict[str, Any] = {"data": sources, "metrics": wanted_metrics(metrics), "batch_size": batch_size}
     longest, held = max_new_tokens or MAX_NEW_TOKENS, choose_products(products)
+    settings: dict[str, Any] = {"data": sources, "metrics": wanted_metrics(metrics), "batch_size": batch_size}
     settings |= {"max_new_tokens": longest, "products": held, "limit": limit}
     decider = Decider(reward, rule, judge, judge_model)
     if against is not None or decider != NOBODY:

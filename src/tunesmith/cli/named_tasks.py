@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from tunesmith.cli.model import check_words
 from tunesmith.cli.suite import (
     SuiteOptions,
     check_differ,
@@ -22,6 +23,7 @@ from tunesmith.cli.suite import (
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.suite import TaskRun
+    from tunesmith.export.opening import Dtype
     from tunesmith.export.shelf import Shelf
     from tunesmith.track.progress import Progress
 
@@ -32,6 +34,10 @@ TasksFrom = Annotated[
 ]
 Shots = Annotated[int | None, typer.Option("--shots", min=0, help="With harness: solved examples before a question.")]
 Chat = Annotated[bool, typer.Option("--chat", help="With harness: ask by the model's chat template.")]
+DTYPES = ("auto", "float32", "bfloat16")
+InType = Annotated[
+    str, typer.Option("--dtype", help="With harness: weights and figures as auto (stored), float32 or bfloat16.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +47,17 @@ class NamedTasks:
     folder: Path | None
     shots: int | None
     chat: bool
+    dtype: Dtype
+
+    @classmethod
+    def of(cls, folder: Path | None, shots: int | None, chat: bool, dtype: str) -> NamedTasks:
+        return cls(folder, shots, chat, cast("Dtype", check_words([dtype], DTYPES, "--dtype")[0]))
 
     @property
     def given(self) -> dict[str, object]:
         """The options that were given, None for others."""
-        return {"--tasks-from": self.folder, "--shots": self.shots, "--chat": self.chat or None}
+        dtype = None if self.dtype == "auto" else self.dtype
+        return {"--tasks-from": self.folder, "--shots": self.shots, "--chat": self.chat or None, "--dtype": dtype}
 
 
 def is_named(suite: str | None) -> bool:
@@ -67,7 +79,7 @@ def report_named(
     check_named_once(models)
     names = names_in(suite)
     backend = open_backend()
-    shelf = Shelf.of(models, how.which)
+    shelf = Shelf.of(models, how.which, named.dtype)
     check_differ(shelf)
     tell_sources(shelf.sources, how.which)
     if how.out is not None:

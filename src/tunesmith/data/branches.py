@@ -42,9 +42,10 @@ class Branch:
             yield from child.walk()
 
 
-def forest_of(examples: Sequence[Example], *, share: bool = True) -> list[Branch]:
-    """What the examples share, in the order of first members; without `share` nothing."""
-    return grow([opening(one) for one in examples]) if share else apart(len(examples))
+def forest_of(examples: Sequence[Example], *, share: bool = True, shortest: int = SHORTEST) -> list[Branch]:
+    """What the examples share, in pieces of at least `shortest` tokens and the order of first members; without `share`
+    nothing."""
+    return grow([opening(one) for one in examples], shortest) if share else apart(len(examples))
 
 
 def apart(count: int) -> list[Branch]:
@@ -62,25 +63,25 @@ def opening(example: Example) -> np.ndarray:
     return example.tokens[: min(end, example.cuts[0] if example.cuts else len(example) - 1)]
 
 
-def grow(openings: Sequence[np.ndarray]) -> list[Branch]:
+def grow(openings: Sequence[np.ndarray], shortest: int = SHORTEST) -> list[Branch]:
     """The forest of what the examples with these openings share, in the order of first members."""
     order = sorted(range(len(openings)), key=lambda place: (openings[place].tobytes(), place))
     common = [alike(openings[one], openings[other]) for one, other in pairwise(order)]
-    return split(order, common, 0, LEVELS)
+    return split(order, common, 0, LEVELS, shortest)
 
 
-def split(order: Sequence[int], common: Sequence[int], above: int, levels: int) -> list[Branch]:
+def split(order: Sequence[int], common: Sequence[int], above: int, levels: int, shortest: int) -> list[Branch]:
     """Branches below `above` tokens; `common[i]` is what the sorted members i and i + 1 have in common."""
     found, start = [], 0
     for end in range(1, len(order) + 1):
-        if end < len(order) and levels and common[end - 1] >= above + SHORTEST:
+        if end < len(order) and levels and common[end - 1] >= above + shortest:
             continue
         run, inner = order[start:end], common[start : end - 1]
         if len(run) == 1:
             found.append(Branch(above, above, (run[0],)))
         else:
             depth = min(inner)
-            children = split(run, inner, depth, levels - 1)
+            children = split(run, inner, depth, levels - 1, shortest)
             found.append(Branch(above, depth, tuple(sorted(run)), tuple(children)))
         start = end
     return sorted(found, key=lambda branch: branch.members)

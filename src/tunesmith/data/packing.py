@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from tunesmith.data.branches import Branch, forest_of
+from tunesmith.data.branches import SHORTEST, Branch, forest_of
 from tunesmith.types import Batch, Example, Reads
 
 
@@ -46,14 +46,20 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def batch_of(
-    examples: Sequence[Example], reads: Reads = "logprobs", indices: Sequence[int] = (), *, share: bool = False
+    examples: Sequence[Example],
+    reads: Reads = "logprobs",
+    indices: Sequence[int] = (),
+    *,
+    share: bool = False,
+    shortest: int = SHORTEST,
 ) -> Batch:
     """One microbatch; answers of an example hang from its prompt. `indices` are their places in the prepared data.
 
-    With `share`, examples that begin alike hang from what they share, and stand in the order of that forest. Only a
-    model in which no token sees a later one may share, and only where no chance is drawn per token.
+    With `share`, examples that begin alike, for `shortest` tokens or more, hang from what they share, and stand in the
+    order of that forest. Only a model in which no token sees a later one may share, and only where no chance is drawn
+    per token.
     """
-    forest = forest_of(examples, share=share)
+    forest = forest_of(examples, share=share, shortest=shortest)
     nodes: list[Node] = []
     order: list[int] = []
     groups: list[int] = []
@@ -157,6 +163,29 @@ def assemble(nodes: Sequence[Node], records: tuple[str, ...] = (), reads: Reads 
         group=torch.arange(len(nodes)),
         labels=torch.zeros(len(nodes)),
         records=records,
+    )
+
+
+def without_unread(batch: Batch) -> Batch:
+    """The batch without leaves that predict nothing: an answer of one token is read where its prompt ends."""
+    starts, ends, parents = batch.segments.unbind(1)
+    queries = torch.zeros(len(batch.tokens) + 1, dtype=torch.int64)
+    queries[1:] = torch.bincount(batch.query, minlength=len(batch.tokens)).cumsum(0)
+    kept = queries[ends] > queries[starts]
+    kept[parents[parents >= 0]] = True
+    if kept.all():
+        return batch
+    tokens = kept.repeat_interleave(ends - starts)
+    place = tokens.cumsum(0) - 1
+    number = torch.cat([kept.cumsum(0) - 1, torch.tensor([-1])])  # of the parent -1 as well
+    left = torch.stack([place[starts], place[ends - 1] + 1, number[parents]], 1)[kept]
+    return replace(
+        batch,
+        tokens=batch.tokens[tokens],
+        positions=batch.positions[tokens],
+        segments=left,
+        query=place[batch.query],
+        origins=None if batch.origins is None else batch.origins[kept],
     )
 
 

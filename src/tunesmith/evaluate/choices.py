@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunesmith.data.packing import batch_of, pack
+from tunesmith.data.packing import batch_of, pack, without_unread
 from tunesmith.errors import NumericalError
-from tunesmith.models.forward import base_model, score_only
+from tunesmith.models.forward import base_model, score_whole
 from tunesmith.types import Example
 
 MICROBATCH_TOKENS = 4096
+SHARED = 6  # tokens that questions must begin with together to be worth a segment, where nothing is trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,16 @@ def likelihoods_of(
     found: list[list[Likelihood]] = [[] for _ in examples]
     device, done = base_model(model).device, 0
     for places in pack([len(example) for example in examples], MICROBATCH_TOKENS):
-        batch = batch_of([examples[place] for place in places], indices=places, share=True)
-        scores = score_only(model, batch.to(device))
+        group = [examples[place] for place in places]
+        batch = without_unread(batch_of(group, indices=places, share=True, shortest=SHARED))
+        scores = score_whole(model, batch.to(device))
         check_numbers(scores.logprobs)
-        count = len(batch.group)
-        sums = torch.zeros(3, count, dtype=torch.float64)
-        columns = (scores.logprobs, torch.ones_like(scores.logprobs), scores.correct)
-        for row, column in zip(sums, columns, strict=True):
-            row.index_add_(0, batch.sequence.cpu(), column.double().cpu())
-        for number, logprob, tokens, right in zip(batch.group.tolist(), *sums.tolist(), strict=True):
-            found[batch.examples[number]].append(Likelihood(logprob, round(tokens), right == tokens))
+        counts = torch.bincount(batch.sequence, minlength=len(batch.group)).tolist()
+        columns = (column.cpu().split(counts) for column in (scores.logprobs, scores.correct))
+        for number, logprobs, correct in zip(batch.group.tolist(), *columns, strict=True):
+            found[batch.examples[number]].append(
+                Likelihood(logprobs.double().sum().item(), len(logprobs), bool(correct.all()))
+            )
         done += len(places)
         if on_progress is not None:
             on_progress(done, len(examples))

@@ -32,8 +32,8 @@ class Shelf:
     shared: dict[tuple[str, ...], Several | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, names: Sequence[str], which: Which = "auto") -> Shelf:
-        shelf = cls({})
+    def of(cls, names: Sequence[str], which: Which = "auto", dtype: Dtype = "auto") -> Shelf:
+        shelf = cls({}, dtype)
         for name in names:
             shelf.add(name, which)
         return shelf

@@ -11,7 +11,7 @@ from tunesmith.models import trunk
 from tunesmith.models.divergence import divergence
 from tunesmith.models.encoder import encoder_values
 from tunesmith.models.forest import Forest
-from tunesmith.models.head import token_logprobs
+from tunesmith.models.head import token_logprobs, whole_logprobs
 from tunesmith.models.heads import has_head, is_encoder
 from tunesmith.models.prompts import with_keys, with_prompt
 from tunesmith.models.rounding import filled, rounded, with_more
@@ -37,13 +37,21 @@ def score(model: nn.Module, batch: Batch, embeddings: Float[Tensor, "T D"] | Non
 
 def queried_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "K D"]:
     """The states that predict the batch's targets; layers that can compute no other row of the last one."""
+    states, places = distinct_states(model, batch, embeddings)
+    return states.index_select(0, places)
+
+
+def distinct_states(
+    model: nn.Module, batch: Batch, embeddings: Tensor | None = None
+) -> tuple[Float[Tensor, "R D"], Int[Tensor, " K"]]:
+    """The same states once each, with others that make their number round, and where that of each target stands."""
     given = with_prompt(model, base_model(model).get_input_embeddings(), batch, embeddings)
     batch = given.batch
     wanted = with_more(batch.query.unique(), len(rounded(batch).tokens))
     states = states_of(model, batch, given.embeddings, wanted)
     if len(states) != len(wanted):
         states = states.index_select(0, wanted)
-    return states.index_select(0, torch.searchsorted(wanted, batch.query))
+    return states, torch.searchsorted(wanted, batch.query)
 
 
 def hidden_states(model: nn.Module, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, "T D"]:
@@ -166,6 +174,24 @@ def score_only(model: nn.Module, batch: Batch) -> Scores:
     model.eval()
     try:
         return score(model, batch)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def score_whole(model: nn.Module, batch: Batch) -> Scores:
+    """`score_only` by torch's log_softmax over whole rows, so that last digits are those of programs that take that.
+
+    A state that predicts several targets is projected once.
+    """
+    training = model.training
+    model.eval()
+    try:
+        rows, places = distinct_states(model, batch)
+        base = base_model(model)
+        head = base.get_output_embeddings()
+        assert head is not None, "a causal model without a head got past loading"
+        return Scores(*whole_logprobs(rows, active_module(head), places, batch.target, logit_softcap(base)))
     finally:
         model.train(training)
 

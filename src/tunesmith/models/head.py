@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -12,13 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tunesmith.models.native.kernels import kernels_for
 from tunesmith.models.native.product import rows_by_inputs, rows_by_outputs
-from tunesmith.models.rounding import missing
+from tunesmith.models.rounding import ROUND, missing
 from tunesmith.models.scratch import scratch
 from tunesmith.track.clock import part
 
 HEAD = part("head and loss")
 ROWS, COLUMNS = 4096, 4096  # rows, and words of the vocabulary, whose logits are alive at once
 CHUNK = 256  # rows whose logits are alive at once where autograd forms the gradient
+WHOLE = 2**23  # logits alive at once where whole rows are needed
 
 
 @HEAD
@@ -32,13 +34,18 @@ def token_logprobs(
     A frozen plain head forms the gradient of its input in the forward pass; a trained one projects again in the
     backward pass; any other head (adapted, biased or soft-capped) is recomputed chunk by chunk through autograd.
     """
-    if type(head) is nn.Linear and head.bias is None and softcap is None:
+    if is_plain(head) and softcap is None:
         function = TrainedHead if head.weight.requires_grad else FrozenHead
         count, extra = len(target_K), missing(len(target_K), target_K)
         rows, target = pad(rows_KD, (0, 0, 0, extra)), pad(target_K, (0, extra))
         logprobs, correct, log_z = function.apply(rows, head.weight, target)
         return logprobs[:count], correct[:count], log_z[:count]
     return general_head(rows_KD, head, target_K, softcap)
+
+
+def is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is one product and nothing else."""
+    return type(head) is nn.Linear and head.bias is None
 
 
 def general_head(
@@ -59,6 +66,46 @@ def general_head(
     ]
     logprobs, correct, log_z = (torch.cat(part) for part in zip(*parts, strict=True))
     return logprobs, correct, log_z
+
+
+def whole_logprobs(
+    rows_RD: Float[Tensor, "R D"],
+    head: nn.Module,
+    place_K: Int[Tensor, " K"],
+    target_K: Int[Tensor, " K"],
+    softcap: float | None = None,
+) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
+    """log p(target) and whether the target is the first of the most likely tokens, without a gradient; in fp32.
+
+    Row `place_K` predicts a target; its logits are formed once and whole, and torch's log_softmax normalises them.
+    """
+    logprobs, correct = (torch.empty(len(target_K), device=rows_RD.device) for _ in range(2))
+    height = max(1, WHOLE // len(head.weight) // ROUND) * ROUND if is_plain(head) else CHUNK
+    for block in pieces(len(rows_RD), height):
+        here = ((place_K >= block.start) & (place_K < block.stop)).nonzero()[:, 0]
+        if len(here) == 0:
+            continue
+        logits = whole_logits(rows_RD[block], head, softcap)
+        chances = torch.log_softmax(logits, -1, out=scratch("whole chances", logits.shape, logits))
+        place, target = place_K[here] - block.start, target_K[here]
+        logprobs[here] = chances[place, target]
+        likeliest = logprobs[here] >= chances.amax(-1)[place]
+        likeliest[likeliest.clone()] = chances[place[likeliest]].argmax(-1) == target[likeliest]
+        correct[here] = likeliest.float()
+    return logprobs, correct
+
+
+def whole_logits(rows: Float[Tensor, "R D"], head: nn.Module, softcap: float | None) -> Float[Tensor, "R V"]:
+    """Logits in fp32, after rounding to the type of the rows; in scratch memory where the head is plain."""
+    if is_plain(head):
+        logits = scratch("whole", (len(rows), len(head.weight)), rows, torch.float32)
+        for words in pieces(len(head.weight), COLUMNS):
+            piece = scratch("logits", (len(rows), words.stop - words.start), rows)
+            rows_by_outputs(rows, head.weight[words], piece)
+            logits[:, words] = piece
+    else:
+        logits = head(rows).float()
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 class Softmax:

@@ -129,6 +129,7 @@ def test_training_data_that_is_gone_is_told(folder, finished, suite, capsys) -> 
         (("--suite", "patterns", "--answers", "x.jsonl"), "E455"),
         (("--data", "x.jsonl", "--out", "x"), "E455"),
         (("--suite", "patterns", "--shots", "2"), "E455"),
+        (("--suite", "patterns", "--dtype", "float32"), "E455"),
         (("--data", "x.jsonl", "--run-code"), "E455"),
         (("--suite", "harness:,"), "E466"),
         ((), "E455"),

@@ -151,3 +151,9 @@ def test_endless_nesting_ends():
     forest = grow(openings)
     assert max(len(list(root.walk())) for root in forest) <= 200 + LEVELS
     assert sum(root.saved for root in forest) > 0
+
+
+def test_shorter_beginnings_are_shared_where_asked():
+    openings = [np.array([1, 2, 3, 4, 5, 6, 7, one]) for one in (8, 9)]
+    assert [branch.end for branch in grow(openings)] == [0, 0]
+    assert [(branch.end, branch.members) for branch in grow(openings, 6)] == [(7, (0, 1))]

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data.packing import Node, assemble, batch_of, pack
+from tunesmith.data.packing import Node, assemble, batch_of, pack, without_unread
 from tunesmith.types import Example
 
 
@@ -59,3 +59,21 @@ def test_an_answer_may_continue_an_earlier_one():
     assert batch.query.tolist() == [1, 2, 3, 4, 3]
     assert batch.sequence.tolist() == [0, 0, 1, 1, 2]
     assert batch.positions.tolist() == [0, 1, 2, 3, 4, 4]
+
+
+def test_answers_of_one_token_are_read_at_their_prompt_and_leave_the_batch():
+    tokens = np.array([5, 6, 7, 10, 11, 12, 13, 14], dtype=np.int32)
+    weights = np.array([0, 0, 0, 1, 1, 1, 1, 1], dtype=np.float32)
+    example = Example(tokens, weights, "q", 1, (3, 4, 5, 7))  # of 1, 1, 2 and 1 tokens
+    whole = batch_of([example, example])
+    batch = without_unread(whole)
+    assert batch.tokens.tolist() == [5, 6, 7, 12] * 2
+    assert batch.positions.tolist() == [0, 1, 2, 3] * 2
+    assert batch.segments.tolist() == [[0, 3, -1], [3, 4, 0], [4, 7, -1], [7, 8, 2]]
+    assert batch.query.tolist() == [2, 2, 2, 3, 2, 6, 6, 6, 7, 6]
+    assert batch.target.tolist() == whole.target.tolist()
+    assert batch.sequence.tolist() == whole.sequence.tolist()
+    assert batch.group.tolist() == whole.group.tolist()
+    assert batch.origins is not None
+    assert batch.origins.tolist() == [[0, 0], [0, 5], [1, 0], [1, 5]]
+    assert without_unread(batch) is batch

@@ -1,10 +1,15 @@
 """Named tasks of lm-evaluation-harness: its own `hf` backend finds the same, and what is refused is told."""
 
 import json
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tests.tiny import tiny_model_folder
+from transformers import AutoModelForCausalLM
 
 from common.named_tasks import write_tasks
 
@@ -19,8 +24,10 @@ from tunesmith.errors import BadInput, MachineError, UsageError  # noqa: E402
 from tunesmith.evaluate.lm_harness import backend  # noqa: E402
 from tunesmith.evaluate.lm_harness.backend import Asked, load, run  # noqa: E402
 from tunesmith.evaluate.lm_harness.respondent import Respondent  # noqa: E402
+from tunesmith.models.cache import is_intact  # noqa: E402
 from tunesmith.models.config import ModelConfig  # noqa: E402
 from tunesmith.models.load import load_base  # noqa: E402
+from tunesmith.models.starter import starter_folder  # noqa: E402
 
 NAMES = ("arc_easy", "hellaswag", "piqa", "boolq", "winogrande", "mmlu_anatomy", "gsm8k", "wikitext")
 LIVELY = {"tie_word_embeddings": False, "initializer_range": 0.2, "max_position_embeddings": 1024}
@@ -94,6 +101,59 @@ def test_every_figure_and_answer_is_that_of_the_hf_backend(folder, data, chat) -
                     assert one[1] == other[1]
 
 
+def printed(found: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The task's figures as the harness's own table prints them."""
+    return {key: f"{value:.4f}" for key, value in found["results"][name].items() if isinstance(value, float)}
+
+
+def both(folder: Path, data: Path, names: tuple[str, ...], limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """What the harness tells of the same files through Tunesmith, then through its own backend, in fp32."""
+    loaded = load(Asked(names, data, limit=limit))
+    kept = ModelConfig(path=str(folder), dtype="float32")
+    yield run(loaded, Respondent(load_base(folder, kept).eval(), load_tokenizer(folder), 4))
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(backend.SHOT_SEED)
+    lm = HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=4)
+    theirs = evaluate(lm=lm, task_dict={"tasks": loaded.tasks}, limit=limit, bootstrap_iters=0)
+    assert theirs is not None
+    yield theirs
+
+
+@pytest.fixture(scope="module")
+def learned(folder, data, tmp_path_factory) -> Path:
+    """The model after it has read the texts, so that its perplexities are those of a language model."""
+    place = tmp_path_factory.mktemp("learned")
+    shutil.copytree(folder, place, dirs_exist_ok=True)
+    tokenizer, model = load_tokenizer(place), AutoModelForCausalLM.from_pretrained(place)
+    texts = [json.loads(line)["page"] for line in (data / "wikitext" / "test.jsonl").read_text().splitlines()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for text in texts * 15:
+        ids = torch.tensor([tokenizer.encode(text, specials=True)])
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(place)
+    return place
+
+
+def test_every_printed_digit_is_that_of_the_hf_backend(learned, data) -> None:
+    names = tuple(name for name in NAMES if name != "gsm8k")
+    ours, theirs = both(learned, data, names)
+    told = {name: printed(theirs, name) for name in names}
+    assert {name: printed(ours, name) for name in names} == told
+    assert set(told["wikitext"]) == {f"{one},none" for one in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
+    assert float(told["wikitext"]["word_perplexity,none"]) < 100
+
+
+@pytest.mark.nightly
+def test_every_printed_digit_of_the_starter_is_that_of_the_hf_backend(tmp_path) -> None:
+    if not is_intact(starter_folder()):
+        pytest.skip("the starter model is not fetched here")
+    names = ("arc_easy", "hellaswag", "piqa", "mmlu_anatomy", "wikitext")
+    ours, theirs = both(starter_folder(), write_tasks(tmp_path, 32), names, limit=8)
+    assert {name: printed(ours, name) for name in names} == {name: printed(theirs, name) for name in names}
+
+
 def test_names_are_found_without_reading_every_task(data) -> None:
     index = backend.indexed(Asked(("ai2_arc", "own", "mmlu"), data))
     assert [one["task"] for one in backend.members(index, "ai2_arc", {})] == ["arc_challenge", "arc_easy"]
@@ -106,6 +166,7 @@ def test_models_are_compared_at_named_tasks(folder, data, tmp_path, capsys) -> N
     other = tiny_model_folder(tmp_path / "other", "llama", seed=1, **LIVELY)
     out = tmp_path / "out"
     words = ("eval", str(folder), str(other), "--suite", "harness:own,arc_easy,wikitext", "--tasks-from", str(data))
+    words = (*words, "--dtype", "float32")
     assert call(*words, "--limit", "4", "--out", str(out), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert {one["task"] for one in told["scores"]} == {"own", "arc_easy", "wikitext"}

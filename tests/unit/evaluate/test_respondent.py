@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import DataError, UsageError
+from tunesmith.evaluate.lm_harness import respondent as respondent_module
 from tunesmith.evaluate.lm_harness.respondent import Respondent, Tree, sampling_of
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.load import load_base
@@ -62,6 +63,28 @@ def test_likelihoods_are_those_of_separate_texts(tmp_path, architecture) -> None
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     assert found[3] == found[4]
     assert heard[-1] == (4, 4)  # contexts
+
+
+def test_answers_that_are_too_many_for_a_batch_become_several_and_keep_their_order(tmp_path, monkeypatch) -> None:
+    asked = respondent(tmp_path)
+    pairs = [("", f"{number} is a number.") for number in range(9)]
+    whole = asked.likelihoods([*pairs, pairs[3]])
+    sizes: list[int] = []
+    score = respondent_module.likelihoods_of
+
+    def heard(model, examples, on_progress):
+        sizes.extend(len(example.cuts) for example in examples)
+        return score(model, examples, on_progress)
+
+    monkeypatch.setattr(respondent_module, "MICROBATCH_TOKENS", 16)
+    monkeypatch.setattr(respondent_module, "likelihoods_of", heard)
+    parted = asked.likelihoods([*pairs, pairs[3]])
+    assert len(sizes) > 2
+    assert [one for one, _ in parted] == pytest.approx([one for one, _ in whole], abs=1e-4)
+    assert parted[3] == parted[9]
+    sizes.clear()
+    asked.rolling([text for _, text in pairs])
+    assert sizes == [1] * 9
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(tmp_path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tunesmith.models import head as head_module
-from tunesmith.models.head import token_logprobs
+from tunesmith.models.head import token_logprobs, whole_logprobs
 
 
 def reference(rows, head, target, softcap=None):
@@ -84,3 +84,28 @@ def test_log_z_and_its_gradient_equal_the_dense_formula(kind, columns, both, mon
     found = torch.autograd.grad((log_z.square() + (logprobs * slope if both else 0)).sum(), trained)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["plain", "biased", "softcapped"])
+def test_whole_rows_equal_the_full_softmax(kind, monkeypatch):
+    for name, size in (("CHUNK", 7), ("WHOLE", 31 * 64), ("COLUMNS", 12)):
+        monkeypatch.setattr(head_module, name, size)
+    torch.manual_seed(0)
+    head = nn.Linear(12, 31, bias=kind == "biased").requires_grad_(False)
+    softcap = 3.0 if kind == "softcapped" else None
+    rows, place, target = torch.randn(150, 12), torch.randint(0, 150, (400,)), torch.randint(0, 31, (400,))
+    want = reference(rows.index_select(0, place), head, target, softcap)
+    logprobs, correct = whole_logprobs(rows, head, place, target, softcap)
+    torch.testing.assert_close(logprobs, want, atol=1e-6, rtol=1e-6)
+    assert torch.equal(correct.bool(), head(rows).argmax(1)[place] == target)
+
+
+def test_whole_rows_are_those_of_log_softmax_to_the_bit_and_ties_go_to_the_first():
+    head = nn.Linear(64, 40_000, bias=False).requires_grad_(False)
+    head.weight[:] = torch.randn(40_000, 64, generator=torch.Generator().manual_seed(0))
+    head.weight[[7, 900]] = 5.0
+    rows = torch.ones(1, 64)
+    logprobs, correct = whole_logprobs(rows, head, torch.tensor([0, 0, 0]), torch.tensor([7, 900, 3]))
+    logits = torch.cat([rows @ words.T for words in head.weight.split(head_module.COLUMNS)], 1)
+    assert torch.equal(logprobs, logits.log_softmax(-1)[0, [7, 900, 3]])
+    assert correct.tolist() == [1.0, 0.0, 0.0]

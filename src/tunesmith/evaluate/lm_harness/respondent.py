@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from torch import nn
 
 from tunesmith.data.tokenizer import Tokenizer
 from tunesmith.errors import DataError, UsageError, Where
-from tunesmith.evaluate.choices import Likelihood, likelihoods_of
+from tunesmith.evaluate.choices import MICROBATCH_TOKENS, Likelihood, likelihoods_of
 from tunesmith.rollout.config import Held
 from tunesmith.rollout.generator import Sampling, context_length, generate
 from tunesmith.types import Example, Message, Role
@@ -72,8 +73,9 @@ class Respondent:
     def rolling(self, texts: Sequence[str], on_progress: Progress | None = None) -> list[float]:
         """The log-probability of every text; each token is predicted once, from as much before it as a window holds."""
         windows = [list(self.windows(text)) for text in texts]
-        scored = iter(self.score([piece for pieces in windows for piece in pieces], on_progress))
-        return [float(sum(next(scored).logprob for _ in pieces)) for pieces in windows]
+        examples = [Tree.of([tuple(behind)]).example(before) for pieces in windows for before, behind in pieces]
+        scored = iter(likelihoods_of(self.model, examples, on_progress))
+        return [float(sum(next(scored)[0].logprob for _ in pieces)) for pieces in windows]
 
     def write(self, asked: Sequence[tuple[str, Mapping[str, Any]]], on_progress: Progress | None = None) -> list[str]:
         """What the model writes behind every context, up to the first of the texts in `until`.
@@ -131,21 +133,30 @@ class Respondent:
             yield ids[end - size - 1 : start], ids[start:end]
 
     def score(self, pieces: Sequence[Piece], on_progress: Progress | None) -> list[Likelihood]:
-        """Of every piece the likelihood of what is predicted; equal pieces and equal contexts are computed once."""
-        groups: dict[tuple[int, ...], dict[tuple[int, ...], Likelihood | None]] = {}
-        places: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        """Of every piece the likelihood of what is predicted; equal pieces and equal contexts are computed once.
+
+        Answers to one context that are too many for a batch are put into several.
+        """
+        groups: dict[tuple[tuple[int, ...], int], dict[tuple[int, ...], Likelihood | None]] = {}
+        places: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}  # of each piece: which of these of its context
+        order: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        sizes: Counter[tuple[int, ...]] = Counter()
         for before, behind in pieces:
             room = self.longest + 1 - len(behind)
             if room < 1:
                 raise too_long(len(behind), self.longest)
-            places.append((tuple(before[-room:]), tuple(behind)))
-            groups.setdefault(places[-1][0], {}).setdefault(places[-1][1])
+            context, answer = tuple(before[-room:]), tuple(behind)
+            order.append((context, answer))
+            if order[-1] not in places:
+                places[order[-1]] = sizes[context] // MICROBATCH_TOKENS
+                sizes[context] += len(answer)
+                groups.setdefault((context, places[order[-1]]), {})[answer] = None
         trees = [Tree.of(list(answers)) for answers in groups.values()]
-        examples = [tree.example(before) for before, tree in zip(groups, trees, strict=True)]
+        examples = [tree.example(context) for (context, _), tree in zip(groups, trees, strict=True)]
         scored = likelihoods_of(self.model, examples, on_progress)
         for answers, tree, likely in zip(groups.values(), trees, scored, strict=True):
             answers.update(zip(answers, tree.sums(likely), strict=True))
-        found = [groups[before][behind] for before, behind in places]
+        found = [groups[context, places[context, answer]][answer] for context, answer in order]
         return [one for one in found if one is not None]
 
     def prompt(self, context: str, sampling: Sampling) -> list[int]:
