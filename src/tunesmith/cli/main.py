@@ -17,6 +17,7 @@ from tunesmith import __version__
 from tunesmith.cli.output import crash, fail
 from tunesmith.distributed.launched import launch_folder
 from tunesmith.errors import TunesmithError, UsageError, Where, nearest
+from tunesmith.track.limits import limit_error
 
 GROUPS = (
     "recipes",
@@ -40,6 +41,7 @@ GROUPS = (
     "serve",
     "doctor",
 )
+SPARE = 16 << 20  # bytes of addresses, none of them touched
 PANELS: dict[str, tuple[str, ...]] = {
     "Start": ("quickstart", "init", "recipes", "doctor"),
     "Train": ("data", "plan", "lr-find", "train", "compare"),
@@ -112,6 +114,7 @@ def run(argv: list[str] | None = None) -> None:
     """Run one command and leave with its exit code; every failure becomes a diagnostic."""
     words = sys.argv[1:] if argv is None else argv
     as_json = "--json" in words
+    spare = bytearray(SPARE)
     try:
         code = build()(args=words, prog_name="tunesmith", standalone_mode=False)
     except TunesmithError as error:
@@ -121,7 +124,9 @@ def run(argv: list[str] | None = None) -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:
-        code = crash(error, as_json=as_json)
+        del spare  # what is told needs some memory, where none may be left
+        limited = limit_error(error)
+        code = crash(error, as_json=as_json) if limited is None else fail(limited, as_json=as_json)
     leave(code if isinstance(code, int) else 0)
 
 

@@ -69,8 +69,11 @@ def emit_json(content: Mapping[str, Any]) -> None:
 
 
 def show(diagnostic: Diagnostic) -> None:
-    """Print one error or warning on stderr."""
-    console().print(_painted(diagnostic), soft_wrap=True)
+    """Print one error or warning on stderr; without colours where these cannot be loaded any more."""
+    try:
+        console().print(_painted(diagnostic), soft_wrap=True)
+    except (MemoryError, OSError, ImportError):
+        sys.stderr.write(redacted(str(diagnostic)) + "\n")
 
 
 def fail(error: TunesmithError, *, as_json: bool = False) -> int:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.track.hardware import processor, usable_cores
-
-CGROUP = Path("/sys/fs/cgroup")
+from tunesmith.track.limits import group_bounds, own_bounds, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,46 +50,20 @@ def first_gpu() -> tuple[str, int, int] | None:
 
 
 def memory_limits() -> tuple[int, int]:
-    """Total and free bytes: the machine's, cut by every control group and by the address-space limit."""
+    """Total and free bytes: the machine's, cut by every control group and by the limits of the process.
+
+    What a process holds already counts as free where its own limits are concerned, for a plan counts the whole process.
+    """
     info = dict(line.split(":", 1) for line in read_text(Path("/proc/meminfo")).splitlines() if ":" in line)
     if not info:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total // 2
     total, free = (int(info[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    for folder in cgroup_folders():
-        limit, used = _group_memory(folder)
-        if limit is not None:
-            total, free = min(total, limit), min(free, max(0, limit - used))
-    space, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if space != resource.RLIM_INFINITY:
-        total, free = min(total, space), min(free, space)
+    for bound in group_bounds():
+        total, free = min(total, bound.limit), min(free, max(0, bound.limit - bound.used))
+    for bound in own_bounds():
+        total, free = min(total, bound.limit), min(free, bound.room)
     return total, free
-
-
-def _group_memory(folder: Path) -> tuple[int | None, int]:
-    """Limit and use of one control group; cached file pages count as free."""
-    for limit_name, used_name, cache_name in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        limit, used = read_text(folder / limit_name).strip(), read_text(folder / used_name).strip()
-        if limit.isdigit() and used.isdigit():
-            rows = dict(line.split() for line in read_text(folder / "memory.stat").splitlines())
-            return int(limit), int(used) - int(rows.get(cache_name, 0))
-    return None, 0
-
-
-def cgroup_folders() -> list[Path]:
-    """The control groups above this process, in both versions of the file system."""
-    folders = [CGROUP, CGROUP / "memory"]
-    for line in read_text(Path("/proc/self/cgroup")).splitlines():
-        parts = line.split(":", 2)
-        if len(parts) != 3 or parts[1] not in ("", "memory"):
-            continue
-        base = CGROUP / parts[1] if parts[1] else CGROUP
-        inner = Path(parts[2].lstrip("/"))
-        folders += [base / inner, *(base / parent for parent in inner.parents)]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def cpu_features() -> set[str]:
@@ -100,10 +72,3 @@ def cpu_features() -> set[str]:
         if line.startswith(("flags", "Features")):
             return set(line.partition(":")[2].split())
     return set()
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -11,9 +11,9 @@ from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.changing_config import LisaConfig
 from tunesmith.models.inventory import Trainable
 from tunesmith.models.quantized.bitsandbytes import is_installed
-from tunesmith.planning.machine import read_text
 from tunesmith.planning.trunk import existing
 from tunesmith.recipe import Recipe
+from tunesmith.track.limits import read_text
 from tunesmith.train.optimizers import AdamW, AdamW8bit
 from tunesmith.train.optimizers.paging import is_paged
 

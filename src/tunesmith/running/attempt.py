@@ -8,14 +8,14 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.errors import Fix, MachineError, TunesmithError
+from tunesmith.errors import TunesmithError
 from tunesmith.recipe import Recipe
 from tunesmith.redaction import redacted_tree
 from tunesmith.running.determinism import no_kernel, refused_operation
+from tunesmith.track.limits import limit_error, no_memory
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.status import State
 from tunesmith.track.tracker import NullTracker, Tracking, open_tracker
-from tunesmith.train.measure import peak_memory_bytes
 from tunesmith.train.out_of_memory import is_out_of_memory
 from tunesmith.train.signals import Signals
 
@@ -44,7 +44,9 @@ def attempt(
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                error = no_memory(error, mesh)
+                error = no_memory(error, recipe.train.microbatch_limit(mesh.device().type))
+            elif not isinstance(error, TunesmithError) and (limited := limit_error(error)) is not None:
+                error = limited
             elif (operation := refused_operation(error)) is not None:
                 error = no_kernel(operation, error, mesh.device())
             if not isinstance(error, TunesmithError):
@@ -60,22 +62,8 @@ def attempt(
 
 
 def begin_tracking(recipe: Recipe, run: RunDir) -> Tracking:
-    return open_tracker(run, recipe.run.report_to, run.next_attempt(), redacted_tree(recipe.model_dump(mode="json")))
-
-
-def no_memory(error: BaseException, mesh: Mesh) -> MachineError:
-    """Memory that ran out outside of a step, such as while the model was loaded; the newest checkpoint stands."""
-    peak = peak_memory_bytes(mesh.device()) / 1e9
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    told = MachineError(
-        "E493",
-        "memory ran out, and not in a step whose microbatches could be made smaller",
-        evidence=(f"the process has held {peak:.2f} GB at most", reason),
-        fixes=(
-            Fix("see what the run needs, and how to make it need less", command="tunesmith plan RECIPE"),
-            Fix("model.quantization=nf4", {"model.quantization": "nf4"}, effect="a frozen base of a quarter the size"),
-            Fix("free memory or raise the limit of the process (ulimit -v), then resume"),
-        ),
-    )
-    told.__cause__ = error
-    return told
+    settings = redacted_tree(recipe.model_dump(mode="json"))
+    try:
+        return open_tracker(run, recipe.run.report_to, run.next_attempt(), settings)
+    except RuntimeError as error:  # the thread of the heartbeat could not be started
+        raise limit_error(error) or error from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.errors import BadInput, Fix, MachineError, Where
 from tunesmith.redaction import redacted
+from tunesmith.track.limits import NO_FILE, no_files
 
 PLAIN = {
     errno.ENOSPC: "the disk is full",
@@ -28,6 +29,8 @@ SPACE = Fix("free some space or choose another run.folder, then resume", effect=
 
 def disk_error(error: OSError, path: Path) -> MachineError:
     """An OSError on a file of the run directory as MachineError E194."""
+    if error.errno in NO_FILE:
+        return no_files(error, f"cannot write {path.name}")
     reason = PLAIN.get(error.errno or 0, error.strerror or "unknown error")
     evidence = []
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

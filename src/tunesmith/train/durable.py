@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tunesmith.errors import Fix, MachineError
 from tunesmith.faults import fault
+from tunesmith.track.limits import NO_FILE, no_files
 
 CHUNK = 8 * 1024 * 1024
 
@@ -140,6 +141,8 @@ def require_space(folder: Path, need: int) -> None:
 
 def machine_error(error: OSError, doing: str, folder: Path, need: int) -> MachineError:
     """An OSError while saving, in words: what failed, how much is needed and free, and at which mount."""
+    if error.errno in NO_FILE:
+        return no_files(error, doing)
     reason = PLAIN.get(error.errno or 0, error.strerror or "unknown error")
     free = shutil.disk_usage(_existing(folder)).free
     evidence = [f"need {_size(need)}, free {_size(free)} at {_mount(folder)}"]

@@ -9,6 +9,7 @@ import torch
 
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import Fix, MachineError, Where
+from tunesmith.track.limits import memory_told
 from tunesmith.types import Batch
 
 Result = TypeVar("Result")
@@ -55,7 +56,7 @@ def cannot_split(step: int, reason: str, microbatches: Sequence[Batch]) -> Machi
         "E491",
         f"step {step} does not fit into memory, and smaller microbatches do not help",
         where=Where(field="train.microbatch_tokens"),
-        evidence=(f"the largest microbatch has {tokens:,} tokens", reason.splitlines()[0][:200]),
+        evidence=(f"the largest microbatch has {tokens:,} tokens", *memory_told(), reason.splitlines()[0][:200]),
         fixes=(
             Fix(
                 "train.activation_checkpointing=full",
