@@ -16,6 +16,7 @@ UNMAPPED = ("failed to map segment", "cannot allocate memory", "can't allocate m
 NO_THREAD = ("can't start new thread", "resource temporarily unavailable", "thread creation failed")
 NO_FILE = (errno.EMFILE, errno.ENFILE)
 FILES_WANTED = 256
+NEARLY = 0.95
 HALVED = 512  # tokens of a microbatch that is small on any machine
 
 
@@ -32,6 +33,10 @@ class Bound:
     def room(self) -> int:
         """Resident bytes that the whole process may have."""
         return max(0, self.limit - self.idle)
+
+    @property
+    def is_met(self) -> bool:
+        return self.used > NEARLY * self.limit
 
     def __str__(self) -> str:
         return f"limit: {self.limit / 1e9:.2f} GB ({self.name}), {self.used / 1e9:.2f} GB in use"
@@ -113,7 +118,10 @@ def limit_error(error: BaseException) -> MachineError | None:
         return no_memory(error)
     if any(is_threadless(each) for each in chain):
         return no_threads(error)
-    return None
+    is_foreign = isinstance(
+        error, RuntimeError | ImportError | SystemError
+    )  # libraries lose their words without memory
+    return no_memory(error) if is_foreign and any(bound.is_met for bound in own_bounds()) else None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
