@@ -24,9 +24,13 @@ from tests.e2e.attempts import outcome, set_up, start, tiny_recipe
 
 from tunesmith.cli.main import run as tunesmith
 from tunesmith.distributed.word import PREFIX
+from tunesmith.iterate.planning import plan_any
 from tunesmith.recipe import to_yaml
+from tunesmith.serve.house import House
+from tunesmith.serve.server import Server
 from tunesmith.track.lock import LOCK
 
+LOADED = (plan_any, House, Server)  # once, not in every fork
 PR_SET_CHILD_SUBREAPER = 36
 STOPS = {"finish": None, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGKILL": signal.SIGKILL}
 LAST = {"train": 1.5, "serve": 2.0, "ranks": 14.0}  # seconds within which a signal comes
@@ -142,6 +146,7 @@ def main(folder: Path, cycles: int, seed: int = 0) -> dict[str, Any]:
     os.environ["TUNESMITH_KERNELS"] = "off"  # compiling them for a new home takes longer than any of this
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     set_up(folder)
     made = Cycles(folder, seed)
     started = time.monotonic()
