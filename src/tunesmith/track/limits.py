@@ -153,7 +153,6 @@ def no_memory(error: BaseException, tokens: int = 2 * HALVED) -> MachineError:
             Fix(f"train.microbatch_tokens={half}", {"train.microbatch_tokens": half}, effect="smaller forward passes"),
             Fix("model.quantization=nf4", {"model.quantization": "nf4"}, effect="a frozen base of a quarter the size"),
             Fix("data.max_length=512", {"data.max_length": 512}, effect="longer examples are dropped"),
-            Fix("free memory or raise the limit, then resume"),
         ),
     )
     told.__cause__ = error
