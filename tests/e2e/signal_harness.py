@@ -62,7 +62,7 @@ class Campaign:
         attempt.watch(lambda: bool(attempt.passed), 60)
         if moment != "start":
             attempt.reach(MOMENTS[moment], self.dice.randint(1, 3))
-        attempt.pause(self.dice.uniform(0, self.loading if moment == "start" else 0.02))
+        attempt.pause(self.dice.uniform(0, 0.7 * self.loading if moment == "start" else 0.01))
         met, used = phase(attempt.passed), attempt.cpu if attempt.code is not None else attempt.cpu_so_far()
         if attempt.code is None:
             os.kill(attempt.child, signal.SIGTERM)
