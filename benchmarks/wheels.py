@@ -103,7 +103,7 @@ def pack(name: str, folder: Path, python: str) -> int:
 
 def download(pins: list[str], folder: str, python: str) -> None:
     platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, *platforms]
     subprocess.run([*pip, *target, "--dest", folder, *pins], check=True)
 

@@ -26,7 +26,7 @@ def python_of(peer: str, torch: str) -> Path:
     marker, python = folder / "built", folder / "bin" / "python"
     if not (marker.exists() and marker.read_text() == stamp):
         print(f"building {folder} (minutes) ...", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        subprocess.run([sys.executable, "-P", "-m", "venv", "--clear", folder], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, f"torch=={torch}"], check=True)
         subprocess.run([*install, *(["--no-deps"] if peer in COMPLETE else []), "-r", pins], check=True)

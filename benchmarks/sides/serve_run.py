@@ -89,7 +89,7 @@ def by_server(settings: dict) -> dict:
     words = ["serve", f"m={settings['model']}", "--port", "0", "--dtype", settings["dtype"]]
     words += ["--products", settings["products"], "--max-wait", "600"]
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "300"}
-    program = [sys.executable, "-m", "tunesmith", *words]
+    program = [sys.executable, "-P", "-m", "tunesmith", *words]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:

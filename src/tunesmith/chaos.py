@@ -150,7 +150,7 @@ def train(folder: Path, name: str, armed: str = "") -> int:
     environment = {**os.environ, faults.VARIABLE: armed, "TUNESMITH_KERNELS": "off", "OMP_NUM_THREADS": "1"}
     log = (folder / f"{name}.log").open("w")
     with log:
-        command = [sys.executable, "-m", "tunesmith", *words]
+        command = [sys.executable, "-P", "-m", "tunesmith", *words]
         return subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=folder, check=False).returncode
 
 

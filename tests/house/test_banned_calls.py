@@ -27,6 +27,7 @@ KEYWORDS = {
     ("weights_only", False),
 }
 TEXTS = {"0.0.0.0"}
+ELSEWHERE = "without -P, which keeps the working folder from being imported from:"
 # Each entry is a place that was looked at, and why it is right. At most three.
 REVIEWED = {
     "src/tunesmith/track/stdout.py": "a stand-in for stdout hands on whatever is asked of the real one",
@@ -40,6 +41,14 @@ def name_of(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
+def begins(words: ast.List | ast.Tuple, option: str) -> bool:
+    """Whether a command begins with our Python and this option at once, so that it imports from the working folder."""
+    match words.elts:
+        case [program, ast.Constant(value=first), *_]:
+            return name_of(program) == "sys.executable" and first == option
+    return False
+
+
 def faults(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names if alias.name.partition(".")[0] in MODULES]
@@ -47,6 +56,8 @@ def faults(node: ast.AST) -> list[str]:
         return [str(node.module)] if str(node.module).partition(".")[0] in MODULES else []
     if isinstance(node, ast.Constant):
         return [node.value] if isinstance(node.value, str) and node.value in TEXTS else []
+    if isinstance(node, ast.List | ast.Tuple):
+        return [f"{ELSEWHERE} {option}" for option in ("-m", "-c") if begins(node, option)]
     if not isinstance(node, ast.Call):
         return []
     name = name_of(node.func)
@@ -111,7 +122,7 @@ def test_there_are_no_notebooks_nor_scripts_of_an_install():
         "AutoModel.from_pretrained(p, trust_remote_code=True)", "archive.extractall(p)", "getattr(a, name)",
         "host = '0.0.0.0'", "dist.all_gather_object(a, b)", "subprocess.getoutput(c)", "import joblib",
         "get(u, verify=False)", "torch.load(f, weights_only=False)", "tempfile.mktemp()", "import shelve",
-        "yaml.load(x, Loader=L)", "np.load(p, allow_pickle=True)",
+        "run([sys.executable, '-m', 'pip'])", "yaml.load(x, Loader=L)", "np.load(p, allow_pickle=True)",
     ],
 )  # fmt: skip
 def test_each_rule_finds_its_fault(code):
@@ -119,5 +130,6 @@ def test_each_rule_finds_its_fault(code):
 
 
 def test_harmless_code_passes():
-    code = "model.eval()\nre.compile('x')\ntorch.compile(m)\nf(shell=False)\ngetattr(a, 'b', None)\nyaml.parse(x)"
+    code = "run([sys.executable, '-P', '-m', 'pip'])\n"
+    code += "model.eval()\nre.compile('x')\ntorch.compile(m)\nf(shell=False)\ngetattr(a, 'b', None)\nyaml.parse(x)"
     assert not any(faults(node) for node in ast.walk(ast.parse(code)))

@@ -31,7 +31,7 @@ class Words:
 
     def argv(self, run: Path | None) -> list[str]:
         resume = [] if run is None else ["--resume", str(run)]
-        own = [sys.executable, "-m", "tunesmith", "train", "--yes", "--force"]
+        own = [sys.executable, "-P", "-m", "tunesmith", "train", "--yes", "--force"]
         return [*own, *self.flags, *resume, "--", self.name, *self.overrides]
 
 

@@ -165,7 +165,7 @@ def try_method(budget: Budget, entry: Entry, display: Progress) -> Row:
 def train_apart(budget: Budget, entry: Entry, words: Sequence[str]) -> dict[str, Any]:
     """What `tunesmith train --json` says of this method; a process of its own has a peak of its own."""
     place = [f"run.folder={budget.folder / 'runs'}", f"run.name={entry.slug}"]
-    command = [sys.executable, "-m", "tunesmith", "train", budget.recipe, *words, *TRAINED, *place]
+    command = [sys.executable, "-P", "-m", "tunesmith", "train", budget.recipe, *words, *TRAINED, *place]
     done = subprocess.run([*command, "--resume", "auto", "--yes", "--json"], capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if lines:

@@ -58,7 +58,7 @@ def convert_in_child(gguf: Path, stage: Path, progress: Progress = silent) -> No
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     begin = time.monotonic()
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "tunesmith.models.gguf", str(gguf.resolve()), str(stage)]
+        command = [sys.executable, "-P", "-m", "tunesmith.models.gguf", str(gguf.resolve()), str(stage)]
         process = Kept(command, output, environment)
         try:
             while process.runs:

