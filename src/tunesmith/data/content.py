@@ -152,6 +152,22 @@ def broken_gzip(path: Path, error: Exception, line: int, offset: int) -> DataErr
     )
 
 
+def bomb_bound(packed: int) -> int:
+    """How many bytes may come of a file of `packed` bytes."""
+    return max(BOMB_FLOOR, BOMB_RATIO * packed)
+
+
+def bomb(path: Path, packed: int, fix: Fix) -> Unsafe:
+    """A compressed file that grows beyond its bound (E046)."""
+    return Unsafe(
+        "E046",
+        f"unpacks to more than {bomb_bound(packed) // 2**20:,} MB from {packed:,} bytes: a compression bomb?",
+        where=Where(str(path), 1),
+        evidence=[f"the bound is {BOMB_RATIO} times the packed size, and at least {BOMB_FLOOR // 2**20} MB"],
+        fixes=[fix],
+    )
+
+
 def cannot_read(path: Path, error: OSError) -> DataError:
     """The operating system refused to open or read the file (E041)."""
     reason = error.strerror or str(error)
@@ -170,21 +186,13 @@ def _unpacked(raw: BinaryIO, path: Path) -> Iterator[bytes]:
         raise DataError("E040", f"named .gz, but {what}", where=Where(str(path), 1), fixes=[fix])
     raw.seek(0)
     packed = path.stat().st_size
-    bound = max(BOMB_FLOOR, BOMB_RATIO * packed)
     unpacked = 0
     with gzip.GzipFile(fileobj=raw) as stream:
         while block := stream.read1(BLOCK):
             unpacked += len(block)
-            if unpacked > bound:
-                raise Unsafe(
-                    "E046",
-                    f"unpacks to more than {bound // 2**20:,} MB from {packed:,} bytes: a compression bomb?",
-                    where=Where(str(path), 1),
-                    evidence=[
-                        f"the bound is {BOMB_RATIO} times the packed size, and at least {BOMB_FLOOR // 2**20} MB"
-                    ],
-                    fixes=[Fix("unpack it yourself if you trust it", command=f"gunzip -k {quoted(path)}")],
-                )
+            if unpacked > bomb_bound(packed):
+                fix = Fix("unpack it yourself if you trust it", command=f"gunzip -k {quoted(path)}")
+                raise bomb(path, packed, fix)
             yield block
 
 

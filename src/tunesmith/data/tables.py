@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.content import LINE_LIMIT, Kind, cannot_read, read_text_lines
+from tunesmith.data.content import LINE_LIMIT, Kind, bomb, bomb_bound, cannot_read, read_text_lines, too_long
 from tunesmith.data.tally import Tally
 from tunesmith.errors import DataError, Diagnostic, Fix, MachineError, Where
 from tunesmith.types import Record
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 ROWS = 1000  # turned into Python objects at a time
+ROOM = 512 * 2**20  # bytes of a batch, were each of its rows as long as the whole column chunk
+VALUE = 8  # bytes that a value of Parquet counts as, which may take none there
 
 
 def read_csv(path: Path, kind: Kind, tally: Tally) -> Iterator[Record]:
@@ -92,12 +94,30 @@ def read_parquet(path: Path, tally: Tally, wanted: Collection[str]) -> Iterator[
     """
     table = _open(path)
     columns = _columns(path, table, wanted, tally)
+    _refuse_bomb(path, table)
     row, file = 0, str(path)
     for group in range(table.metadata.num_row_groups):
         for batch in _batches(path, table, group, columns):
             for value in batch:
                 row += 1
-                yield Record(value, file, row)
+                if value is None:
+                    tally.refuse(too_long(path, row))
+                else:
+                    yield Record(value, file, row)
+
+
+def _refuse_bomb(path: Path, table: pq.ParquetFile) -> None:
+    """Unsafe (E046) when the footer promises far more bytes or values than the file has, before any is read.
+
+    Columns that repeat themselves are small there too: a dictionary counts once.
+    """
+    packed = path.stat().st_size
+    unpacked = 0
+    for group in map(table.metadata.row_group, range(table.metadata.num_row_groups)):
+        values = sum(group.column(index).num_values for index in range(group.num_columns))
+        unpacked += max(group.total_byte_size, VALUE * values)
+    if unpacked > bomb_bound(packed):
+        raise bomb(path, packed, Fix("save it as .jsonl yourself if you trust it"))
 
 
 @lru_cache(maxsize=1)
@@ -166,16 +186,36 @@ def _strange(kind: pa.DataType) -> str | None:
     return None if any(is_plain(kind) for is_plain in plain) else str(kind)
 
 
-def _batches(path: Path, table: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _batches(path: Path, table: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[Iterable[Any]]:
+    """Batches of rows; None stands for a row over the limit of one record."""
     import pyarrow as pa
 
+    about = table.metadata.row_group(group)
+    longest = max((about.column(index).total_uncompressed_size for index in range(about.num_columns)), default=0)
+    rows = max(1, min(ROWS, ROOM // max(1, longest)))
     try:
-        for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
-            yield batch.to_pylist()
+        for batch in table.iter_batches(rows, row_groups=[group], columns=columns):
+            yield batch.to_pylist() if batch.nbytes <= LINE_LIMIT else _short_rows(batch)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         column = next((name for name in columns if not _readable(table, group, name)), None)
         what = f"row group {group}{f', column {column!r}' if column else ''} cannot be read: {_short(error)}"
         raise _damaged(path, what, column) from error
+
+
+def _short_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
+    for index in range(batch.num_rows):
+        row = batch.slice(index, 1)
+        (value,) = row.to_pylist()
+        yield value if row.nbytes <= LINE_LIMIT or _length(value) <= LINE_LIMIT else None
+
+
+def _length(value: object) -> int:
+    """Bytes of the texts in a value, and one for everything else."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "replace"))
+    if isinstance(value, dict):
+        return sum(map(_length, value.values()))
+    return sum(map(_length, value)) if isinstance(value, list) else 1
 
 
 def _readable(table: pq.ParquetFile, group: int, column: str) -> bool:

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.config import SourceConfig
+from tunesmith.data.content import LINE_LIMIT
 from tunesmith.data.entries import read_entries
 from tunesmith.data.sources import read_records
 from tunesmith.data.tally import Tally
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, Unsafe
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -167,6 +168,44 @@ def test_d23_columns_without_text_are_refused_only_when_wanted(tmp_path):
     assert caught.value.diagnostic.code == "E043"
     assert caught.value.diagnostic.where.field == "image"
     assert "row group 0" in caught.value.diagnostic.evidence[0]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{"prompt": ["a" * 70_000_000]}, {"text": pa.array(["a"]).take(pa.array([0] * 10_000_000))}],
+    ids=["one long text", "many rows"],
+)
+def test_d21_a_parquet_bomb_is_refused_from_its_footer(tmp_path, table):
+    path = write(tmp_path / "a.parquet", table, compression="zstd")
+    with pytest.raises(Unsafe, match=r"MB from [0-9,]+ bytes: a compression bomb") as caught:
+        next(read_records(path))
+    found = caught.value.diagnostic
+    assert (found.code, found.where.file) == ("E046", str(path))
+    assert found.fixes[0].label == "save it as .jsonl yourself if you trust it"
+
+
+def test_d21_honest_columns_that_repeat_themselves_are_read(tmp_path):
+    length, rows = 100_000, 2000  # two hundred megabytes of text, in a file a thousand times as small
+    path = write(tmp_path / "a.parquet", {"system": ["x" * length] * rows, "text": ["a"] * rows}, compression="zstd")
+    assert length * rows > 1000 * path.stat().st_size
+    assert sum(len(record.value["system"]) for record in read_records(path)) == length * rows
+
+
+def test_d19_a_parquet_record_over_the_limit_is_refused_by_its_row(tmp_path):
+    turns = [{"role": "user", "content": "b" * LINE_LIMIT}, {"role": "assistant", "content": "c"}]
+    texts = ["a", "b", "c" * (LINE_LIMIT - 1), "d"]
+    path = write(tmp_path / "a.parquet", {"text": texts, "turns": [None, turns, None, None]})
+    found = refused(path).diagnostic
+    assert (found.code, found.where.line) == ("E039", 2)
+    assert "longer than 16 MB" in found.message
+    read = read_records(path, tally=Tally("skip"))
+    assert [record.line for record in read] == [1, 3, 4]
+
+
+def test_d19_a_dictionary_is_not_the_length_of_its_rows(tmp_path):
+    texts = ["a" * (LINE_LIMIT // 2), "b" * (LINE_LIMIT // 2), "c" * 100]
+    path = write(tmp_path / "a.parquet", {"text": pa.array(texts).dictionary_encode()})
+    assert [len(record.value["text"]) for record in read_records(path)] == [len(text) for text in texts]
 
 
 def test_d14_a_parquet_file_without_rows(tmp_path):
