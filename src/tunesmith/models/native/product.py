@@ -89,7 +89,8 @@ def is_wide(x: Tensor, weight: Tensor) -> bool:
 @cache
 def has_onednn() -> bool:
     """Asked once: whether torch has oneDNN, and the processor the vectors that it is faster with."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return wide and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not part of torch's public interface
 
 
 def by_onednn(x: Float[Tensor, "T I"], weight: Float[Tensor, "O I"], out: Float[Tensor, "T O"]) -> None:
