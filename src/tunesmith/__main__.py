@@ -15,9 +15,12 @@ def limit_kernels() -> None:
 
 def main() -> None:
     limit_kernels()
-    from tunesmith.cli.main import run
+    try:
+        from tunesmith.cli.main import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while this much was being loaded
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

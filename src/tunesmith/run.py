@@ -20,7 +20,7 @@ from tunesmith.models.fp8_layers import exact_products
 from tunesmith.models.load import load_base
 from tunesmith.models.meaning import meaning_of
 from tunesmith.models.reference import Computed
-from tunesmith.models.save import save_weights
+from tunesmith.models.save import save_weights, sweep_stages
 from tunesmith.models.stack import find_stack
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
 from tunesmith.running.agreement import compare
@@ -188,6 +188,7 @@ def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     """Continue from the newest valid checkpoint, if there is one; damaged newer ones are reported."""
     if around.mesh.is_first:
         loop.parts.store.clean()
+        sweep_stages(around.run.path)
     around.mesh.barrier()
     checkpoint = loop.parts.store.newest()
     if checkpoint is None:

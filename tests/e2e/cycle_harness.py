@@ -22,7 +22,7 @@ from typing import Any
 from tests.distributed.crew import own_listeners
 from tests.e2e.attempts import outcome, set_up, start, tiny_recipe
 
-from tunesmith.cli.main import run as tunesmith
+from tunesmith.__main__ import main as tunesmith
 from tunesmith.distributed.word import PREFIX
 from tunesmith.iterate.planning import plan_any
 from tunesmith.recipe import to_yaml
@@ -61,7 +61,7 @@ class Cycles:
     def cycle(self, kind: str, stop: str, number: int) -> None:
         log = self.folder / f"{kind}.log"
         words = self.words(kind, number)
-        child = start(lambda: tunesmith(words), log)
+        child = start(lambda: command(words), log)
         number_of = STOPS[stop] or (signal.SIGTERM if kind == "serve" else None)
         if number_of is not None:
             time.sleep(self.dice.uniform(0.0, LAST[kind]) if stop != "finish" else LAST[kind])
@@ -127,6 +127,11 @@ class Cycles:
             "shared": [name for name in shared if os.stat(f"/dev/shm/{name}").st_uid == os.geteuid()],
             "problems": self.problems,
         }
+
+
+def command(words: list[str]) -> None:
+    sys.argv = ["tunesmith", *words]
+    tunesmith()
 
 
 def family() -> list[int]:

@@ -284,6 +284,17 @@ def test_n10_a_rate_far_too_high_ends_in_code_6_and_not_in_hours(train):
     assert "3 bad steps in a row" in str(error)
 
 
+def test_p12_what_a_kill_left_of_the_final_weights_goes_with_the_next_start(train, tmp_path):
+    with pytest.raises(faults.InjectedFault):
+        train("cut", "train.step@step=3:raise", train__epochs=1)
+    for name in (".tmp-adapter-0a1b2c3d", ".old-adapter-0a1b2c3d"):
+        (tmp_path / "cut" / name).mkdir()
+        (tmp_path / "cut" / name / "adapter_model.safetensors").write_bytes(b"half")
+    run = train("cut", train__epochs=1)
+    assert [path.name for path in run.iterdir() if path.name.startswith((".tmp-", ".old-"))] == []
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
+
+
 def test_p11_a_clock_that_jumps_by_a_day_changes_no_figure(train, monkeypatch, evidence):
     calm = train("calm", train__epochs=1)
     now, asked = time.time, itertools.count()

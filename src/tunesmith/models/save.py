@@ -103,6 +103,14 @@ def copy_tokenizer(source: Path, folder: Path, new: NewTokens = PLAIN) -> None:
     write_extended(folder, new)
 
 
+def sweep_stages(run: Path) -> list[Path]:
+    """Remove folders of weights that a kill left half written or half replaced; only the run's owner may call it."""
+    left = [path for pattern in (".tmp-*", ".old-*") for path in run.glob(pattern) if path.is_dir()]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    return left
+
+
 def swap(stage: Path, final: Path) -> None:
     """Put a finished folder in place of an older one."""
     old = final.with_name(f".old-{final.name}-{uuid.uuid4().hex[:8]}")

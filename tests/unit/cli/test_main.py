@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.command import call
 
+from tunesmith import __main__ as program
 from tunesmith.cli.output import SCHEMA
 
 
@@ -163,3 +164,13 @@ def test_a_missing_argument_points_to_the_help_of_its_command(capsys):
     assert "fix: tunesmith serve --help" in told
     assert call("chat", "starter", "--prompt") == 2
     assert "fix: tunesmith chat --help" in capsys.readouterr().err
+
+
+def test_an_interrupt_outside_of_a_command_is_code_130_without_a_traceback(monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tunesmith.cli.main.run", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    assert caught.value.code == 130
