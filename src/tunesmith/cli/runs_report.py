@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
 from tunesmith.configuring.reader import read_yaml
 from tunesmith.errors import BadInput
+from tunesmith.regular import open_regular
 from tunesmith.track.forgetting import read_forgetting
 from tunesmith.track.health import signs
 from tunesmith.track.index import RunSummary, summarise
@@ -16,6 +18,8 @@ from tunesmith.track.preferences import FIGURES, LEARNED, courses, rounds, worri
 from tunesmith.track.reader import Row, read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.status import ACTIVE
+
+LAST_BYTES = 64_000  # of a log, where its last lines are looked for
 
 
 def report_of(run: RunDir) -> dict[str, Any]:
@@ -111,7 +115,9 @@ def _checkpoints(run: RunDir) -> list[int]:
 
 def _last_lines(run: RunDir, count: int = 12) -> list[str]:
     try:
-        return run.log_file.read_text("utf-8", errors="replace").splitlines()[-count:]
+        with open_regular(run.log_file) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            return file.read(LAST_BYTES).decode("utf-8", errors="replace").splitlines()[-count:]
     except OSError:
         return []
 

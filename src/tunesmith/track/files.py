@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.errors import BadInput, Fix, MachineError, Where
 from tunesmith.redaction import redacted
+from tunesmith.regular import read_regular
 from tunesmith.track.limits import NO_FILE, no_files
 
 PLAIN = {
@@ -23,6 +24,7 @@ PLAIN = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
 }
+LARGEST = 16_000_000  # bytes of a small file of a run
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 SPACE = Fix("free some space or choose another run.folder, then resume", effect="older checkpoints stay valid")
 
@@ -82,9 +84,9 @@ def finite(value: Any) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; BadInput E193 when it is missing or damaged."""
+    """The JSON object in `path`; BadInput E193 when it is missing, damaged, too large or no regular file."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, LARGEST))
     except FileNotFoundError:
         raise _damaged(path, f"{path.name} is missing") from None
     except OSError as error:

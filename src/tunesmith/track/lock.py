@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import BadInput, Fix, UsageError, Where
+from tunesmith.regular import NotRegular, kind_of, read_regular
 from tunesmith.track.files import disk_error
 from tunesmith.track.process import Process, this_process
 from tunesmith.track.status import BEAT_SECONDS, STALE_SECONDS, read_status
 
 LOCK = "run.lock"
+LONGEST = 4096  # bytes of it
 WATCH_SECONDS = 3 * BEAT_SECONDS
 LOOK_SECONDS = 0.2
 
@@ -42,7 +44,7 @@ def hold(folder: Path) -> Iterator[None]:
 def owner(folder: Path) -> Process | None:
     """The process named by the lock, dead or alive; None when there is none or it cannot be read."""
     try:
-        return _parse((folder / LOCK).read_bytes())
+        return _parse(read_regular(folder / LOCK, LONGEST))
     except OSError:
         return None
 
@@ -61,7 +63,7 @@ def _take(path: Path, me: Process) -> None:
 def _claim(path: Path, me: Process, watched: Process | None) -> Process | None:
     """Become the owner, unless a living one is named (UsageError) or one that must be `watched` first (returned)."""
     with _exclusive(path) as descriptor:
-        holder = _parse(os.pread(descriptor, 4096, 0))
+        holder = _parse(os.pread(descriptor, LONGEST, 0))
         if holder is not None and holder != watched:
             alive = holder.alive()
             if alive or (alive is None and _is_fresh(path, os.fstat(descriptor).st_mtime)):
@@ -88,7 +90,7 @@ def _beats(status: Path) -> bool:
 def _release(path: Path, me: Process) -> None:
     try:
         with _exclusive(path) as descriptor:
-            if _parse(os.pread(descriptor, 4096, 0)) == me:
+            if _parse(os.pread(descriptor, LONGEST, 0)) == me:
                 os.ftruncate(descriptor, 0)
     except OSError:  # the directory is gone or read-only by now; a dead owner is replaced anyway
         return
@@ -96,9 +98,17 @@ def _release(path: Path, me: Process) -> None:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[int]:
-    """The open file, held against other processes only while its content is looked at and changed."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """The open file, held against other processes only while its content is looked at and changed.
+
+    A link is not followed, for what it leads to would be overwritten.
+    """
+    if path.is_symlink():
+        raise NotRegular(path, "it is a link")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
+        kind = kind_of(os.fstat(descriptor).st_mode)
+        if kind is not None:
+            raise NotRegular(path, f"it is {kind}, not a file")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:

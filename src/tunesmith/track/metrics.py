@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.faults import fault
 from tunesmith.redaction import redacted
+from tunesmith.regular import open_regular
 from tunesmith.track.files import disk_error, to_json
 
 
@@ -18,8 +19,8 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            self._torn = path.exists() and _ends_torn(path)  # first, for opening a pipe would wait for its reader
             self._file = path.open("ab", buffering=0)
-            self._torn = _ends_torn(path)
             self._heal()
         except OSError as error:
             raise disk_error(error, path) from error
@@ -72,7 +73,7 @@ class JsonLines:
 
 
 def _ends_torn(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False
         file.seek(-1, os.SEEK_END)

@@ -7,11 +7,15 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from tunesmith.errors import BadInput, Where
+from tunesmith.regular import NotRegular, open_regular
 
 Row = dict[str, Any]
 
 RESUME = "resume"
+LONGEST = 16_000_000  # bytes of a line; a longer one is no row
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _BASE = frozenset({"step", "tokens", "wall", "attempt", "event"})
 
@@ -28,14 +32,30 @@ def parse(line: bytes) -> Row | None:
 def read_lines(path: Path) -> Iterator[Row]:
     """Every whole row of a file, in order, with the rows that a resume replaced; nothing when there is no file."""
     try:
-        file = path.open("rb")
+        file = open_rows(path)
     except FileNotFoundError:
         return
     with file:
-        for line in file:
-            row = parse(line)
+        for _, row in _parts(file):
             if row is not None:
                 yield row
+
+
+def open_rows(path: Path) -> BinaryIO:
+    """BadInput E193 for what is no regular file: a pipe would wait for ever, a device has no end."""
+    try:
+        return open_regular(path)
+    except NotRegular as error:
+        raise BadInput("E193", f"{path.name} cannot be read: {error.strerror}", where=Where(str(path))) from error
+
+
+def _parts(file: BinaryIO) -> Iterator[tuple[bytes, Row | None]]:
+    """Every line with its row. One that is too long comes in parts, and none of them has a row."""
+    torn = False
+    while part := file.readline(LONGEST):
+        ends = part.endswith(b"\n")
+        yield part, None if torn or (len(part) == LONGEST and not ends) else parse(part)
+        torn = not ends
 
 
 def current(rows: Iterable[Row]) -> list[Row]:
@@ -92,20 +112,25 @@ def latest(rows: Iterable[Row]) -> dict[str, float]:
 def read_from(path: Path, offset: int) -> tuple[list[Row], int]:
     """Rows after a byte offset and the next offset; a line without its end is left for the next call."""
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read()
+        file = open_rows(path)
     except FileNotFoundError:
         return [], offset
-    whole = content[: content.rfind(b"\n") + 1]
-    rows = [row for line in whole.splitlines() if (row := parse(line)) is not None]
-    return rows, offset + len(whole)
+    rows: list[Row] = []
+    with file:
+        file.seek(offset)
+        for part, row in _parts(file):
+            if not part.endswith(b"\n") and len(part) < LONGEST:
+                break
+            offset += len(part)
+            if row is not None:
+                rows.append(row)
+    return rows, offset
 
 
 def last_rows(path: Path, size: int = 16_384) -> list[Row]:
     """The rows in the last `size` bytes of a file, without reading the rest."""
     try:
-        with path.open("rb") as file:
+        with open_rows(path) as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - size))
             lines = file.read().split(b"\n")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import BadInput, Fix, UsageError, Where
+from tunesmith.regular import read_regular
 from tunesmith.track import lock
-from tunesmith.track.files import disk_error, read_object, replace_text, to_json
+from tunesmith.track.files import LARGEST, disk_error, read_object, replace_text, to_json
 from tunesmith.track.status import Status, read_status
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -140,7 +141,7 @@ class RunDir:
     def read_config(self) -> str:
         """The text of `config.yaml`; BadInput E193 when it is missing."""
         try:
-            return self.config_file.read_text("utf-8")
+            return read_regular(self.config_file, LARGEST).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             where = Where(str(self.config_file))
             raise BadInput("E193", "config.yaml cannot be read", where=where, evidence=[str(error)]) from error

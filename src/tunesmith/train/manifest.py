@@ -14,12 +14,14 @@ import safetensors
 import torch
 
 import tunesmith
+from tunesmith.regular import open_regular, read_regular
 from tunesmith.train.durable import to_json
 
 PACKAGE = Path(__file__).parents[1]
 CODE = ("*.py", "*.cpp", "*.h")
 MANIFEST = "manifest.json"
 FORMAT = 1
+LARGEST = 16_000_000  # bytes of a manifest
 
 
 class Broken(Exception):
@@ -36,7 +38,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a committed folder, its own checksum verified; Broken says what is wrong."""
     path = folder / MANIFEST
     try:
-        text = path.read_bytes().decode()
+        text = read_regular(path, LARGEST).decode()
         manifest = json.loads(text)
     except FileNotFoundError:
         raise Broken(f"{MANIFEST} is missing") from None
@@ -59,7 +61,7 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             size = path.stat().st_size
             if size != entry["size"]:
                 raise Broken(f"{name} has {size:,} bytes instead of {entry['size']:,}")
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except FileNotFoundError:
             raise Broken(f"{name} is missing") from None
