@@ -14,6 +14,7 @@ from torch import Tensor
 from tunesmith.errors import NumericalError
 
 TOP = 512  # most likely tokens looked at first; only a flatter distribution is sorted whole
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +98,26 @@ def adjusted(logits: Float[Tensor, "B V"], rows: Sequence[Chooser]) -> Float[Ten
 
 
 def penalise(logits: Float[Tensor, " V"], sampling: Sampling, prompt: Sequence[int], made: Sequence[int]) -> None:
-    """In place."""
+    """In place. Finite logits stay finite, whatever the settings."""
     counts = Counter(made)
     if sampling.repetition != 1:
+        factor = min(max(sampling.repetition, SMALLEST), LARGEST)
         seen = torch.tensor(sorted({*prompt, *counts}), device=logits.device)
         found = logits[seen]
-        logits[seen] = torch.where(found > 0, found / sampling.repetition, found * sampling.repetition)
+        logits[seen] = torch.where(found > 0, found / factor, found * factor).clamp(-LARGEST, LARGEST)
     if counts and (sampling.presence or sampling.frequency):
         ids = torch.tensor(list(counts), device=logits.device)
         times = torch.tensor(list(counts.values()), device=logits.device)
-        logits[ids] -= sampling.presence + sampling.frequency * times
+        taken = bounded(sampling.presence) + bounded(sampling.frequency) * times.double()
+        logits[ids] -= taken.clamp(-LARGEST, LARGEST).float()
     for token, added in sampling.bias:
-        logits[token] += added
+        logits[token] += bounded(added)
+    logits.clamp_(-LARGEST, LARGEST)
+
+
+def bounded(value: float) -> float:
+    """Within what fp32 holds."""
+    return min(max(value, -LARGEST), LARGEST)
 
 
 def choose(logits: Float[Tensor, "B V"], sampling: Sampling, draw_B: Float[Tensor, " B"] | None) -> Int[Tensor, " B"]:
@@ -116,7 +125,8 @@ def choose(logits: Float[Tensor, "B V"], sampling: Sampling, draw_B: Float[Tenso
     logits = logits.float()
     if draw_B is None:
         return logits.max(-1).indices
-    probabilities = narrowed((logits / sampling.temperature).softmax(-1), sampling)
+    below = logits - logits.max(-1, keepdim=True).values  # no temperature makes these infinite upwards
+    probabilities = narrowed((below / min(max(sampling.temperature, SMALLEST), LARGEST)).softmax(-1), sampling)
     sums = probabilities.cumsum(-1)
     total = sums[:, -1:]
     goal = torch.minimum(draw_B.to(sums)[:, None] * total, total.nextafter(torch.zeros_like(total)))
@@ -133,7 +143,7 @@ def narrowed(probabilities: Float[Tensor, "B V"], sampling: Sampling) -> Float[T
         probabilities = nucleus(probabilities, sampling.top_p)
     if sampling.min_p > 0:
         likeliest = probabilities.max(-1, keepdim=True).values
-        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * likeliest, 0.0)
+        probabilities = probabilities.masked_fill(probabilities < min(sampling.min_p, 1.0) * likeliest, 0.0)
     return probabilities
 
 
@@ -143,7 +153,7 @@ def nucleus(probabilities: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, 
     tops = probabilities.topk(min(TOP, count)).values
     if (tops.sum(-1) < top_p).any():
         tops = probabilities.sort(-1, descending=True).values
-    kept = (tops.cumsum(-1) - tops < top_p).sum(-1, keepdim=True)
+    kept = (tops.cumsum(-1) - tops < top_p).sum(-1, keepdim=True).clamp(min=1)  # fp32 holds no 1e-300
     return probabilities.masked_fill(probabilities < tops.gather(-1, kept - 1), 0.0)
 
 
