@@ -10,24 +10,21 @@ from tunesmith.config import Config
 from tunesmith.configuring.reader import read_value
 from tunesmith.errors import TunesmithError, UsageError, Where, nearest
 from tunesmith.rollout.choosing import Sampling
-
-Penalty = Annotated[float, Field(ge=-2, le=2)]
+from tunesmith.rollout.ranges import Bias, MinP, Penalty, Repetition, Temperature, TopP
 
 
 class ChatSettings(Config):
     """The settings of `Sampling`, with their ranges and what they begin as in a conversation."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=131_072)] = Field(default=512, description="Longest answer, tokens.")
-    temperature: Annotated[float, Field(ge=0, le=10)] = Field(default=0.7, description="0 takes the likeliest token.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=0.95, description="Mass of the tokens drawn from.")
+    temperature: Temperature = Field(default=0.7, description="0 takes the likeliest token.")
+    top_p: TopP = Field(default=0.95, description="Mass of the tokens drawn from.")
     top_k: Annotated[int, Field(ge=0)] = Field(default=0, description="Draw from the k likeliest tokens; 0: all.")
-    min_p: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="Least share of the likeliest's.")
-    repetition: Annotated[float, Field(gt=0, le=10)] = Field(default=1.0, description="Divides what was said before.")
+    min_p: MinP = Field(default=0.0, description="Least share of the likeliest's.")
+    repetition: Repetition = Field(default=1.0, description="Divides what was said before.")
     presence: Penalty = Field(default=0.0, description="Taken from what the answer holds already.")
     frequency: Penalty = Field(default=0.0, description="The same, for each time.")
-    bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, description="Added to the logits of tokens: {12: -5}."
-    )
+    bias: dict[int, Bias] = Field(default_factory=dict, description="Added to the logits of tokens: {12: -5}.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Seed of the draws.")
 
     def sampling(self) -> Sampling:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tunesmith.config import Config
+from tunesmith.rollout.ranges import Temperature, TopP
 
 Held = Literal["packed", "shared", "int8"]
 """What products read while answers are made: a copy of the weights in the order in which it is read, the weights
@@ -20,12 +21,10 @@ class SamplingConfig(Config):
     """How answers are drawn from a model."""
 
     answers: Annotated[int, Field(ge=1, le=4096)] = Field(default=4, description="Answers per prompt.")
-    temperature: Annotated[float, Field(ge=0, le=10)] = Field(
-        default=0.8, description="Flatness of the draws; 0 always takes the likeliest token."
+    temperature: Temperature = Field(
+        default=0.8, description="Flatness of the draws; 0, and what is below 0.0001, always takes the likeliest token."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.95, description="Draw from the fewest tokens that hold this mass."
-    )
+    top_p: TopP = Field(default=0.95, description="Draw from the fewest tokens that hold this mass.")
     max_new_tokens: Annotated[int, Field(ge=1, le=131_072)] = Field(
         default=256, description="Longest answer in tokens."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tunesmith.data.tokenizer import Tokenizer
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import NumericalError, TunesmithError
 from tunesmith.rollout.choosing import Chooser, Sampling, choose_each, not_finite, row_draws
 from tunesmith.rollout.text import GrowingText, StopFinder
 
+LOG = logging.getLogger("tunesmith.rollout")
 Reason = Literal["stop", "length"]
 
 
@@ -127,7 +129,7 @@ class Answer:
 
 
 def advance(logits: Float[Tensor, "B V"], live: Sequence[Answer]) -> list[int]:
-    """Choose the next token of every answer and tell it; an answer that fails ends alone, with any token."""
+    """Choose the next token of every answer and tell it; an order that fails ends alone, with any token."""
     finite = torch.isfinite(logits).all(-1).tolist()
     fine: list[int] = []
     choosers: list[Chooser] = []
@@ -137,17 +139,50 @@ def advance(logits: Float[Tensor, "B V"], live: Sequence[Answer]) -> list[int]:
                 raise not_finite()
             choosers.append(answer.chooser(logits.shape[-1]))
             fine.append(at)
-        except TunesmithError as error:
-            answer.order.fail(error)
+        except Exception as error:
+            answer.order.fail(as_told(error))
     picked = [0] * len(live)
     own = logits if len(fine) == len(live) else logits[torch.tensor(fine, dtype=torch.long, device=logits.device)]
-    for at, said in zip(fine, told(own, choose_each(own, choosers), [live[at] for at in fine]), strict=True):
+    for at, said in zip(fine, chosen(own, choosers, [live[at] for at in fine]), strict=True):
+        if said is None:
+            continue
         picked[at] = said.token
         try:
             live[at].take(said)
-        except TunesmithError as error:
-            live[at].order.fail(error)
+        except Exception as error:
+            live[at].order.fail(as_told(error))
     return picked
+
+
+def chosen(logits: Float[Tensor, "B V"], rows: Sequence[Chooser], live: Sequence[Answer]) -> list[Said | None]:
+    """What every row goes on with. Where choosing for all fails each row is tried alone, and its order ends (None)."""
+    try:
+        return [*told(logits, checked(choose_each(logits, rows), logits.shape[-1]), live)]
+    except Exception as error:
+        if len(rows) == 1:
+            live[0].order.fail(as_told(error))
+            return [None]
+    alone = range(len(rows))
+    return [said for at in alone for said in chosen(logits[at : at + 1], rows[at : at + 1], live[at : at + 1])]
+
+
+def checked(tokens: Sequence[int], width: int) -> Sequence[int]:
+    """An id beyond the embedding would be an error of the next step, which is everybody's."""
+    if not all(0 <= token < width for token in tokens):
+        raise IndexError(f"chosen: {tokens}, of {width} tokens")
+    return tokens
+
+
+def as_told(error: Exception) -> TunesmithError:
+    """What whoever ordered hears of it; the traceback of what is no error of theirs stays in the log."""
+    if isinstance(error, TunesmithError):
+        return error
+    LOG.error("an answer failed", exc_info=error)
+    return NumericalError(
+        "E550",
+        f"the next token of this answer could not be chosen ({type(error).__name__}); other answers go on",
+        fixes=["ask again with temperature 0 and without penalties, logit_bias or schema"],
+    )
 
 
 def told(logits: Float[Tensor, "B V"], tokens: Sequence[int], live: Sequence[Answer]) -> list[Said]:

@@ -15,7 +15,7 @@ from tunesmith.rollout.beginning import takes_one_length
 from tunesmith.rollout.engine.engine import TOKENS, Engine
 from tunesmith.rollout.engine.table import Table
 from tunesmith.rollout.generator import steps
-from tunesmith.rollout.orders import Answer, Order, Speaker, advance
+from tunesmith.rollout.orders import Answer, Order, Speaker, advance, as_told
 
 
 class Scheduler(Protocol):
@@ -110,8 +110,8 @@ class EngineScheduler:
         for order in new:
             try:
                 found += order.answers(self.speaker.tokenizer, self.speaker.stop_ids)
-            except TunesmithError as error:
-                order.fail(error)
+            except Exception as error:
+                order.fail(as_told(error))
             else:
                 self.reserved[order] = pages_of(order)
         return found
@@ -190,8 +190,8 @@ class BatchScheduler:
         for number, order in enumerate(new):
             try:
                 found = order.answers(speaker.tokenizer, speaker.stop_ids)
-            except TunesmithError as error:
-                order.fail(error)
+            except Exception as error:
+                order.fail(as_told(error))
                 continue
             self.answers += found
             owners += [number] * len(found)

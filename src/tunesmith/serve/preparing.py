@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from tunesmith.serve.replies import ChatReply, CompletionReply, Envelope, Reply
 from tunesmith.serve.settings import Limits
 from tunesmith.serve.tools import CallFinder, Style, call_grammar, mark_ids, offered, style_of
 from tunesmith.serve.wire import Asked, ChatAsked, CompletionAsked, Tool
+
+TOKEN = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,7 @@ def bias_of(asked: Asked, writer: Writer) -> tuple[tuple[int, float], ...]:
     width = writer.grammars.width
     found = []
     for token, added in (asked.logit_bias or {}).items():
-        if not token.isdecimal() or int(token) >= width:
+        if not TOKEN.fullmatch(token) or int(token) >= width:
             message = f"{token[:40]!r} is no token of this model"
             raise Refusal("E411", message, field="logit_bias", fix=f"give ids from 0 to {width - 1}")
         found.append((int(token), added))

@@ -266,7 +266,9 @@ class VllmHouse:
             raise error
 
     def limited(self, asked: Asked, body: Mapping[str, Any]) -> dict[str, Any]:
-        """With our limit of an answer where none was named."""
+        """With our limit of an answer where none was named, and no temperature that is too small to draw with."""
+        if asked.temperature is not None:
+            body = {**body, "temperature": asked.temperature}
         named = asked.max_tokens or (isinstance(asked, ChatAsked) and asked.max_completion_tokens)
         room = self.limits.new_tokens if isinstance(asked, ChatAsked) else 16
         return {**body} if named else {**body, "max_tokens": room}

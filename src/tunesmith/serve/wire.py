@@ -8,12 +8,12 @@ from pydantic import Field, ValidationError
 
 from tunesmith.config import Config
 from tunesmith.errors import nearest
+from tunesmith.rollout.ranges import Bias, MinP, Penalty, Repetition, Temperature, TopP
 from tunesmith.serve.refusals import Refusal
 from tunesmith.types import Message, Role
 
 Found = TypeVar("Found", bound=Config)
 Text = Annotated[str, Field(max_length=4_000_000)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Part(Config):
@@ -107,14 +107,14 @@ class Asked(Config):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=10)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_p: MinP | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    repetition_penalty: Repetition | None = None
+    logit_bias: dict[str, Bias] | None = None
     seed: int | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=1024)]

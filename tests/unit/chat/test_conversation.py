@@ -11,6 +11,8 @@ from tunesmith.chat.voice import Voices
 from tunesmith.errors import ModelError, UsageError
 from tunesmith.export.shelf import Shelf
 from tunesmith.rollout.choosing import Sampling
+from tunesmith.rollout.config import SamplingConfig
+from tunesmith.serve.wire import CompletionAsked
 
 SHORT = ChatSettings(max_new_tokens=8)
 
@@ -100,6 +102,13 @@ def test_every_setting_of_sampling_can_be_changed() -> None:
     assert {name for name, _, _ in settings.listed()} == set(Sampling.__dataclass_fields__) - {"until"}
 
 
+def test_a_temperature_that_is_too_small_to_draw_with_is_0_everywhere() -> None:
+    for given, wanted in ((1e-300, 0), (9e-5, 0), (1e-4, 1e-4), (0.5, 0.5)):
+        assert ChatSettings().changed(f"temperature={given}").temperature == wanted
+        assert SamplingConfig(temperature=given).temperature == wanted
+        assert CompletionAsked(model="m", prompt="x", temperature=given).temperature == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
@@ -114,6 +123,8 @@ def test_every_setting_of_sampling_can_be_changed() -> None:
         ("temperature=warm", "E482", "valid number"),
         ("bias=[", "E482", "bias cannot be"),
         ("top_p=0", "E482", "top_p=0.95 is what it begins as"),
+        ("top_p=1e-300", "E482", "greater than or equal to"),
+        ("repetition=1e-300", "E482", "greater than or equal to 0.01"),
     ],
 )
 def test_wrong_settings_are_told(change: str, code: str, words: str) -> None:
