@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import Fix, ModelError, Where
+from tunesmith.tokenizing import check_growth, encoded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -164,9 +165,10 @@ def find_added(folder: Path, tokens: Sequence[str]) -> Added:
 
     source, _ = read_source(folder)
     plain, longer = Tokenizer.from_str(source), Tokenizer.from_str(extend(source, tokens))
+    check_growth(plain, folder / "tokenizer.json")
     known = longer.get_vocab(with_added_tokens=True)
     ids = tuple(known[token] for token in tokens)
-    pieces = tuple(tuple(plain.encode(token, add_special_tokens=False).ids) for token in tokens)
+    pieces = tuple(tuple(encoded(plain, token, folder / "tokenizer.json").ids) for token in tokens)
     before = max(plain.get_vocab(with_added_tokens=True).values()) + 1
     return Added(ids, pieces, before, max(before, *(id + 1 for id in ids)))
 

@@ -6,12 +6,14 @@ import json
 import re
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from tunesmith.errors import DataError
+from tunesmith.tokenizing import encoded
 
 # Private-use characters that no text can guess; a template copies them, and case or escaping filters leave them alone.
 _SECRET = "".join(chr(0xE100 + byte) for byte in secrets.token_bytes(6))
@@ -27,7 +29,8 @@ class ControlTokens:
     which a recipe named because texts hold them.
     """
 
-    def __init__(self, source: str, named: Iterable[str], new: Iterable[str] = ()) -> None:
+    def __init__(self, source: str, named: Iterable[str], file: Path, new: Iterable[str] = ()) -> None:
+        self._file = file
         self._source = source
         self._added = {token["content"]: token for token in json.loads(source).get("added_tokens", [])}
         names, own = set(named), set(new)
@@ -72,7 +75,7 @@ class ControlTokens:
         """
         wrapped, places = self._wrap(text) if specials else (text, None)
         backend = self._backend()
-        encoding = backend.encode(wrapped, add_special_tokens=False)
+        encoding = encoded(backend, wrapped, self._file)
         known = set(self.ids.values())
         ids = []
         for raw in encoding.ids:

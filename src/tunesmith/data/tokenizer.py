@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tunesmith.data.control import BREAK, ControlTokens
 from tunesmith.data.template import Ask, Failure, Template, text_of
 from tunesmith.errors import DataError, ModelError, Where
+from tunesmith.tokenizing import check_growth, decoded, encoded
 from tunesmith.types import Message
 from tunesmith.vocabulary import extend, read_new_tokens, read_source, read_text
 
@@ -54,10 +55,11 @@ class Tokenizer:
         source = extend(text, new)
         self.new_tokens = (*read_new_tokens(folder).tokens, *new)
         self._digest = hashlib.sha256(source.encode()).digest()
-        self._backend = _backend(source, folder)
+        self._file = folder / "tokenizer.json"
+        self._backend = _backend(source, self._file)
         settings = _read_json(folder / "tokenizer_config.json")
         self.named = _named_tokens(settings, _read_json(folder / "special_tokens_map.json"))
-        self.control = ControlTokens(source, self.named.values(), self.new_tokens)
+        self.control = ControlTokens(source, self.named.values(), self._file, self.new_tokens)
         self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.unk_id = self._id_of("unk_token")
         self.bos_id = self._id_of("bos_token")
@@ -76,7 +78,7 @@ class Tokenizer:
         """Ids of `text`, without BOS or EOS; with `specials` False its control texts stay plain text."""
         if not specials and self.control.pattern.search(text):
             return self.control.encode(text, specials=False)[0]
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return encoded(self._backend, text, self._file).ids
 
     def encode_after(self, text: str, prompt_ids: Sequence[int], prompt: str) -> list[int]:
         """Plain ids of a text that follows `prompt`, so that the prompt keeps the ids it has alone."""
@@ -95,7 +97,7 @@ class Tokenizer:
         if BREAK in text:
             ids, offsets = self.control.encode(text, specials=True)
         else:
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            encoding = encoded(self._backend, text, self._file)
             ids, offsets = encoding.ids, np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts, ends = offsets[:, 0], offsets[:, 1]
         reached = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]]) if len(ends) else ends
@@ -107,14 +109,14 @@ class Tokenizer:
         if skip_special and shown.intersection(found):
             found = [id for id in found if id in shown or id not in self.control.special_ids]
             skip_special = False
-        return self._backend.decode(found, skip_special_tokens=skip_special)
+        return decoded(self._backend, found, self._file, skip_special=skip_special)
 
     def token_text(self, id: int) -> str:
         """One token as text; a part of a character is shown as its bytes."""
         piece = self._backend.id_to_token(int(id))
         if piece is None:
             return f"<{id}?>"
-        text = self._backend.decode([int(id)], skip_special_tokens=False)
+        text = decoded(self._backend, [int(id)], self._file)
         if "\ufffd" in text:
             return piece
         return " " + text if piece.startswith("▁") and not text.startswith(" ") else text
@@ -181,13 +183,13 @@ class Tokenizer:
     def _find_start_ids(self, add_bos: object) -> tuple[int, ...]:
         if isinstance(add_bos, bool) and self.bos_id is not None:
             return (self.bos_id,) if add_bos else ()
-        bare = self._backend.encode("a", add_special_tokens=False).ids
-        full = self._backend.encode("a", add_special_tokens=True).ids
+        bare = encoded(self._backend, "a", self._file).ids
+        full = encoded(self._backend, "a", self._file, specials=True).ids
         return tuple(full[: full.index(bare[0])]) if bare and bare[0] in full else ()
 
     def _find_end_ids(self) -> tuple[int, ...]:
-        bare = self._backend.encode("a", add_special_tokens=False).ids
-        full = self._backend.encode("a", add_special_tokens=True).ids
+        bare = encoded(self._backend, "a", self._file).ids
+        full = encoded(self._backend, "a", self._file, specials=True).ids
         return tuple(full[full.index(bare[-1]) + 1 :]) if bare and bare[-1] in full else ()
 
 
@@ -235,16 +237,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _backend(source: str, folder: Path) -> Backend:
+def _backend(source: str, file: Path) -> Backend:
     try:
         backend = Backend.from_str(source)
     except Exception as error:  # the library raises no narrower class
         raise ModelError(
             "E066",
             f"tokenizer.json cannot be read: {error}",
-            where=Where(file=str(folder / "tokenizer.json")),
+            where=Where(file=str(file)),
             fixes=["download the model again"],
         ) from error
+    check_growth(backend, file)
     backend.no_truncation()
     backend.no_padding()
     return backend
