@@ -50,7 +50,24 @@ class Checkpoint:
         """What `rank` added; None when fewer ranks wrote the checkpoint."""
         if rank >= self.manifest["world"]["ranks"]:
             return None
-        return Part(self.tensors(f"rank{rank}"), json.loads((self.folder / f"rank{rank}.json").read_text("utf-8")))
+        try:
+            state = _read_state(self.folder / f"rank{rank}.json")
+        except Broken as broken:
+            raise CheckpointError(
+                "E111", f"checkpoint step-{self.step}: {broken}", where=Where(str(self.folder))
+            ) from None
+        return Part(self.tensors(f"rank{rank}"), state)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The object in a file that was verified; Broken when it holds none."""
+    try:
+        state = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        raise Broken(f"{path.name} is not JSON") from None
+    if not isinstance(state, dict):
+        raise Broken(f"{path.name} holds no object")
+    return state
 
 
 def other_versions(checkpoint: Checkpoint) -> Diagnostic | None:
@@ -182,7 +199,7 @@ class CheckpointStore:
     def _open(self, step: int, skipped: list[Diagnostic] | None = None) -> Checkpoint:
         folder = self._path(step)
         manifest = verify(folder, step)
-        state = json.loads((folder / "state.json").read_text("utf-8"))
+        state = _read_state(folder / "state.json")
         return Checkpoint(step, folder, manifest, state, tuple(skipped or ()))
 
     def _present(self, step: int) -> dict[str, Any] | None:

@@ -40,15 +40,42 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         text = read_regular(path, LARGEST).decode()
         manifest = json.loads(text)
+        sealed = isinstance(manifest, dict) and seal(manifest) == text
     except FileNotFoundError:
         raise Broken(f"{MANIFEST} is missing") from None
     except OSError as error:
         raise Broken(f"{MANIFEST} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also numbers of thousands of digits, and NaN
         raise Broken(f"{MANIFEST} is damaged: it is not JSON") from None
-    if not isinstance(manifest, dict) or seal(manifest) != text:
+    if not sealed:
         raise Broken(f"{MANIFEST} is damaged: its checksum does not match")
+    if manifest.get("format") != FORMAT:
+        raise Broken(f"its format is {manifest.get('format')!r}; this version reads {FORMAT}")
+    if fault := _misshape(manifest):
+        raise Broken(f"{MANIFEST} is no manifest: {fault}")
     return manifest
+
+
+def _misshape(manifest: Mapping[str, Any]) -> str | None:
+    """What a manifest lacks that every one has, or None; its checksum says only that nobody changed it by accident."""
+    files, world = manifest.get("files"), manifest.get("world")
+    if type(manifest.get("step")) is not int:
+        return "step is no whole number"
+    if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
+        return "files does not give each a size and a sha256"
+    named = manifest.get("versions")
+    if not isinstance(named, dict) or not all(isinstance(value, str) for value in named.values()):
+        return "versions does not name each by a text"
+    ranks = world.get("ranks") if isinstance(world, dict) else None
+    if type(ranks) is not int or not 0 < ranks <= len(files):
+        return "world does not say how many ranks wrote it"
+    wanted = ["state.json", *(f"rank{rank}.{ending}" for rank in range(ranks) for ending in ("json", "safetensors"))]
+    missing = next((name for name in wanted if name not in files), None)
+    return f"it lists no {missing}" if missing else None
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
 
 
 def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -74,8 +101,6 @@ def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 def verify(folder: Path, step: int) -> dict[str, Any]:
     """The manifest of the checkpoint of `step` once every file of it fits; Broken says what does not."""
     manifest = read_manifest(folder)
-    if manifest.get("format") != FORMAT:
-        raise Broken(f"its format is {manifest.get('format')!r}; this version reads {FORMAT}")
     if manifest["step"] != step:
         raise Broken(f"{MANIFEST} is of step {manifest['step']}")
     verify_files(folder, manifest["files"])
