@@ -100,8 +100,8 @@ class Campaign:
 
     def single(self) -> None:
         """P2, P3, P4: the other signals, and two of a kind."""
-        saved = self.newest(self.signalled("interrupt", [signal.SIGINT], 130))
-        self.expect("interrupt", saved, 5)
+        for name, numbers, code in (("interrupt", [signal.SIGINT], 130), ("hangup", [signal.SIGHUP] * 2, 75)):
+            self.expect(name, self.newest(self.signalled(name, numbers, code)), 5)
         for name, number, code in (("twice-int", signal.SIGINT, 130), ("twice-term", signal.SIGTERM, 143)):
             run = self.signalled(name, [number, number], code)
             self.expect(name, self.newest(run), 4)

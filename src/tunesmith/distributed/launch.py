@@ -177,18 +177,17 @@ class Launch:
 
     @contextmanager
     def signals_passed_on(self) -> Iterator[None]:
-        """Inside `with`, what asks this process to save or to stop asks every rank; SIGHUP asks them to stop.
+        """Inside `with`, what asks this process to save or to stop asks every rank; SIGHUP asks to stop.
 
         What the process ignores, as SIGHUP under nohup, stays ignored.
         """
 
         def pass_on(number: int, frame: FrameType | None) -> None:
-            sent = signal.SIGTERM if number == signal.SIGHUP else number
-            self.asked = self.asked if sent == signal.SIGUSR1 else sent
+            self.asked = self.asked if number == signal.SIGUSR1 else number
             for process in self.processes:
                 with suppress(ProcessLookupError):
                     if process.poll() is None:
-                        os.kill(process.pid, sent)
+                        os.kill(process.pid, number)
 
         heard = [number for number in PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
         old = {number: signal.signal(number, pass_on) for number in heard}

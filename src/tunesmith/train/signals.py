@@ -25,7 +25,12 @@ class Request(IntEnum):
         return self is not Request.SAVE
 
 
-_REQUESTS = {signal.SIGUSR1: Request.SAVE, signal.SIGINT: Request.INTERRUPT, signal.SIGTERM: Request.TERMINATE}
+_REQUESTS = {
+    signal.SIGUSR1: Request.SAVE,
+    signal.SIGINT: Request.INTERRUPT,
+    signal.SIGTERM: Request.TERMINATE,
+    signal.SIGHUP: Request.TERMINATE,
+}
 _FIRST = {
     Request.SAVE: "saving after this step, then going on",
     Request.INTERRUPT: "finishing this step and saving; press Ctrl-C again to stop at once without saving",
@@ -39,25 +44,25 @@ _NOT_SAVED = {
 
 
 class Signals:
-    """SIGTERM, SIGINT and SIGUSR1 as requests that the loop polls, while inside `with`.
+    """SIGTERM, SIGHUP, SIGINT and SIGUSR1 as requests that the loop polls, while inside `with`.
 
-    The second SIGTERM or SIGINT leaves at once by SystemExit (143 or 130), so that `finally` still releases locks.
-    The first one is told with a word of saving where something `saves`. With `detached`, SIGHUP is ignored.
+    The second SIGTERM or SIGINT leaves at once by SystemExit (143 or 130), so that `finally` still releases locks;
+    SIGHUP never counts as one of the two, since a terminal that closes sends several. SIGHUP stays ignored where the
+    process was started so (nohup). The first one is told with a word of saving where something `saves`.
     Outside the main thread nothing is installed. The old handlers come back after.
     """
 
-    def __init__(self, *, detached: bool = False, saves: bool = True) -> None:
-        self._detached = detached
+    def __init__(self, *, saves: bool = True) -> None:
         self._words = _FIRST if saves else _NOT_SAVED
         self._pending: Request | None = None
+        self._asked = False  # by a signal whose second one leaves at once
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _REQUESTS:
-                self._old[number] = signal.signal(number, self._note)
-            if self._detached:
-                self._old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._old[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -78,9 +83,13 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
-        if request.stops and self._pending is not None and self._pending.stops:
+        if number == signal.SIGHUP:
+            if self._pending is not None and self._pending.stops:
+                return
+        elif request.stops and self._asked:
             _say("stopping at once" + ("; the last checkpoint stands" if self._words is _FIRST else ""))
             raise SystemExit(128 + number)
+        self._asked |= request.stops and number != signal.SIGHUP
         self._pending = max(request, self._pending or request)
         _say(self._words[request])
 
@@ -98,5 +107,5 @@ def stop_error(request: Request, step: int, checkpoint: Path, resume: str) -> Tu
     fixes = (Fix("go on from here", command=resume),)
     evidence = (f"saved: {checkpoint}",)
     if request is Request.TERMINATE:
-        return Preempted("E130", f"stopped by SIGTERM after step {step}, saved", evidence=evidence, fixes=fixes)
+        return Preempted("E130", f"stopped by SIGTERM or SIGHUP after step {step}, saved", evidence=evidence, fixes=fixes)
     return Interrupted("E131", f"interrupted after step {step}, saved", evidence=evidence, fixes=fixes)

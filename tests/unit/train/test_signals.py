@@ -16,9 +16,9 @@ def _send(number: signal.Signals) -> None:
 
 def test_nothing_is_requested_at_first_and_old_handlers_return():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)]
-    with Signals(detached=True) as signals:
+    with Signals() as signals:
         assert signals.requested() is None
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) not in before
     after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)]
     assert after == before
 
@@ -57,10 +57,28 @@ def test_a_stop_outranks_a_save_and_stays():
         assert signals.requested() is Request.TERMINATE
 
 
-def test_p03_hangup_is_ignored_when_detached():
-    with Signals(detached=True) as signals:
+def test_p03_hangups_ask_to_stop_and_never_leave_at_once(capfd):
+    with Signals() as signals:
         _send(signal.SIGHUP)
-        assert signals.requested() is None
+        assert signals.requested() is Request.TERMINATE
+        _send(signal.SIGHUP)
+        _send(signal.SIGTERM)  # the first one
+        _send(signal.SIGHUP)
+        with pytest.raises(SystemExit) as caught:
+            _send(signal.SIGTERM)
+    assert caught.value.code == 143
+    assert "saving" in capfd.readouterr().err
+
+
+def test_p03_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            _send(signal.SIGHUP)
+            assert signals.requested() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_another_thread_installs_nothing():
