@@ -194,7 +194,11 @@ def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     if checkpoint is None:
         return
     for skipped in checkpoint.skipped:
-        around.tracker.event("warning", skipped.to_json())
+        around.warn(skipped)
+    if checkpoint.skipped and around.mesh.is_first:
+        told = f"going on from step {checkpoint.step}"
+        around.display.message(told)
+        around.tracker.text(told)
     for other in (other_versions(checkpoint), other_ranks(checkpoint, around.mesh.world)):
         if other is not None:
             around.warn(other)

@@ -13,7 +13,7 @@ from tests.e2e.attempts import make_inputs, tiny_recipe
 from tunesmith import faults
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.run import execute
-from tunesmith.track.progress import NoProgress
+from tunesmith.track.progress import make_progress
 from tunesmith.track.run_dir import RunDir
 
 PLAIN = {"model.adapter.dropout": 0.0, "train.evaluate_every": 0, "data.eval": []}
@@ -29,13 +29,13 @@ def inputs(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture
 def train(inputs, tmp_path) -> Callable[..., Path]:
-    """Train in a folder of this name with faults armed; a folder that is there goes on."""
+    """Train in a folder of this name with faults armed, and lines on stderr; a folder that is there goes on."""
 
     def run(name: str, armed: str = "", **changes: object) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        with armed_with(armed):
-            execute(tiny_recipe(inputs, changes={**PLAIN, **named(changes)}), RunDir(folder), Mesh(), NoProgress())
+        with armed_with(armed), make_progress() as display:
+            execute(tiny_recipe(inputs, changes={**PLAIN, **named(changes)}), RunDir(folder), Mesh(), display)
         return folder
 
     return run

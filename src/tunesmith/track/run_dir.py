@@ -112,6 +112,13 @@ class RunDir:
         except BadInput:  # a damaged status must not stand in the way of a resume
             return 2
 
+    def last_step(self) -> int:
+        """The last step that an earlier attempt told of; 0 when there was none, or its status is damaged."""
+        try:
+            return self.read_status().step if self.status_file.exists() else 0
+        except BadInput:
+            return 0
+
     def write_run(self, about: Mapping[str, Any]) -> None:
         """Write `run.json` with `id` and `created`; a second call is UsageError E190."""
         content = {"id": self.id, "created": time.time(), **about}

@@ -127,11 +127,12 @@ class Pace:
 class StatusWriter:
     """Keeps `status.json` current and beats its heart from a thread, so that a long step never looks dead."""
 
-    def __init__(self, path: Path, attempt: int, beat_seconds: float = BEAT_SECONDS) -> None:
+    def __init__(self, path: Path, attempt: int, beat_seconds: float = BEAT_SECONDS, *, step: int = 0) -> None:
         process = this_process()
         self._path = path
         self._lock = threading.Lock()
-        self._status = Status("loading", process.host, process.pid, process.start, time.time(), attempt=attempt)
+        now = time.time()
+        self._status = Status("loading", process.host, process.pid, process.start, now, step, attempt=attempt)
         self._pace = Pace()
         self._written = 0.0
         self._done = threading.Event()

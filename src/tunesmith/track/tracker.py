@@ -99,7 +99,7 @@ class Tracker:
         self._sinks = list(sinks)
         self._told: set[str] = set()
         self._step = 0
-        self._status = StatusWriter(run_dir.status_file, attempt)
+        self._status = StatusWriter(run_dir.status_file, attempt, step=run_dir.last_step() if attempt > 1 else 0)
         self._board: EventFile | None = None
         if tensorboard:
             self._open_board()
