@@ -23,11 +23,12 @@ from tunesmith.models.reference import Computed
 from tunesmith.models.save import save_weights, sweep_stages
 from tunesmith.models.stack import find_stack
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
+from tunesmith.recipe.gone import AT_DEFAULT
 from tunesmith.running.agreement import compare
 from tunesmith.running.attempt import attempt
 from tunesmith.running.build import Context, build_loop, build_source
 from tunesmith.running.determinism import deterministic
-from tunesmith.running.identity import DATA_HASH, check_identity, identity
+from tunesmith.running.identity import DATA_HASH, at_default, check_identity, identity
 from tunesmith.running.inputs import Inputs, gather_inputs, input_warnings, sized
 from tunesmith.running.layers import tell_layers
 from tunesmith.running.profile import profiled
@@ -103,7 +104,10 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
     compare(mesh, about)
     ignore = (DATA_HASH,) if around.accept_data_change else ()
     if mesh.is_first and run.run_file.exists():
-        check_identity(run, recipe, inputs, ignore)
+        older = check_identity(run, recipe, inputs, ignore)
+        if older is not None:  # whoever loaded the recipe has shown it
+            tracker.text(str(older))
+            tracker.event("warning", older.to_json())
     elif mesh.is_first:
         describe_run(run, recipe, inputs, mesh, around.plan)
     display.phase("loading the model")
@@ -179,6 +183,7 @@ def describe_run(run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh, plan: 
             "threads": torch.get_num_threads(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "identity": identity(recipe, inputs),
+            AT_DEFAULT: at_default(recipe),
             **describe_machine(),
         }
     )

@@ -1,12 +1,18 @@
 """R6, R14: what a run that goes on tells, and what an update of Tunesmith changes in its settings."""
 
+import hashlib
+import json
+import shutil
 
 import pytest
 
 from tunesmith import faults
 from tunesmith.errors import CheckpointError
+from tunesmith.recipe import load_recipe
 from tunesmith.track.index import summarise
+from tunesmith.track.reader import read_lines
 from tunesmith.track.run_dir import RunDir
+from tunesmith.train.manifest import read_manifest, seal
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,3 +46,56 @@ def test_r07_a_resume_that_fails_shows_the_last_step(train, tmp_path):
         train("run")
     found = summarise(RunDir(run))
     assert (found.state, found.step, found.attempt) == ("failed", 4, 2)
+
+
+def edited(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def as_begun_by_another_version(run, change):
+    """Change what `run.json` and every checkpoint say that the run was begun with."""
+    edited(run / "run.json", lambda content: change(content["identity"]))
+    for folder in (run / "checkpoints").glob("step-*"):
+        edited(folder / "state.json", lambda content: change(content["about"]))
+        manifest = read_manifest(folder)
+        file = folder / "state.json"
+        content = file.read_bytes()
+        manifest["files"]["state.json"] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / "manifest.json").write_text(seal(manifest))
+
+
+def stopped(train, tmp_path, **changes):
+    with pytest.raises(faults.InjectedFault):
+        train("run", "train.step@step=5:raise", **changes)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("at", ["checkpoint", "start"])
+def test_r14_settings_that_came_later_count_as_their_defaults(train, tmp_path, at):
+    run = stopped(train, tmp_path)
+    as_begun_by_another_version(run, lambda old: [old.pop(key) for key in list(old) if key in YOUNG])
+    if at == "start":
+        shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"train\.deterministic: False -> True"):
+        train("run", train__deterministic=True)
+    train("run")
+    assert summarise(RunDir(run)).state == "finished"
+
+
+YOUNG = ("train.deterministic", "train.stability.diverged_steps", "online", "objective.coefficient", "tokenizer hash")
+
+
+def test_r14_a_setting_that_went_is_told_unless_it_had_its_default(train, tmp_path):
+    run = stopped(train, tmp_path)
+    as_begun_by_another_version(run, lambda old: old.update({"train.lost": 3, "train.unused": True, "model.a.b": 1}))
+    edited(run / "run.json", lambda content: content["at_default"].append("train.unused"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("\ntrain:\n", "\ntrain:\n  lost: 3\n  unused: true\n", 1))
+    loaded = load_recipe(config, (), {})
+    assert [each.evidence for each in loaded.warnings if each.code == "W553"] == [("train.lost: 3",)]
+    train("run")
+    (told,) = [row for row in read_lines(run / "events.jsonl") if row.get("code") == "W553"]
+    assert told["evidence"] == ["model.a.b: 1", "train.lost: 3"]
+    assert "train.lost: 3" in (run / "log.txt").read_text()

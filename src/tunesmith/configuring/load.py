@@ -32,6 +32,23 @@ def check(model: type[T], layers: Layers) -> T:
     return settings
 
 
+def drop_unknown(model: type[Config], layers: Layers) -> dict[str, Any]:
+    """Take out of the layers what a file says of keys that `model` does not have; returns it, leaf by leaf."""
+    gone: dict[str, Any] = {}
+    try:
+        model.model_validate(layers.value)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            key = data_key(detail["loc"], layers.value)
+            if detail["type"] != "extra_forbidden" or layers.origin(key).kind != "file":
+                continue
+            parent: Any = layers.value
+            for part in key[:-1]:
+                parent = parent[part]
+            gone |= {dotted((*key, *inner)): value for inner, value in leaves(parent.pop(key[-1]))}
+    return gone
+
+
 def leaves(value: Any, at: Key = ()) -> Iterator[tuple[Key, Any]]:
     """Every leaf of plain data; an empty group or list is a leaf."""
     if isinstance(value, dict) and value:

@@ -17,14 +17,15 @@ from tunesmith.iterate.rounds import Round, settings_of, start_source
 from tunesmith.models.content import content_hash
 from tunesmith.models.save import swap
 from tunesmith.recipe import Recipe, to_yaml, with_absolute_paths
+from tunesmith.recipe.gone import AT_DEFAULT
 from tunesmith.run import RunResult
-from tunesmith.running.identity import FREE_TO_CHANGE, HASHED, flatten
+from tunesmith.running.identity import at_default, defaults_of, is_compared
 from tunesmith.track.files import disk_error
 from tunesmith.track.hardware import describe_machine
 from tunesmith.track.reader import read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
-from tunesmith.train.loop import check_same, without
+from tunesmith.train.position import Known, check_same, flatten, without
 
 PROMPTS_HASH = "prompts hash"
 WEIGHTS = ("adapter", "model")  # folders of a finished run
@@ -65,7 +66,8 @@ def describe(run: RunDir, recipe: Recipe, mesh: Mesh, plan: dict[str, Any] | Non
     if run.run_file.exists():
         began = run.read_run().get("identity", {})
         ignore = (PROMPTS_HASH,) if accept_data_change else ()
-        check_same(without(began, ignore), without(found, ignore))
+        known = Known(defaults_of(recipe), is_same_run)
+        check_same(without(began, ignore), without(found, ignore), known)  # what is gone, the loader has told
         return
     run.write_config(to_yaml(with_absolute_paths(recipe)))
     if plan is not None:
@@ -80,6 +82,7 @@ def describe(run: RunDir, recipe: Recipe, mesh: Mesh, plan: dict[str, Any] | Non
             "rounds": settings_of(recipe).rounds,
             "ranks": mesh.world,
             "identity": found,
+            AT_DEFAULT: at_default(recipe),
             **describe_machine(),
         }
     )
@@ -87,14 +90,14 @@ def describe(run: RunDir, recipe: Recipe, mesh: Mesh, plan: dict[str, Any] | Non
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What a resume must find unchanged; files by their content."""
-    flat = {
-        key: value
-        for key, value in flatten(recipe.model_dump(mode="json")).items()
-        if not key.startswith((*FREE_TO_CHANGE, *FREE)) and key not in HASHED
-    }
+    flat = {key: value for key, value in flatten(recipe.model_dump(mode="json")).items() if is_same_run(key)}
     prompts = [fingerprint_source(source) for source in recipe.data.train]
     weights = {f"start {name}": value for name, value in weights_identity(start_source(recipe)).items()}
     return {**flat, **weights, PROMPTS_HASH: prompts}
+
+
+def is_same_run(key: str) -> bool:
+    return is_compared(key) and not key.startswith(FREE)
 
 
 def told_rounds(run: RunDir) -> set[int]:

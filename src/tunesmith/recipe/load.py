@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.configuring.layers import DEFAULT, Layers, Origin, dotted
-from tunesmith.configuring.load import check, leaves
+from tunesmith.configuring.load import check, drop_unknown, leaves
 from tunesmith.configuring.problems import usage_error
 from tunesmith.configuring.reader import read_file
 from tunesmith.configuring.shipped import find_recipe
 from tunesmith.errors import Diagnostic
 from tunesmith.recipe.checks import contradictions
+from tunesmith.recipe.gone import is_of_run, told_gone
 from tunesmith.recipe.settings import UNIONS, Recipe, expand, follow
 
 
@@ -40,6 +41,7 @@ def load_recipe(
 ) -> Loaded:
     """Defaults < file < environment (`TUNESMITH__TRAIN__STEPS=20`) < `key=value`; `path` may name a shipped recipe.
 
+    What a run keeps of its own may be older than this version: settings that there are no more are a warning, W553.
     Raises UsageError with file, line and field for every fault, Unsafe for a file that is an attack.
     """
     layers = Layers(expand, follow, UNIONS)
@@ -49,10 +51,12 @@ def load_recipe(
     layers.add_environment(environment)
     for override in overrides:
         layers.add_override(override)
+    gone = drop_unknown(Recipe, layers) if file is not None and is_of_run(file) else {}
     recipe = check(Recipe, layers)
     origins = {dotted(key): layers.origin(key) for key, _ in leaves(layers.value)}
     found = contradictions(recipe, origins, str(path or ""))
     errors = [diagnostic for diagnostic in found if diagnostic.level == "error"]
     if errors:
         raise usage_error(errors)
-    return Loaded(recipe, origins, file, tuple(found))
+    old = [] if file is None else told_gone(gone, file)
+    return Loaded(recipe, origins, file, (*old, *found))

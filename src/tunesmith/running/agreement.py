@@ -11,8 +11,8 @@ import torch
 from tunesmith.distributed.mesh import Mesh
 from tunesmith.errors import UsageError
 from tunesmith.recipe import Recipe, with_absolute_paths
-from tunesmith.running.identity import flatten
 from tunesmith.train.manifest import code_hash
+from tunesmith.train.position import flatten
 
 OWN = ("run.",)  # settings that only say where results go
 SHOWN = 12

@@ -37,6 +37,7 @@ from tunesmith.planning.sharing import shares_prefixes
 from tunesmith.recipe import Recipe
 from tunesmith.rollout.fixed_prompts import FixedPrompts
 from tunesmith.running.guards import general_loss, guessed_loss, make_pull, streams_of
+from tunesmith.running.identity import known_settings
 from tunesmith.running.inputs import Inputs
 from tunesmith.running.references import find_referee
 from tunesmith.running.speed import work_of
@@ -121,6 +122,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context, about: dict[str,
         warn=around.warn,
         pull=make_pull(recipe, model, optimizer),
         about=about,
+        known=known_settings(recipe),
     )
     return Loop(parts)
 

@@ -346,7 +346,7 @@ class Loop:
     def resume(self, checkpoint: Checkpoint, ignore: tuple[str, ...] = ()) -> None:
         """Take over the state of a checkpoint of the same run; `about` must be the same but for the keys to ignore."""
         state = checkpoint.state
-        check_same(without(state["about"], ignore), without(self.parts.about, ignore))
+        check_same(without(state["about"], ignore), without(self.parts.about, ignore), self.parts.known)
         saving.put_back(self.parts, checkpoint)
         self.clipper.restore(state["clipper"])
         self.position = Position(**state["position"])

@@ -16,6 +16,7 @@ from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.config import TrainConfig
 from tunesmith.train.loss_scale import LossScale
 from tunesmith.train.optimizer import Optimizer
+from tunesmith.train.position import Known
 from tunesmith.train.pull import Pull
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
@@ -50,6 +51,7 @@ class Parts:
     warn: Callable[[Diagnostic], object] = str  # told of what the user should know
     pull: Pull | None = None
     about: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint and must match on resume
+    known: Known = field(default_factory=Known)  # what a checkpoint that lacks some of it is compared with
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,5 +107,7 @@ def stop_error(request: Request, step: int, checkpoint: Path, resume: str) -> Tu
     fixes = (Fix("go on from here", command=resume),)
     evidence = (f"saved: {checkpoint}",)
     if request is Request.TERMINATE:
-        return Preempted("E130", f"stopped by SIGTERM or SIGHUP after step {step}, saved", evidence=evidence, fixes=fixes)
+        return Preempted(
+            "E130", f"stopped by SIGTERM or SIGHUP after step {step}, saved", evidence=evidence, fixes=fixes
+        )
     return Interrupted("E131", f"interrupted after step {step}, saved", evidence=evidence, fixes=fixes)
