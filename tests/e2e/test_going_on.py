@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from tests.command import call
 
 from tunesmith import faults
 from tunesmith.errors import CheckpointError
@@ -99,3 +100,39 @@ def test_r14_a_setting_that_went_is_told_unless_it_had_its_default(train, tmp_pa
     (told,) = [row for row in read_lines(run / "events.jsonl") if row.get("code") == "W553"]
     assert told["evidence"] == ["model.a.b: 1", "train.lost: 3"]
     assert "train.lost: 3" in (run / "log.txt").read_text()
+
+
+@pytest.mark.row("R2", "K7")
+def test_the_same_command_after_a_crash_names_the_resume_before_it_plans(train, inputs, tmp_path, capsys, monkeypatch):
+    words = ["train", "sft", f"model.path={inputs}/model", f"data.train={inputs}/sequence.jsonl", "run.name=run"]
+    run = stopped(train, tmp_path)
+    edited(run / "status.json", lambda status: status.update(state="running", pid=2**22 - 1))  # as kill -9 leaves it
+    before = sorted(path.name for path in run.iterdir())
+    capsys.readouterr()
+    assert call(*words, f"run.folder={tmp_path}") == 2
+    shown = capsys.readouterr()
+    assert "E190" in shown.err
+    assert "a run that is not finished (lost, step 4)" in " ".join(shown.err.split())
+    assert f"fix: tunesmith runs resume {run}" in " ".join(shown.err.split())
+    assert "memory" not in shown.out
+    assert sorted(path.name for path in run.iterdir()) == before
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs" / "run")
+    assert call(*words) == 2
+    assert "fix: tunesmith runs resume run\n" in capsys.readouterr().err
+
+
+@pytest.mark.row("K7")
+def test_a_finished_run_is_not_offered_to_be_resumed_and_a_file_is_refused(train, inputs, tmp_path, capsys):
+    words = ["train", "sft", f"model.path={inputs}/model", f"data.train={inputs}/sequence.jsonl"]
+    train("run", train__steps=1)
+    capsys.readouterr()
+    assert call(*words, f"run.folder={tmp_path}", "run.name=run") == 2
+    shown = capsys.readouterr().err
+    assert "already holds a finished run" in " ".join(shown.split())
+    assert "runs resume" not in shown
+    (tmp_path / "file").write_text("mine")
+    assert call(*words, f"run.folder={tmp_path}", "run.name=file") == 2
+    assert "E019" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"

@@ -137,6 +137,7 @@ def start_ranks(loaded: Loaded, name: str, overrides: list[str], how: Start, as_
     for warning in loaded.warnings:
         show(warning)
     check_devices(loaded.recipe)
+    check_folder(loaded, how)
     with fetching() as progress:
         plan = plan_any(loaded.recipe, ranks=loaded.recipe.run.ranks, file=name, progress=progress)
     show_plan(loaded.recipe, plan)
@@ -169,6 +170,7 @@ def run_recipe(loaded: Loaded, mesh: Mesh, name: str, how: Start) -> RunResult |
     from tunesmith.run import execute
     from tunesmith.track.progress import make_progress
 
+    mesh.first_then_others(lambda: mesh.is_first and check_folder(loaded, how))
     with fetching() as progress:
         plan = mesh.first_then_others(lambda: plan_any(loaded.recipe, ranks=mesh.world, file=name, progress=progress))
     if mesh.is_first and launch_folder() is None:  # our launcher has shown it
@@ -205,6 +207,19 @@ def resume_run(
 def agreed() -> bool:
     """Ask once on a terminal; without one the answer is yes."""
     return not sys.stdin.isatty() or typer.confirm("Start?", default=True, err=True)
+
+
+def check_folder(loaded: Loaded, how: Start) -> None:
+    """Refuse a named folder that cannot take a new run, before anything is planned (UsageError E190, E019)."""
+    from tunesmith.configuring.output_folder import check_output_folder
+    from tunesmith.track.run_dir import check_empty
+
+    settings = loaded.recipe.run
+    if settings.name is None or run_to_resume(loaded, how.resume) is not None:
+        return
+    path = Path(settings.folder) / settings.name
+    check_empty(path)
+    check_output_folder(path)
 
 
 def run_to_resume(loaded: Loaded, resume: str | None) -> Path | None:

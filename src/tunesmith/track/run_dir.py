@@ -15,7 +15,7 @@ from tunesmith.errors import BadInput, Fix, UsageError, Where
 from tunesmith.regular import read_regular
 from tunesmith.track import lock
 from tunesmith.track.files import LARGEST, disk_error, read_object, replace_text, to_json
-from tunesmith.track.status import Status, read_status
+from tunesmith.track.status import ACTIVE, State, Status, observed, read_status
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MARKS = ("run.json", "status.json", "config.yaml")
@@ -119,6 +119,14 @@ class RunDir:
         except BadInput:
             return 0
 
+    def seen(self) -> tuple[State | None, int]:
+        """The state to believe and the last step; None where no status tells."""
+        try:
+            status = self.read_status() if self.status_file.exists() else None
+        except BadInput:
+            return "damaged", 0
+        return (None, 0) if status is None else (observed(status)[0], status.step)
+
     def write_run(self, about: Mapping[str, Any]) -> None:
         """Write `run.json` with `id` and `created`; a second call is UsageError E190."""
         content = {"id": self.id, "created": time.time(), **about}
@@ -185,6 +193,26 @@ def is_run(path: Path) -> bool:
         return True
 
 
+def check_empty(path: Path) -> None:
+    """UsageError E190 where a new run of this name would find something; an unfinished run can be gone on with."""
+    if not path.is_dir() or all(entry.name == lock.LOCK for entry in path.iterdir()):
+        return
+    where = Where(str(path), field="run.name")
+    other = Fix("another name: run.name=NAME"), Fix("leave run.name out", effect="date and method name the run")
+    run = RunDir(path)
+    state, step = run.seen()
+    if state is None or not run.config_file.exists():
+        raise UsageError("E190", f"{path} already holds something", where=where, fixes=other)
+    named = run.id if path.parent == Path("runs") else path
+    if state == "finished" or state in ACTIVE:
+        fix = Fix("look at it", command=f"tunesmith runs show {named}")
+        told = "a finished run" if state == "finished" else "a run that is under way"
+        raise UsageError("E190", f"{path} already holds {told}", where=where, fixes=[*other, fix])
+    resume = Fix("go on with it", command=f"tunesmith runs resume {named}")
+    message = f"{path} already holds a run that is not finished ({state}, step {step})"
+    raise UsageError("E190", message, where=where, fixes=[resume, *other])
+
+
 def _named(folder: Path, name: str) -> Path:
     path = folder / name
     where = Where(str(path), field="run.name")
@@ -192,9 +220,7 @@ def _named(folder: Path, name: str) -> Path:
         fix = "letters, digits, dot, dash and underscore, beginning with a letter or digit"
         raise UsageError("E190", f"{name!r} is no name for a run", where=where, fixes=[fix])
     path.mkdir(exist_ok=True)
-    if any(entry.name != lock.LOCK for entry in path.iterdir()):
-        fixes = [Fix("another name: run.name=NAME"), Fix("leave run.name out", effect="date and method name the run")]
-        raise UsageError("E190", f"{path} already holds something", where=where, fixes=fixes)
+    check_empty(path)
     return path
 
 
