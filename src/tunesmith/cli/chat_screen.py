@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.output import printable
+from tunesmith.controls import visible
 
 if TYPE_CHECKING:
     from tunesmith.chat.voice import Spoken
@@ -56,10 +56,10 @@ class Screen:
                 self.note("\n/bye or Ctrl-D leaves")
 
     def piece(self, text: str) -> None:
-        """Part of an answer; on a terminal without control characters."""
+        """Part of an answer, without control characters: a pipe may well end in a terminal."""
         if self.as_json:
             return
-        sys.stdout.write(printable(text) if self.paints else text)
+        sys.stdout.write(visible(text))
         sys.stdout.flush()
 
     def end(self) -> None:
@@ -96,16 +96,17 @@ class Screen:
         if self.as_json:
             return
         if not self.paints:
-            sys.stdout.write(f"[1]\n{one}\n[2]\n{two}\n")
+            sys.stdout.write(visible(f"[1]\n{one}\n[2]\n{two}\n"))
             sys.stdout.flush()
             return
-        from rich.console import Console
         from rich.panel import Panel
         from rich.table import Table
         from rich.text import Text
 
-        panels = [Panel(Text(printable(text), overflow="fold"), title=name) for name, text in (("1", one), ("2", two))]
-        terminal = Console(highlight=False)
+        from tunesmith.terminal import Terminal
+
+        panels = [Panel(Text(text, overflow="fold"), title=name) for name, text in (("1", one), ("2", two))]
+        terminal = Terminal(highlight=False)
         if terminal.width < WIDE:
             for panel in panels:
                 terminal.print(panel)

@@ -163,10 +163,10 @@ def question_view(shown: Shown) -> list[RenderableType]:
     from rich.panel import Panel
     from rich.text import Text
 
-    from tunesmith.cli.output import printable
+    from tunesmith.controls import visible
 
     def clean(text: str) -> Text:
-        return Text(printable(text))
+        return Text(visible(text))
 
     turns = shown.question.prompt.turns
     asked = turns if isinstance(turns, str) else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)

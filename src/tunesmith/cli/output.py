@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith import __version__
+from tunesmith.controls import escaped, visible
 from tunesmith.distributed.launched import leave_word
 from tunesmith.errors import Diagnostic, TunesmithError
 from tunesmith.paths import home
@@ -29,9 +30,9 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold blue"}
 
 def console() -> Console:
     """The terminal for people: stderr. Honours NO_COLOR and prints plain text when it is not a terminal."""
-    from rich.console import Console
+    from tunesmith.terminal import Terminal
 
-    return Console(stderr=True, highlight=False)
+    return Terminal(stderr=True, highlight=False)
 
 
 @contextmanager
@@ -52,19 +53,15 @@ def fetching() -> Iterator[Callable[[str, float], None]]:
 
 def answer(content: RenderableType) -> None:
     """Print a command's answer for a person on stdout."""
-    from rich.console import Console
+    from tunesmith.terminal import Terminal
 
-    Console(highlight=False).print(content, soft_wrap=isinstance(content, str))
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which would speak to the terminal instead of the reader."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    Terminal(highlight=False).print(content, soft_wrap=isinstance(content, str))
 
 
 def emit_json(content: Mapping[str, Any]) -> None:
     """Print a command's answer for a program: one object on one line of stdout, with the version of its shape."""
-    sys.stdout.write(json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+    text = json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False, default=str, allow_nan=False)
+    sys.stdout.write(escaped(text) + "\n")
     sys.stdout.flush()
 
 
@@ -73,7 +70,7 @@ def show(diagnostic: Diagnostic) -> None:
     try:
         console().print(_painted(diagnostic), soft_wrap=True)
     except (MemoryError, OSError, ImportError):
-        sys.stderr.write(redacted(str(diagnostic)) + "\n")
+        sys.stderr.write(visible(redacted(str(diagnostic))) + "\n")
 
 
 def fail(error: TunesmithError, *, as_json: bool = False) -> int:
@@ -92,7 +89,7 @@ def fail(error: TunesmithError, *, as_json: bool = False) -> int:
 def crash(error: BaseException, *, as_json: bool = False, folder: Path | None = None) -> int:
     """Write the traceback of a bug of ours to a file under `folder` and say so in one diagnostic; exit code 1."""
     trace = "".join(traceback.format_exception(error))
-    text = redacted(f"tunesmith {__version__}\nargv {sys.argv}\n\n{trace}")
+    text = visible(redacted(f"tunesmith {__version__}\nargv {sys.argv}\n\n{trace}"))
     name = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}.txt"
     path = (folder or home() / "crash") / name
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.controls import visible
 from tunesmith.faults import fault
 from tunesmith.redaction import redacted
 from tunesmith.regular import open_regular
@@ -31,7 +32,7 @@ class JsonLines:
 
     def write_text(self, line: str) -> None:
         """Append a line of plain text, for the log."""
-        self._append(redacted(line).replace("\n", "\n    "), None)
+        self._append(visible(redacted(line)).replace("\n", "\n    "), None)
 
     def _append(self, text: str, step: int | None) -> None:
         line = text.encode("utf-8", errors="replace") + b"\n"

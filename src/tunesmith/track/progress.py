@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.redaction import redacted
+from tunesmith.terminal import Terminal
 from tunesmith.track.status import Pace
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -49,7 +50,7 @@ class Progress(Protocol):
 
 def make_progress(console: Console | None = None, *, quiet: bool = False) -> Progress:
     """The panel on a terminal, lines elsewhere, nothing when `quiet` (ranks other than the first)."""
-    shown = console or Console(stderr=True, highlight=False)
+    shown = console or Terminal(stderr=True, highlight=False)
     if quiet:
         return NoProgress()
     return PanelProgress(shown) if shown.is_terminal and not shown.is_dumb_terminal else LineProgress(shown)

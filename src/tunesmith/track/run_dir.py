@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.controls import visible
 from tunesmith.errors import BadInput, Fix, UsageError, Where
 from tunesmith.regular import read_regular
 from tunesmith.track import lock
@@ -163,7 +164,7 @@ class RunDir:
 
     def crash(self, text: str) -> Path:
         """Keep a traceback in `crash/`."""
-        return self._evidence("crash", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}.txt", text)
+        return self._evidence("crash", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}.txt", visible(text))
 
     def bad_batch(self, step: int, about: Mapping[str, Any]) -> Path:
         """Keep the evidence of a skipped or fatal step in `bad_batches/`; a later attempt replaces it."""

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from tunesmith.chat.files import load
 from tunesmith.chat.voice import Voice, Voices
 from tunesmith.cli.chat_talk import Talk
+from tunesmith.controls import visible
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.export.opening import open_model
 from tunesmith.models.config import ModelConfig
@@ -45,10 +46,10 @@ def answer_to(name: str, *turns: Message) -> str:
 def test_one_prompt_prints_only_the_answer(models, capsys) -> None:
     assert call("chat", models[0], "--prompt", "Hello", *GREEDY) == 0
     first = answer_to(models[0], Message("user", "Hello"))
-    assert capsys.readouterr().out == first + "\n"
+    assert capsys.readouterr().out == visible(first) + "\n"
     assert call("chat", *models, "--prompt", "Hello", *GREEDY) == 0
     other = answer_to(models[1], Message("user", "Hello"))
-    assert capsys.readouterr().out == f"{models[0]}: {first}\n{models[1]}: {other}\n"
+    assert capsys.readouterr().out == visible(f"{models[0]}: {first}\n{models[1]}: {other}\n")
 
 
 def test_every_line_of_stdin_is_a_message(models, capsys, typed) -> None:
@@ -59,7 +60,7 @@ def test_every_line_of_stdin_is_a_message(models, capsys, typed) -> None:
     turns = (system, hello, Message("assistant", first), Message("user", "Add 12 and 30"))
     second = answer_to(models[0], *turns)
     told = capsys.readouterr()
-    assert told.out == f"{first}\n{second}\n{first}\n"
+    assert told.out == visible(f"{first}\n{second}\n{first}\n")
     assert "\x1b" not in told.out + told.err
     assert second != answer_to(models[0], system, Message("user", "Add 12 and 30"))
 
@@ -92,7 +93,7 @@ def test_where_nothing_can_be_written_or_found_is_told(models, capsys, typed) ->
 def test_products_are_chosen_and_not_exact_in_8_bits(models, capsys, tmp_path) -> None:
     hello = ("--prompt", "Hello", *GREEDY, "--products")
     assert call("chat", models[0], *hello, "shared") == 0
-    assert capsys.readouterr().out == answer_to(models[0], Message("user", "Hello")) + "\n"
+    assert capsys.readouterr().out == visible(answer_to(models[0], Message("user", "Hello"))) + "\n"
     assert call("chat", models[0], *hello, "int8") == 4
     assert "E428" in capsys.readouterr().err  # the model is in fp32
     assert call("chat", models[0], *hello, "eight") == 2
@@ -149,7 +150,7 @@ def test_a_loaded_conversation_that_ends_with_a_question_is_answered(models, cap
     assert call("chat", models[0], *GREEDY) == 0
     told = capsys.readouterr()
     said = answer_to(models[0], *turns)
-    assert told.out == f"{said}\n"
+    assert told.out == visible(f"{said}\n")
     assert "2 messages; the last question has no answer yet: Hello" in told.err
     assert "4 messages; your turn" in told.err
     assert load(Path("done.jsonl")).messages == (*turns, Message("assistant", said))
@@ -219,7 +220,7 @@ def test_a_conversation_goes_on_after_a_model_that_cannot_be_used(models, capsys
     assert "damaged" in shown.err
     said = answer_to(models[0], Message("user", "Hello"))
     again = answer_to(models[0], Message("user", "Hello"), Message("assistant", said), Message("user", "Hello"))
-    assert shown.out == f"{said}\n{again}\n"
+    assert shown.out == visible(f"{said}\n{again}\n")
 
 
 def test_another_model_takes_the_place_of_the_one_before(models, capsys, typed, monkeypatch) -> None:
@@ -235,7 +236,7 @@ def test_another_model_takes_the_place_of_the_one_before(models, capsys, typed, 
     typed("Hello", f"/use {models[1]}", "/clear", "Hello", f"/use {models[0]}", "/clear", "Hello")
     assert call("chat", models[0], *GREEDY) == 0
     first, second = (answer_to(name, Message("user", "Hello")) for name in models)
-    assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+    assert capsys.readouterr().out == visible(f"{first}\n{second}\n{first}\n")
     assert len(living) == 3
 
 
