@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
 
     with TemporaryDirectory() as place:
         for path in tokenizer.folder.glob("*.json"):
-            (Path(place) / path.name).symlink_to(path.absolute())
+            copyfile(path, Path(place) / path.name)
         (Path(place) / "chat_template.jinja").write_text(template, encoding="utf-8")
         return load_tokenizer(Path(place))
 

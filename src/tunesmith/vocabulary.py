@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.contained import check_file
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.tokenizing import check_growth, encoded
 
@@ -33,7 +34,7 @@ class NewTokens:
 
 def read_new_tokens(folder: Path) -> NewTokens:
     """The tokens that were added to the tokenizer in `folder`; none for most. Raises ModelError E339."""
-    path = folder / FILE
+    path = check_file(folder / FILE)
     if not path.is_file():
         return NewTokens()
     try:
@@ -86,7 +87,7 @@ def read_source(folder: Path) -> tuple[str, tuple[str, ...]]:
 def read_text(path: Path) -> str:
     """A file of a tokenizer. Raises ModelError E066."""
 
-    where = Where(str(path))
+    where = Where(str(check_file(path)))
     if not path.exists():
         fixes = ["download the model again, with its tokenizer files", "save it with a fast tokenizer"]
         raise ModelError("E066", f"the model folder has no {path.name}", where=Where(str(path.parent)), fixes=fixes)

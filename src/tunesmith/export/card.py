@@ -10,6 +10,7 @@ import yaml
 
 from tunesmith import __version__
 from tunesmith.configuring.reader import read_yaml
+from tunesmith.contained import is_contained
 from tunesmith.errors import TunesmithError
 from tunesmith.export.opening import ModelSource
 from tunesmith.export.uses import Use
@@ -241,7 +242,7 @@ def licence(source: ModelSource, base: str) -> str:
 def licence_of(folder: Path) -> str | None:
     """The `license` of the front matter of a folder's README."""
     path = folder / "README.md"
-    if not path.is_file():
+    if not path.is_file() or not is_contained(path):
         return None
     try:
         with path.open("rb") as file:

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from tunesmith.contained import check_tree
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Diagnostic, Fix, UsageError, Where
 from tunesmith.export.card import base_name, card
@@ -242,6 +243,7 @@ def write_onnx(order: Order, stage: Path) -> tuple[Checker, list[Diagnostic]]:
 def write_adapter(order: Order, stage: Path) -> tuple[Checker, list[Diagnostic]]:
     folder, source = order.found.adapter, opened(order)[1]
     assert folder is not None
+    check_tree(folder)
     shutil.copytree(folder, stage, dirs_exist_ok=True)
 
     def check(out: Path) -> list[Check]:

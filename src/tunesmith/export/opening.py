@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tunesmith.configuring.reader import read_yaml
+from tunesmith.contained import check_contained
 from tunesmith.data.tokenizer import Tokenizer, load_tokenizer
 from tunesmith.errors import BadInput, CheckpointError, Fix, ModelError, UsageError, Where
 from tunesmith.models.adapters import Adapted, base_named_in, load_adapter, trainable
@@ -21,7 +22,7 @@ from tunesmith.models.headers import read_header
 from tunesmith.models.heads import outputs_in, stored_outputs, writes_no_text
 from tunesmith.models.inventory import ADAPTER_FILE
 from tunesmith.models.load import load_base, load_model
-from tunesmith.models.locate import locate
+from tunesmith.models.locate import FINAL, locate
 from tunesmith.models.loftq_config import LoftqConfig
 from tunesmith.models.meaning import Meaning, from_json, read_meaning
 from tunesmith.models.quantized.files import base_of_folder, packing_for
@@ -215,6 +216,8 @@ def find_weights(run: RunDir, which: Which) -> ModelSource:
     """`auto` is the final weights, or the newest valid checkpoint of a run that has not finished."""
     settings = model_settings(run)
     if which in ("auto", "final"):
+        for name in FINAL:
+            check_contained(run.path / name)
         if (run.path / "adapter" / "adapter_config.json").is_file():
             check_stack(recorded_stack(run), run.path)
             return ModelSource(base_folder(run, settings), settings, adapter=run.path / "adapter", run=run)
@@ -274,6 +277,7 @@ def base_folder(run: RunDir, settings: ModelConfig) -> Path:
     about: Any = run.read_run().get("model")
     folder = Path(about["folder"]) if isinstance(about, dict) and about.get("folder") else None
     if folder is not None and (folder / "config.json").is_file():
+        check_contained(folder)
         return folder
     return locate_start(settings, 0)  # the recipe of a run says the seed
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.contained import check_contained
 from tunesmith.errors import Fix, ModelError, UsageError, Where
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.inventory import ADAPTER_FILE, LAYER
@@ -85,6 +86,7 @@ def adapter_folders(name: str) -> list[Path]:
 
 def describe_adapter(folder: Path, model: Path | None = None) -> AdapterFacts:
     """Read settings and header of one adapter; with `model` also whether the adapter fits it."""
+    check_contained(folder)
     settings, tensors = read_json_object(folder / ADAPTER_CONFIG), read_header(folder / ADAPTER_FILE)
     method = method_of(settings)
     modules = sorted({match["module"] for match in map(_matched, tensors) if match})

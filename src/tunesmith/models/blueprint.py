@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from tunesmith.contained import check_contained
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.cache import Progress, is_intact, locked, make_folder, remove_left_overs, silent, staged
 from tunesmith.models.fresh_config import FreshConfig
@@ -62,6 +63,7 @@ def locate_tokenizer(name: str, progress: Progress | None = None) -> Path:
     """The local folder that holds tokenizer.json; a folder needs nothing else."""
     local = Path(name).expanduser()
     folder = local if local.is_dir() and not (local / "run.json").exists() else locate(name, progress=progress)
+    check_contained(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             "E396",

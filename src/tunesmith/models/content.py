@@ -8,7 +8,9 @@ import re
 import shlex
 from pathlib import Path
 
+from tunesmith.contained import check_contained
 from tunesmith.errors import Fix, ModelError, Where
+from tunesmith.regular import open_regular
 
 NAMES = ("*.safetensors", "config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
 PUBLISHED = re.compile(r"[0-9a-f]{64}\Z")
@@ -16,6 +18,7 @@ PUBLISHED = re.compile(r"[0-9a-f]{64}\Z")
 
 def content_hash(folder: Path) -> str:
     """sha256 over names and bytes of weights, config, tokenizer and template; about a second per gigabyte, once."""
+    check_contained(folder)
     try:
         paths = sorted(path for name in NAMES for path in folder.glob(name))
         stamps = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
@@ -30,7 +33,7 @@ def _hash(stamps: tuple[tuple[Path, int, int], ...]) -> str:
     """Size and time of every file are part of the key, so that a changed file is read again."""
     total = hashlib.sha256()
     for path, _, _ in stamps:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         check_published(path, digest)
         total.update(f"{path.name}\0{digest}\n".encode())

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from tunesmith.contained import check_contained, check_file
 from tunesmith.errors import ModelError, Unsafe, Where
 from tunesmith.models.safety import read_json_object, refuse_pickle
 
@@ -44,6 +45,7 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
 
     Raises ModelError E082 (damaged file, naming file and tensor) or E083 (shards), Unsafe E085 for pickles.
     """
+    check_contained(folder)
     index = folder / INDEX
     if index.is_file():
         return _read_shards(folder, index)
@@ -113,6 +115,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, TensorInfo]:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, every offset checked against the file's size."""
+    check_file(path)
     try:
         size = path.stat().st_size
         if not path.is_file():

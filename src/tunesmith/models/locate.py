@@ -7,6 +7,7 @@ import shlex
 import time
 from pathlib import Path
 
+from tunesmith.contained import check_contained
 from tunesmith.errors import Fix, MachineError, ModelError, Where
 from tunesmith.models.cache import Progress
 from tunesmith.models.gguf import locate_gguf
@@ -75,7 +76,8 @@ def checked(folder: Path) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Weights that may be read, and the settings that say what they are."""
+    """Weights that may be read, and the settings that say what they are; Unsafe E540 or E541 for what may not."""
+    check_contained(folder)
     if not any(folder.glob("*.safetensors")):
         refuse_pickles(folder)
         message = f"{folder} holds no safetensors weights"

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tunesmith.contained import check_file
 from tunesmith.errors import Fix, ModelError, Unsafe, Where
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -82,6 +83,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 def read_json_object(path: Path) -> dict[str, Any]:
     """A small JSON file of a model folder; ModelError E084 when it is not one."""
     where = Where(str(path))
+    check_file(path)
     if path.exists() and not path.is_file():  # a pipe would wait for ever
         raise ModelError("E084", f"{path.name} is not a file", where=where)
     try:

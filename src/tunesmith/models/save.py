@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
+from tunesmith.contained import check_file
 from tunesmith.models.adapters import Adapted, save_adapter
 from tunesmith.models.forward import base_model
 from tunesmith.models.heads import has_head, is_encoder
@@ -98,7 +99,7 @@ def name_padding(folder: Path, pad: PadToken) -> None:
 def copy_tokenizer(source: Path, folder: Path, new: NewTokens = PLAIN) -> None:
     """The tokenizer, chat template and generation config, byte for byte but for tokens that are new."""
     for name in TOKENIZER_FILES:
-        if (source / name).exists():
+        if check_file(source / name).exists():
             shutil.copyfile(source / name, folder / name)
     write_extended(folder, new)
 

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from tunesmith.contained import check_contained
 from tunesmith.errors import Fix, ModelError, Where
 from tunesmith.models.headers import read_header
 from tunesmith.models.safety import read_json_object
@@ -49,6 +50,7 @@ def check_base(adapter: Path, base: Path) -> None:
 
 def fingerprint(folder: Path) -> str:
     """sha256 over the name, type, shape and some bytes of every tensor: milliseconds, however large the model is."""
+    check_contained(folder)
     found = sorted(entry for path in sorted(folder.glob("*.safetensors")) for entry in _glimpses(path))
     total = hashlib.sha256()
     for name, about, glimpse in found:
