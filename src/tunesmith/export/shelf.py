@@ -12,11 +12,11 @@ from torch import nn
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import ModelError, UsageError, Where, nearest
 from tunesmith.export.opening import Dtype, ModelSource, Opened, Which, check_gives, find_model, open_source
+from tunesmith.models.adapter_types import read_adapter_object
 from tunesmith.models.adapters.several import Several, attach_several
 from tunesmith.models.kinds import kind_of
 from tunesmith.models.load import load_base
 from tunesmith.models.quantized.files import TAKEN, packing_for
-from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ def base_key(source: ModelSource) -> tuple[str, ...] | None:
 
 def keeps_base(adapter: Path) -> bool:
     """Whether the base is what it was when the adapter is switched off, whatever its kind does to other weights."""
-    found = read_json_object(adapter / ADAPTER_CONFIG)
+    found = read_adapter_object(adapter)
     return kind_of(found) in ("lora", "dora") and found.get("bias", "none") == "none"
 
 

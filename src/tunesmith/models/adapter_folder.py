@@ -12,10 +12,11 @@ from typing import Any
 
 from tunesmith.contained import check_contained
 from tunesmith.errors import Fix, ModelError, UsageError, Where
+from tunesmith.models.adapter_types import read_adapter_object
 from tunesmith.models.headers import TensorInfo, read_header, read_headers
 from tunesmith.models.inventory import ADAPTER_FILE, LAYER
 from tunesmith.models.kinds import kind_of
-from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
+from tunesmith.models.safety import ADAPTER_CONFIG
 from tunesmith.track.index import find_run
 from tunesmith.track.run_dir import is_run
 
@@ -87,7 +88,7 @@ def adapter_folders(name: str) -> list[Path]:
 def describe_adapter(folder: Path, model: Path | None = None) -> AdapterFacts:
     """Read settings and header of one adapter; with `model` also whether the adapter fits it."""
     check_contained(folder)
-    settings, tensors = read_json_object(folder / ADAPTER_CONFIG), read_header(folder / ADAPTER_FILE)
+    settings, tensors = read_adapter_object(folder), read_header(folder / ADAPTER_FILE)
     method = method_of(settings)
     modules = sorted({match["module"] for match in map(_matched, tensors) if match})
     words = {module.rpartition(".")[2] for module in modules}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, Unsafe, Where
+from tunesmith.models.adapter_types import TENSORS, check_sides, read_adapter_object
 from tunesmith.models.headers import MAX_NAMED, read_header
-from tunesmith.models.safety import ADAPTER_CONFIG, is_hostile, read_json_object
+from tunesmith.models.safety import ADAPTER_CONFIG, is_hostile
 
-TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # Keys by which PEFT imports a module by its name, or fetches a tokenizer; a trained adapter needs none of them.
 FETCHING = frozenset(
@@ -36,12 +36,13 @@ PARTS = re.compile(r"\.(?:lora_|ia3_l\b|vera_lambda_|oft_R|boft_|lora_magnitude_
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` for PEFT. Raises ModelError E084, and Unsafe E513 for a pattern that could run long.
+    """`adapter_config.json` for PEFT. Raises ModelError E084, E093, E094, and Unsafe E513 for slow patterns.
 
     Layers that are chosen by a pattern are named one by one instead, as the file of tensors has them.
     """
     path = folder / ADAPTER_CONFIG
-    clean = {key: value for key, value in read_json_object(path).items() if not _is_left_out(key, value)}
+    clean = {key: value for key, value in read_adapter_object(folder).items() if not _is_left_out(key, value)}
+    check_sides(folder, clean)
     targets = clean.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear" and not NAME.match(targets):
         clean["target_modules"] = _adapted(folder)

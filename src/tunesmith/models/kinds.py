@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunesmith.models.adapter_config import AdapterConfig
-from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
+from tunesmith.models.adapter_types import read_adapter_object
+from tunesmith.models.safety import ADAPTER_CONFIG
 
 PLAIN = ("lora", "rslora", "lora_fa", "loftq", "pissa", "olora")  # methods whose folders hold plain LoRA
 BESIDE_ROWS = ("lora", "rslora", "dora")  # methods beside which rows of new tokens are trained
@@ -16,8 +17,7 @@ NO_WEIGHTS = frozenset(["bottleneck", *NAMES.values(), "p_tuning", "cpt", "multi
 
 def kind_of_folder(folder: Path) -> str | None:
     """The method that goes on from the folder; None where there are no settings of an adapter."""
-    path = folder / ADAPTER_CONFIG
-    return kind_of(read_json_object(path)) if path.is_file() else None
+    return kind_of(read_adapter_object(folder)) if (folder / ADAPTER_CONFIG).is_file() else None
 
 
 def kind_of(settings: dict) -> str:

@@ -121,7 +121,8 @@ def two_in_one(folder: Path) -> ModelError:
 
 def is_adapter(folder: Path) -> ModelError:
     """E086: the folder of an adapter stands where a whole model is wanted."""
-    base = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+    named = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base = named if isinstance(named, str) and named else "BASE"
     return ModelError(
         "E086",
         f"{folder} is an adapter, not a whole model",

@@ -9,12 +9,12 @@ from typing import Any
 from tunesmith.configuring.catalogue import plain
 from tunesmith.errors import Diagnostic, Fix, Where
 from tunesmith.models.adapter_folder import misfits
+from tunesmith.models.adapter_types import read_adapter_object
 from tunesmith.models.headers import read_header
 from tunesmith.models.inventory import ADAPTER_FILE, Inventory
 from tunesmith.models.kinds import kind_of_folder, kind_wanted
 from tunesmith.models.locate import locate
 from tunesmith.models.prompt_config import LearnedConfig, PrefixConfig
-from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 from tunesmith.recipe import Recipe
 
 METHOD, PATH = "model.adapter.method", "model.adapter_path"
@@ -70,7 +70,7 @@ def _another_model(recipe: Recipe, inventory: Inventory, folder: Path) -> Iterat
         ]
     if not reasons:
         return
-    base = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base = read_adapter_object(folder).get("base_model_name_or_path")
     trained = [Fix(f"model.path={base}", {"model.path": base})] if isinstance(base, str) and base else []
     yield Diagnostic(
         "E092",
@@ -83,7 +83,7 @@ def _another_model(recipe: Recipe, inventory: Inventory, folder: Path) -> Iterat
 
 def _other_settings(recipe: Recipe, folder: Path) -> Iterator[Diagnostic]:
     """W313: settings that are neither the usual ones nor those of the folder, which decides."""
-    stored, adapter = read_json_object(folder / ADAPTER_CONFIG), recipe.model.adapter
+    stored, adapter = read_adapter_object(folder), recipe.model.adapter
     given, fields = adapter.model_dump(), type(adapter).model_fields
     changes: dict[str, Any] = {}
     for name, key in STORED.items():

@@ -24,8 +24,8 @@ from starlette.routing import Route
 from tunesmith.data.tokenizer import load_tokenizer
 from tunesmith.errors import Fix, MachineError, ModelError, Where
 from tunesmith.export.opening import ModelSource, Which, find_model
+from tunesmith.models.adapter_types import read_adapter_object
 from tunesmith.models.kinds import kind_of_folder
-from tunesmith.models.safety import ADAPTER_CONFIG, read_json_object
 from tunesmith.serve.body import read_json
 from tunesmith.serve.mailbox import unless_gone
 from tunesmith.serve.metrics import TYPE, Metrics
@@ -83,7 +83,7 @@ def arguments(sources: Mapping[str, ModelSource], limits: Limits, port: int) -> 
     given += ["--max-num-seqs", str(limits.batch_size), "--generation-config", "vllm"]
     adapters = {name: source.adapter for name, source in sources.items() if source.adapter is not None}
     if adapters:
-        rank = max(int(read_json_object(folder / ADAPTER_CONFIG).get("r", 8)) for folder in adapters.values())
+        rank = max(read_adapter_object(folder).get("r") or 8 for folder in adapters.values())
         given += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(room_for(rank))]
         given += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
     if (parser := parser_of(base)) is not None:

@@ -90,7 +90,11 @@ def load_adapter(model: PreTrainedModel, folder: Path, settings: AdapterConfig |
     fresh = add_head(config, model)
     base, config.base_model_name_or_path = config.base_model_name_or_path, None
     is_gated = isinstance(config, peft.AdaptionPromptConfig)
-    wrapped = put_adaption(model, config) if is_gated else wrap(model, config)
+    try:
+        wrapped = put_adaption(model, config) if is_gated else wrap(model, config)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # what PEFT says of settings
+        told = f"the adapter does not fit the model: {' '.join(str(error).split())[:300]}"
+        raise ModelError("E092", told, where=Where(str(folder / ADAPTER_CONFIG))) from error
     config.base_model_name_or_path = base
     fill(wrapped, folder, str(base), fresh=fresh)
     if settings is not None and (ready := method_of(settings).goes_on) is not None:
