@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from functools import cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -19,6 +20,14 @@ STRING, ARRAY = 8, 9
 MAX_ENTRIES = 100_000
 MAX_VALUES = 2_000_000  # in all arrays; a vocabulary of 262,144 tokens with its merges has 1.3 million
 MAX_DIMENSIONS = 4
+
+
+@cache
+def block_sizes() -> dict[int, tuple[int, int]]:
+    """By type of tensor: how many weights are stored together, and in how many bytes."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
 def is_gguf(path: Path) -> bool:
@@ -46,6 +55,7 @@ class _Walker:
         self.position = 0
         self.at = "the header"
         self.values = 0
+        self.spans: list[tuple[int, int, str]] = []  # where each tensor begins and ends, after the header
 
     def walk(self) -> None:
         if self.take(4) != MAGIC:
@@ -73,18 +83,38 @@ class _Walker:
             if name in known:
                 raise self.damaged("it stands twice")
             known.add(name)
-            self.check_tensor()
+            self.check_tensor(name)
+        self.check_spans()
 
-    def check_tensor(self) -> None:
+    def check_tensor(self, name: str) -> None:
         dimensions = self.number("<I")
         if dimensions > MAX_DIMENSIONS:
             raise self.damaged(f"{dimensions} dimensions")
         shape = [self.number("<Q") for _ in range(dimensions)]
-        self.number("<I")
+        kind = self.number("<I")
         offset = self.number("<Q")
         # no quantisation goes below one bit per weight
         if offset > self.size or math.prod(shape) > 16 * self.size:
             raise self.damaged(f"shape {shape} at byte {offset:,} lies outside the file's {self.size:,} bytes")
+        if kind not in block_sizes():
+            raise self.damaged(f"unknown type {kind}")
+        weights, width = block_sizes()[kind]
+        if shape and shape[0] % weights:
+            raise self.damaged(f"rows of {shape[0]:,} weights, which are stored {weights} together")
+        self.spans.append((offset, offset + math.prod(shape) // weights * width, name))
+
+    def check_spans(self) -> None:
+        """Every byte belongs to one tensor at most, so that what is read is never more than the file."""
+        reached = 0
+        for begin, end, name in sorted(self.spans):
+            self.at = f"tensor {name[:80]!r}"
+            if begin < reached:
+                raise self.damaged("its bytes belong to another tensor too")
+            if end > self.size - self.position:
+                raise self.damaged(
+                    f"it ends {end:,} bytes after the header; the file has {self.size - self.position:,}"
+                )
+            reached = end
 
     def skip_value(self, kind: int) -> None:
         if kind in WIDTHS:

@@ -10,6 +10,41 @@ def text(value):
     return struct.pack("<Q", len(value)) + value.encode()
 
 
+def info(name, offset, shape=(4, 2), kind=0):
+    sizes = b"".join(struct.pack("<Q", size) for size in shape)
+    return text(name) + struct.pack("<I", len(shape)) + sizes + struct.pack("<IQ", kind, offset)
+
+
+def of_tensors(*infos, data):
+    return b"GGUF" + struct.pack("<IQQ", 3, len(infos), 0) + b"".join(infos) + data
+
+
+SPANS = {
+    "the same bytes": ([info("a", 0), info("b", 0)], 64, "'b': its bytes belong to another tensor too"),
+    "one byte shared": ([info("b", 31), info("a", 0)], 64, "'b': its bytes belong to another tensor too"),
+    "past the end": ([info("a", 0), info("b", 32)], 63, "'b': it ends 64 bytes after the header; the file has 63"),
+    "two thousand on one": ([info(f"t{index}", 0) for index in range(2000)], 32, "belong to another tensor too"),
+    "a type that is none": ([info("a", 0, kind=999)], 64, "unknown type 999"),
+    "rows cut in a block": ([info("a", 0, (33, 1), 8)], 64, "rows of 33 weights, which are stored 32 together"),
+}
+
+
+@pytest.mark.row("S21")
+@pytest.mark.parametrize(("infos", "bytes", "told"), SPANS.values(), ids=SPANS)
+def test_no_byte_belongs_to_two_tensors(tmp_path, infos, bytes, told):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(of_tensors(*infos, data=b"\0" * bytes))
+    with pytest.raises(ModelError, match="E082") as caught:
+        check_gguf(path)
+    assert told in caught.value.diagnostic.message
+
+
+def test_tensors_side_by_side_pass(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(of_tensors(info("a", 32), info("b", 0), info("q", 64, (64,), 8), data=b"\0" * 132))
+    check_gguf(path)
+
+
 def gguf(tensors=1, entries=2, version=3, shape=(4, 2), offset=0, data=b"\0" * 64):
     head = b"GGUF" + struct.pack("<IQQ", version, tensors, entries)
     settings = text("general.architecture") + struct.pack("<I", 8) + text("llama")
