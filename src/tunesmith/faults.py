@@ -154,7 +154,16 @@ def spoil(point: str, step: int, model: Module) -> None:
 def arm(text: str) -> None:
     """Replace the armed faults by those in `text` (empty: none); a UsageError names what it does not know."""
     global _armed
-    _armed = tuple(_parse(part.strip()) for part in text.split(";") if part.strip())
+    _armed = _parsed(text)
+
+
+def check_environment() -> None:
+    """Refuse a mistyped `TUNESMITH_FAULT` (UsageError E149) before anything is begun."""
+    _parsed(os.environ.get(VARIABLE, ""))
+
+
+def _parsed(text: str) -> tuple[_Fault, ...]:
+    return tuple(_parse(part.strip()) for part in text.split(";") if part.strip())
 
 
 def _parse(text: str) -> _Fault:

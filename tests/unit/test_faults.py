@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.hostile import tunesmith as run_command
 
 import tunesmith
 from tunesmith import faults
@@ -139,3 +140,17 @@ def test_memory_runs_out_above_a_number_of_tokens():
         fault("train.backward", tokens=tokens)
     with pytest.raises(MemoryError):
         fault("train.backward", tokens=200)
+
+
+def test_a_mistyped_fault_is_told_before_a_command_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNESMITH_FAULT", "ckpt.befor_rename:kill")
+    for command in (["train", "sft", "run.name=x"], ["plan", "sft"], ["runs"]):
+        done = run_command(*command)
+        assert (done.code, "error[E149]" in done.text, "did you mean ckpt.before_rename?" in done.text) == (
+            2,
+            True,
+            True,
+        )
+    assert list(tmp_path.iterdir()) == []
+    assert run_command("explain", "E149").code == 0

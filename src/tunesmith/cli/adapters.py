@@ -46,9 +46,12 @@ def list_adapters(
 ) -> None:
     """What adapter folders hold: method, rank, targets, size, base; of a folder of folders all in it."""
     from tunesmith.models.adapter_folder import adapter_folders, describe_adapter
-    from tunesmith.models.locate import locate
 
-    folder = None if model is None else locate(model)
+    folder = None
+    if model is not None:
+        from tunesmith.models.locate import locate
+
+        folder = locate(model)
     found = [describe_adapter(path, folder) for name in adapters for path in adapter_folders(name)]
     if as_json:
         emit_json({"adapters": [facts.to_json() for facts in found]})

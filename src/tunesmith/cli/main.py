@@ -17,6 +17,7 @@ from tunesmith import __version__
 from tunesmith.cli.output import crash, fail
 from tunesmith.distributed.launched import launch_folder
 from tunesmith.errors import TunesmithError, UsageError, Where, nearest
+from tunesmith.faults import check_environment
 from tunesmith.track.limits import limit_error
 
 GROUPS = (
@@ -116,6 +117,8 @@ def run(argv: list[str] | None = None) -> None:
     as_json = "--json" in words
     spare = bytearray(SPARE)
     try:
+        if words[:1] != ["explain"]:  # which tells what is wrong with it
+            check_environment()
         code = build()(args=words, prog_name="tunesmith", standalone_mode=False)
     except TunesmithError as error:
         code = fail(error, as_json=as_json)

@@ -39,10 +39,17 @@ class Grammar:
 
     def check(self) -> None:
         if self.matcher.is_error():
-            raise Refusal("E418", f"the schema cannot be kept: {self.matcher.get_error()[:LONGEST]}", fix=SIMPLER)
+            raise Refusal("E418", f"the schema cannot be kept: {_told(self.matcher.get_error())}", fix=SIMPLER)
+
+
+def _told(error: str) -> str:
+    """What the library says, without what it tells of its own state."""
+    said = error.partition("<state>")[0].strip()
+    return ENDLESS if said == "NoExtensionBias" else said[:LONGEST] or "the schema cannot be kept"
 
 
 SIMPLER = "simplify the schema"
+ENDLESS = "no answer keeps the schema: it refers to itself without an end, or contradicts itself"
 SPACES = {"whitespace_pattern": r"[\x20\x0A]{1,16}"}  # a model must not fill its answer with them
 
 
@@ -72,8 +79,11 @@ class Grammars:
             matcher = library.LLMatcher(self.made, grammar(library), log_level=0)
         except ValueError as error:
             raise Refusal("E418", str(error)[:LONGEST], field=field, fix=SIMPLER) from error
-        if matcher.is_error():
-            raise Refusal("E418", matcher.get_error()[:LONGEST], field=field, fix=SIMPLER)
+        first = matcher.deep_copy()
+        if not first.is_error():
+            first.compute_bitmask()  # what no answer keeps shows at its first token
+        if first.is_error():
+            raise Refusal("E418", _told(first.get_error()), field=field, fix=SIMPLER)
         return matcher
 
 

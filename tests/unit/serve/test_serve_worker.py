@@ -189,6 +189,23 @@ def test_tokens_that_break_a_grammar_and_schemas_that_are_none_are_refused(gramm
         grammars.for_call("start: nothing_of_the_kind\n")
 
 
+ENDLESS = [
+    {"$ref": "#"},
+    {"allOf": [{"$ref": "#"}]},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+]
+
+
+@pytest.mark.parametrize("schema", ENDLESS, ids=["itself", "all of itself", "two"])
+def test_a_schema_that_refers_to_itself_tells_nothing_of_the_library(grammars, schema):
+    with pytest.raises(Refusal, match=r"E418.*refers to itself without an end") as caught:
+        grammars.for_schema(schema, "f")
+    assert "state" not in caught.value.diagnostic.message
+    with pytest.raises(Refusal, match="E418") as caught:
+        Grammar(grammars.for_schema({"type": "boolean"}, "f").deep_copy()).take(0)
+    assert "<state>" not in caught.value.diagnostic.message
+
+
 def test_without_the_library_the_command_is_told(grammars, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(Refusal, match=r"tunesmith\[serve\]"):
