@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from tunesmith import __version__
+from tunesmith.cli.advice import fitting
 from tunesmith.cli.output import crash, fail
 from tunesmith.distributed.launched import launch_folder
 from tunesmith.errors import TunesmithError, UsageError, Where, nearest
@@ -121,7 +122,7 @@ def run(argv: list[str] | None = None) -> None:
             check_environment()
         code = build()(args=words, prog_name="tunesmith", standalone_mode=False)
     except TunesmithError as error:
-        code = fail(error, as_json=as_json)
+        code = fail(fitting(error, words), as_json=as_json)
     except typer.TyperException as error:  # without a message it is a group's help, already printed
         code = fail(_usage(error, words), as_json=as_json) if error.format_message() else 2
     except (typer.Abort, KeyboardInterrupt):

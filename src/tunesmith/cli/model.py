@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from tunesmith.errors import UsageError
     from tunesmith.export.opening import ModelSource, Opened, Wants, Which
     from tunesmith.rollout.config import Held
 
@@ -44,16 +45,29 @@ def tell_sources(sources: Mapping[str, ModelSource], which: Which) -> None:
     UsageError E020 where weights of a run are chosen and no model is a run.
     """
     from tunesmith.cli.output import console
-    from tunesmith.errors import UsageError, Where
     from tunesmith.models.rounded import rounded_copy
 
     if which != "auto" and not any(source.run for source in sources.values()):
-        message = f"--weights chooses among those of a run, and {', '.join(sources)} is none"
-        fixes = ["leave --weights out", "name a run: last, runs/NAME"]
-        raise UsageError("E020", message, where=Where("command line", field="--weights"), fixes=fixes)
+        raise no_run(sources)
     for name, source in sources.items():
         if (told := rounded_copy(source.base, name)) is not None:
             console().print(told.message, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_runs(named: Mapping[str, str], which: Which) -> None:
+    """UsageError E020, before anything is loaded, where weights of a run are chosen and no model is a run."""
+    from tunesmith.export.opening import named_run
+
+    if which != "auto" and not any(named_run(model) for model in named.values()):
+        raise no_run(named)
+
+
+def no_run(names: Iterable[str]) -> UsageError:
+    from tunesmith.errors import UsageError, Where
+
+    message = f"--weights chooses among those of a run, and {', '.join(names)} is none"
+    fixes = ["leave --weights out", "name a run: last, runs/NAME"]
+    return UsageError("E020", message, where=Where("command line", field="--weights"), fixes=fixes)
 
 
 def choose_weights(word: str) -> Which:

@@ -54,7 +54,7 @@ def serve(
 ) -> None:
     """Serve models to OpenAI's clients: chat, completions, embeddings, rewards."""
     check_packages()
-    from tunesmith.cli.model import check_words, choose_products, choose_weights, tell_sources
+    from tunesmith.cli.model import check_runs, check_words, choose_products, choose_weights, tell_sources
     from tunesmith.cli.output import console
     from tunesmith.serve.house import House, name_models
     from tunesmith.serve.server import Server, listen
@@ -72,6 +72,7 @@ def serve(
     )
     settings = Settings(host, port, read_token(token_file), tuple(allow_host or ()), limits)
     named, which = name_models(models), choose_weights(weights)
+    check_runs(named, which)
     listening = listen(host, port)
     decoder = check_words([backend], ("tunesmith", "vllm"), "--backend")[0]
     with console().status(f"loading {', '.join(named)}"):

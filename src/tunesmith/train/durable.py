@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tunesmith.errors import Fix, MachineError
 from tunesmith.faults import fault
+from tunesmith.track.files import PLAIN
 from tunesmith.track.limits import NO_FILE, no_files
 
 CHUNK = 8 * 1024 * 1024
@@ -41,15 +43,6 @@ DTYPES = {
     torch.complex64: "C64",
 }
 
-PLAIN = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is larger than this process or file system may write",
-    errno.EROFS: "the file system is read-only",
-    errno.EIO: "the disk reports an input/output error",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-}
 SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -149,7 +142,9 @@ def machine_error(error: OSError, doing: str, folder: Path, need: int) -> Machin
     if error.filename:
         evidence.append(f"file: {error.filename}")
     fixes = [Fix(f"free {_size(need)} at {_mount(folder)}, then resume")] if error.errno in SPACE else []
-    fixes.append(Fix("run with another output folder, then resume", effect="older checkpoints stay valid"))
+    run = shlex.quote(str(folder.parent))
+    moved = f"mv {run} OTHER_DISK/ && tunesmith runs resume OTHER_DISK/{shlex.quote(folder.parent.name)}"
+    fixes.append(Fix("move the run to another disk", command=moved, effect="older checkpoints stay valid"))
     return MachineError("E112", f"{doing}: {reason}", evidence=evidence, fixes=fixes)
 
 

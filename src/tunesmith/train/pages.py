@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.errors import Fix, MachineError, Where
-from tunesmith.train.durable import PLAIN
+from tunesmith.track.files import PLAIN
 from tunesmith.train.optimizers import OptimizerConfig
 from tunesmith.train.optimizers.base import State
 from tunesmith.train.optimizers.paging import SMALLEST, file_bytes

@@ -288,6 +288,8 @@ def test_r10_disk_errors_keep_the_old_and_leave_no_rest(tmp_path, point, name):
     for part in ("step 3: the checkpoint is not saved", "need ", "free ", " at /"):
         assert part in str(caught.value)
     assert "Errno" not in str(caught.value)
+    moved = caught.value.diagnostic.fixes[-1].command or ""
+    assert moved.endswith(f"/ && tunesmith runs resume OTHER_DISK/{tmp_path.parent.name}")
     assert store.steps() == [2, 1]
     assert not list(tmp_path.glob(".tmp-*"))
     _save(store, 3)
