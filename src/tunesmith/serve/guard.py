@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,9 +15,11 @@ from tunesmith.errors import TunesmithError
 from tunesmith.serve.mailbox import Gone
 from tunesmith.serve.metrics import Metrics
 from tunesmith.serve.refusals import Refusal, body_of, bug, status_of
-from tunesmith.serve.settings import Settings
+from tunesmith.serve.settings import Settings, read_host
 from tunesmith.serve.throttle import Throttle
 from tunesmith.serve.worker import LOG
+
+USUAL_PORTS = {"http": 80, "https": 443}
 
 
 class Guard:
@@ -93,20 +94,25 @@ class Guard:
 
     def check_origin(self, headers: Headers) -> None:
         """A page of another site can neither reach the server by a name of its own nor send it anything."""
-        hosts, origin = headers.getlist("host"), headers.get("origin")
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or not self.settings.allows(hosts[0]):
             shown = ", ".join(hosts)[:200]
             raise Refusal("E417", f"this server is not called {shown!r}", fix="start it with --allow-host NAME")
-        if origin is not None and not self.is_own(origin, hosts[0]):
-            raise Refusal("E417", f"pages of {origin[:200]!r} may not ask here", fix="ask from a program, not a page")
+        fix = "ask from a program, not a page"
+        if len(origins) > 1 or (origins and not is_own(origins[0], hosts[0])):
+            raise Refusal("E417", f"pages of {', '.join(origins)[:200]!r} may not ask here", fix=fix)
+        sites = [site.strip().lower() for site in headers.getlist("sec-fetch-site")]
+        if sites not in ([], ["same-origin"], ["none"]):  # none: an address that somebody typed
+            raise Refusal("E417", f"pages of another site ({', '.join(sites)[:200]}) may not ask here", fix=fix)
 
-    def is_own(self, origin: str, host: str) -> bool:
-        """Whether a page came from this very server."""
-        try:
-            parts = urlsplit(origin)
-        except ValueError:
-            return False
-        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.strip().lower()
+
+def is_own(origin: str, host: str) -> bool:
+    """Whether a page came from this very server."""
+    scheme, sign, rest = origin.strip(" \t").lower().partition("://")
+    page, own, usual = read_host(rest), read_host(host), USUAL_PORTS.get(scheme)
+    if not sign or page is None or own is None or usual is None:
+        return False
+    return (page[0], page[1] or usual) == (own[0], own[1] or usual)
 
 
 def readable(route: Route) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from tunesmith.errors import Fix, Unsafe, Where
@@ -67,18 +68,32 @@ class Settings:
 
         Addresses cannot be rebound by a foreign page, names can: of these only known ones.
         """
-        name = host_name(host)
-        if name in (*LOOPBACK_NAMES, self.host.lower(), *(each.lower() for each in self.names)):
+        found = read_host(host)
+        if found is None:
+            return False
+        name = found[0]
+        if name in {one_form(each) for each in (*LOOPBACK_NAMES, self.host, *self.names)}:
             return True
         return not self.is_local and as_address(name) is not None
 
 
-def host_name(host: str) -> str:
-    """Without the port."""
-    text = host.strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0]
+HOST = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([a-z0-9._-]{1,253}))(?::([0-9]{1,5}))?")
+
+
+def read_host(text: str) -> tuple[str, int | None] | None:
+    """Name and port as a Host header writes them, and nothing besides; None for what is no host."""
+    found = HOST.fullmatch(text.strip(" \t").lower())
+    if found is None or int(found[3] or 0) > 65535 or (found[1] and as_address(found[1]) is None):
+        return None
+    if found[1] and ":" not in found[1]:  # brackets are for addresses of IPv6
+        return None
+    return one_form(found[1] or found[2]), None if found[3] is None else int(found[3])
+
+
+def one_form(name: str) -> str:
+    """An address written in one way."""
+    address = as_address(name)
+    return name.lower() if address is None else str(address)
 
 
 def as_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

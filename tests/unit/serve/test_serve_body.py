@@ -8,10 +8,50 @@ from starlette.requests import Request
 
 from tunesmith.errors import BadInput, Fix, MachineError, ModelError, NumericalError, UsageError, Where
 from tunesmith.serve.body import depth_of, parse, read_json
+from tunesmith.serve.guard import is_own
 from tunesmith.serve.refusals import Refusal, body_of, bug, status_of
-from tunesmith.serve.settings import Limits, Settings, host_name
+from tunesmith.serve.settings import Limits, Settings, one_form, read_host
 from tunesmith.serve.wire import ChatAsked, CompletionAsked, EmbeddingAsked, ScoreAsked, read
 
+WRONG_HOSTS = [
+    *("", " ", ":", ":80", "[::1", "::1", "[::1].evil.com", "[::1]evil", "[::1]:", "[::1]:x", "[::1]:80:90", "[]"),
+    *("[127.0.0.1]", "[localhost]", "[::1%lo]", "[::1%25lo]:80", "[:::]", "localhost:80.evil.com", "localhost:"),
+    *("localhost:65536", "localhost:999999", "localhost:-1", "localhost:+80", "localhost: 80", "localhost:80,evil"),
+    *(
+        "localhost,evil.com",
+        "localhost evil.com",
+        "evil.com@localhost",
+        "localhost@evil.com",
+        "localhost/",
+        "//localhost",
+    ),
+    *(
+        "localhost.evil.com",
+        "127.0.0.1.evil.com",
+        "127.0.0.1.nip.io",
+        "evil.localhost",
+        "localhost.",
+        "localhost..evil",
+    ),
+    *(
+        "localhost#",
+        "localhost?",
+        "localhost\\.evil.com",
+        "http://localhost",
+        "localhost:\u0668\u0660",
+        "loc\u0430lhost",
+    ),
+    *(
+        "127.1",
+        "0x7f.1",
+        "2130706433",
+        "0177.0.0.1",
+        "127.0.0.1\x00",
+        "localhost\n",
+        "box.example.evil",
+        "evilbox.example",
+    ),
+]
 LIMITS = Limits(body_bytes=100, body_seconds=0.05, depth=4)
 
 
@@ -171,8 +211,45 @@ def test_an_error_says_its_field_fixes_and_evidence():
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("localhost:1", "localhost"), (" LOCALHOST ", "localhost"), ("[::1]:80", "::1"), ("[::1", "::1"), ("a.b", "a.b")],
+    [
+        ("localhost:1", ("localhost", 1)),
+        (" LOCALHOST ", ("localhost", None)),
+        ("[::1]:80", ("::1", 80)),
+        ("[0:0::0001]", ("::1", None)),
+        ("[::ffff:127.0.0.1]:65535", ("::ffff:127.0.0.1", 65535)),
+        ("a.b", ("a.b", None)),
+    ],
 )
-def test_a_host_has_a_name_without_its_port(given, name):
-    assert host_name(given) == name
-    assert not Settings().allows("localhost.evil")
+def test_a_host_has_a_name_and_a_port(given, name):
+    found = read_host(given)
+    assert found is not None
+    assert (one_form(found[0]), found[1]) == (one_form(name[0]), name[1])
+
+
+@pytest.mark.parametrize("given", WRONG_HOSTS)
+def test_what_is_no_host_is_none(given):
+    assert not Settings(names=("box.example",)).allows(given)
+    assert not Settings("192.168.0.2", token="t", names=("box.example",)).allows(given)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("http://localhost:1", "localhost:1", True),
+        ("https://box.example", "box.example", True),
+        ("http://localhost:80", "localhost", True),
+        ("https://localhost", "localhost:443", True),
+        ("http://[::1]:9", "[::1]:9", True),
+        ("http://localhost:2", "localhost:1", False),
+        ("http://localhost", "localhost:8000", False),
+        ("https://localhost", "localhost:80", False),
+        ("http://localhost:1/", "localhost:1", False),
+        ("http://me@localhost:1", "localhost:1", False),
+        ("ftp://localhost:1", "localhost:1", False),
+        ("localhost:1", "localhost:1", False),
+        ("null", "localhost:1", False),
+        ("", "localhost:1", False),
+    ],
+)
+def test_a_page_is_the_servers_own_by_scheme_name_and_port(origin, host, own):
+    assert is_own(origin, host) is own
