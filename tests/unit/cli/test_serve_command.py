@@ -3,8 +3,10 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import httpx
@@ -34,6 +36,50 @@ def test_it_serves_until_it_is_told_to_end(tmp_path, number):
         assert answer.status_code == 200
         process.send_signal(number)
         assert process.wait(30) == 0
+
+
+@contextmanager
+def started(words: list[str], environment: dict[str, str]):
+    """The process, and the address that it tells."""
+    program = [sys.executable, "-m", "tunesmith", "serve", *words]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if found := re.search(r"serving \w+ at (http://\S+)/v1", line):
+                    yield process, found[1]
+                    return
+            raise AssertionError("".join(said))
+        finally:
+            process.kill()
+
+
+def test_w12_w16_it_serves_on_ipv6_without_a_home_and_again_after_it_was_killed(tmp_path, evidence):
+    folder = tiny_model_folder(tmp_path / "tiny")
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    }
+    environment = {**kept, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "300", "HOME": "/nonexistent/home"}
+    port, answers = "0", []
+    for home in (environment, {name: value for name, value in environment.items() if name != "HOME"}):
+        with started([f"small={folder}", "--host", "::1", "--port", port], home) as (process, address):
+            assert re.fullmatch(r"http://\[::1\]:\d+", address)
+            assert port in ("0", address.rsplit(":", 1)[1])
+            port = address.rsplit(":", 1)[1]
+            body = {"model": "small", "prompt": "Hi", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+            answers.append(httpx.post(f"{address}/v1/completions", json=body, timeout=60).json()["choices"])
+            with httpx.stream("POST", f"{address}/v1/completions", json={**body, "stream": True}) as stream:
+                assert stream.status_code == 200
+                process.kill()
+                assert process.wait(30) == -signal.SIGKILL
+                with pytest.raises(httpx.TransportError):
+                    list(stream.iter_bytes())
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("::1", int(port)))
+    assert answers[0] == answers[1]
+    evidence("W12", claim="killed within a stream and started again on its port: same answers", figure="1 of 1")
 
 
 def test_what_is_wrong_is_told_before_a_model_is_loaded(tmp_path, capsys, monkeypatch):

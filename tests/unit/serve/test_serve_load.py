@@ -61,7 +61,8 @@ def test_fifty_clients_at_once(tiny):
 
 
 @pytest.mark.nightly
-def test_two_hundred_clients_for_a_minute(tiny):
+@pytest.mark.row("W18")
+def test_two_hundred_clients_for_a_minute(tiny, evidence):
     with serving({"tiny": tiny}, limited(cache_bytes=64 << 20)) as server:
         crowd(server, 200, 5)
         before = resident()
@@ -70,5 +71,7 @@ def test_two_hundred_clients_for_a_minute(tiny):
         assert done > 200
         eventually(lambda: server.pages == 0)
         grown = resident() - before
-        print(f"\n{done} requests, {server.metric('tokens_generated_total'):.0f} tokens, {grown / 2**20:.1f} MiB grown")
+        tokens = server.metric("tokens_generated_total")
+        claim = "200 clients without a pause for a minute: requests, tokens, errors, MiB grown"
+        evidence("W18", claim=claim, figure=f"{done:,}, {tokens:,.0f}, 0, {grown / 2**20:.1f}")
         assert grown < 64 << 20

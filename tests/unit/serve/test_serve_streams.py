@@ -137,7 +137,7 @@ def test_w9_a_reader_that_is_too_slow_loses_its_stream(server):
     assert found[-1] == "E424"
 
 
-def test_w9_clients_that_never_read_are_given_up_and_hold_nobody_back(tiny):
+def test_w9_clients_that_never_read_are_given_up_and_hold_nobody_back(tiny, evidence):
     with serving({"tiny": tiny}, limited(send_seconds=0.5, pieces=400)) as running:
         body = {**LONG, "n": 8, "logprobs": True, "top_logprobs": 20}
         deaf = [opened(running, body) for _ in range(2)]
@@ -148,6 +148,7 @@ def test_w9_clients_that_never_read_are_given_up_and_hold_nobody_back(tiny):
         assert running.metric("tokens_generated_total") < 16 * 480
         for raw in deaf:
             raw.close()
+    evidence("W9", claim="answers of clients that never read, given up with all their pages", figure="16 of 16")
 
 
 def test_clients_that_leave_mid_stream_give_their_pages_back_at_once(tiny):
@@ -182,13 +183,14 @@ def drop(running, count: int, threads: int = 8) -> None:
 
 
 @pytest.mark.nightly
-def test_memory_is_flat_over_a_thousand_dropped_streams(tiny_bf16):
+@pytest.mark.row("W18")
+def test_memory_is_flat_over_a_thousand_dropped_streams(tiny_bf16, evidence):
     with serving({"tiny": tiny_bf16}) as running:
         drop(running, 300)
         before, objects = resident(), len(running.house.worker.schedulers[0].reserved)
         drop(running, 1000)
         eventually(lambda: running.pages == 0)
         grown = resident() - before
-        print(f"\n1,000 dropped streams: {grown / 2**20:.1f} MiB grown")
+        evidence("W18", claim="MiB grown by 1,000 dropped streams", figure=f"{grown / 2**20:.1f}")
         assert grown < 8 << 20
         assert objects == len(running.house.worker.schedulers[0].reserved) == 0
