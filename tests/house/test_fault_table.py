@@ -47,6 +47,12 @@ def marked() -> dict[str, set[str]]:
     }
 
 
+def names() -> list[list[str]]:
+    """The rows that the name of each test begins with."""
+    texts = (path.read_text(encoding="utf-8") for path in python_files("tests"))
+    return [fault_rows.rows_of_name(name) for text in texts for name in re.findall(r"def (test_\w+)", text)]
+
+
 def tables(text: str) -> list[list[list[str]]]:
     """The tables of a page, as rows of cells."""
     found: list[list[list[str]]] = []
@@ -81,6 +87,11 @@ def test_markers_name_rows_of_the_table():
 def test_reasons_are_given_for_rows_of_the_table():
     assert fault_rows.NOT_COVERED.keys() <= fault_rows.ROWS.keys()
     assert all(fault_rows.NOT_COVERED.values())
+
+
+def test_every_row_has_a_test_or_a_reason():
+    tested = {row for rows in marked().values() for row in rows} | {row for name in names() for row in name}
+    assert fault_rows.ROWS.keys() - tested == fault_rows.NOT_COVERED.keys()
 
 
 def test_rows_are_read_from_names():
