@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tunesmith.errors import CheckpointError, Diagnostic, MachineError, Where
 from tunesmith.faults import fault
+from tunesmith.models.headers import read_header
 from tunesmith.train import commit
 from tunesmith.train.commit import TEMPORARY, Commit, Part, Tensors, Writers
 from tunesmith.train.manifest import Broken, read_manifest, verify, versions
@@ -32,7 +33,10 @@ class Checkpoint:
     skipped: tuple[Diagnostic, ...] = ()
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
-        """The tensors of `<stem>.safetensors`, on the CPU; CheckpointError when there is no such file."""
+        """The tensors of `<stem>.safetensors`, on the CPU.
+
+        CheckpointError when there is no such file, ModelError E082 when it is none of safetensors.
+        """
         return safetensors.torch.load_file(self._file(stem))
 
     def stored(self, stem: str) -> Stored:
@@ -44,6 +48,7 @@ class Checkpoint:
         if name not in self.manifest["files"]:
             here = sorted(self.manifest["files"])
             raise CheckpointError("E113", f"the checkpoint has no {name}", where=Where(str(self.folder)), evidence=here)
+        read_header(self.folder / name)  # a hash says only that nobody changed the file by accident
         return self.folder / name
 
     def part(self, rank: int) -> Part | None:

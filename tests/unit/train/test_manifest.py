@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunesmith.errors import CheckpointError
+from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.commit import Part
 from tunesmith.train.manifest import seal
@@ -65,6 +65,14 @@ def test_a_sealed_manifest_that_is_none_is_skipped(tmp_path, old, new, told):
     assert (newest.step, newest.state) == (3, {"step": 3})
 
 
+def _replace(path: Path, content: bytes) -> None:
+    """Put another file in place of one, and seal the manifest that lists it."""
+    path.write_bytes(content)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["files"][path.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path.parent / "manifest.json").write_text(seal(manifest))
+
+
 @pytest.mark.row("R6")
 @pytest.mark.parametrize("content", ["[1]", "{", "[" * 100_000], ids=["list", "cut", "deep"])
 @pytest.mark.parametrize("name", ["state.json", "rank0.json"])
@@ -72,10 +80,21 @@ def test_a_sealed_state_that_is_no_object_is_told(tmp_path, name, content):
     store = CheckpointStore(tmp_path)
     _save(store, 1)
     folder = tmp_path / "step-1"
-    (folder / name).write_text(content)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content.encode()).hexdigest()}
-    (folder / "manifest.json").write_text(seal(manifest))
+    _replace(folder / name, content.encode())
     with pytest.raises(CheckpointError, match=f"checkpoint step-1: {name} (is not JSON|holds no object)") as caught:
         store.at(1).part(0)
     assert caught.value.diagnostic.code == "E111"
+
+
+@pytest.mark.row("R6", "S21")
+@pytest.mark.parametrize(
+    "header", [b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}']
+)
+def test_a_sealed_file_of_tensors_that_is_none_is_told(tmp_path, header):
+    store = CheckpointStore(tmp_path)
+    _save(store, 1)
+    _replace(tmp_path / "step-1" / "model.safetensors", len(header).to_bytes(8, "little") + header + bytes(4))
+    checkpoint = store.at(1)
+    for read in (checkpoint.tensors, checkpoint.stored):
+        with pytest.raises(ModelError, match=r"E082.*model\.safetensors"):
+            read("model")
