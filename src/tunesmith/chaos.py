@@ -84,8 +84,22 @@ def corruptions(folder: Path) -> Trial:
         path.write_bytes(content)
     opened = store.newest()
     whole = opened is not None and opened.step == newest and not opened.skipped
+    resumed = goes_back(folder, store.folder / f"step-{newest}", older)
     words = f"{found} of {CORRUPTIONS} found, named, and the one before taken; {'no' if whole else 'a'} false alarm"
-    return Trial("one bit of a checkpoint changed", words, found == CORRUPTIONS and whole)
+    said = "the run falls back to it, equal to the bit" if resumed else "the run does not fall back to it"
+    return Trial("one bit of a checkpoint changed", f"{words}; {said}", found == CORRUPTIONS and whole and resumed)
+
+
+def goes_back(folder: Path, newest: Path, older: int) -> bool:
+    """Whether the run itself, its newest checkpoint changed, says so, goes on from the one before and ends the same."""
+    path = newest / "optimizer.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    if train(folder, "killed") != 0:
+        return False
+    words = told(folder, "killed", length=None)
+    said = "W110" in words and path.name in words and f"going on from step {older}" in words
+    return said and result(folder / "killed") == result(folder / "whole")
 
 
 def full_disk(folder: Path) -> Trial:
@@ -113,8 +127,15 @@ def little_memory(folder: Path) -> Trial:
 def not_a_number(folder: Path) -> Trial:
     code = train(folder, "nan", "train.loss@step=3:become:nan")
     bad = events(folder / "nan", "bad_step")
-    held = code == 0 and [row["action"] for row in bad] == ["skip"]
-    return Trial("NaN in a loss", f"exit code {code}, {len(bad)} step left out, records kept in bad_batches", held)
+    kept = bad_records(folder / "nan", 3)
+    held = code == 0 and [row["action"] for row in bad] == ["skip"] and kept > 0
+    return Trial("NaN in a loss", f"exit code {code}, {len(bad)} step left out, {kept} records in bad_batches", held)
+
+
+def bad_records(run: Path, step: int) -> int:
+    """How many records of the step are kept as evidence."""
+    file = run / "bad_batches" / f"step-{step}.json"
+    return len(json.loads(file.read_text(encoding="utf-8"))["records"]) if file.is_file() else 0
 
 
 def prepare(folder: Path) -> None:
@@ -154,9 +175,10 @@ def train(folder: Path, name: str, armed: str = "") -> int:
         return subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=folder, check=False).returncode
 
 
-def told(folder: Path, name: str) -> str:
+def told(folder: Path, name: str, length: int | None = 300) -> str:
     """The end of what the process printed."""
-    return " ".join((folder / f"{name}.log").read_text(encoding="utf-8").split())[-300:]
+    words = " ".join((folder / f"{name}.log").read_text(encoding="utf-8").split())
+    return words if length is None else words[-length:]
 
 
 def result(run: Path) -> tuple[list[float], dict[str, str]]:
