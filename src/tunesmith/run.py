@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,13 +37,14 @@ from tunesmith.running.references import mend
 from tunesmith.track.hardware import describe_machine
 from tunesmith.track.outcome import FINISH
 from tunesmith.track.progress import Progress
+from tunesmith.track.reader import read_lines, read_metrics
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
 from tunesmith.train.checkpoint import other_ranks, other_versions
 from tunesmith.train.loop import Loop
 from tunesmith.train.measure import peak_memory_bytes
 from tunesmith.train.position import Position
-from tunesmith.train.signals import Signals
+from tunesmith.train.signals import Cut, Poll, Signals, unmeasured_error
 
 CENTRING = 256  # examples, at most, whose mean reward is told as 0
 
@@ -120,12 +122,15 @@ def train(recipe: Recipe, around: Context, signals: Signals) -> RunResult:
         with profiled(recipe, inputs, loop, around):
             position = loop.run(signals)
         tracker.status("saving", phase="save")
-        finish(loop, run, recipe, inputs, mesh)
+        weights = finish(loop, run, recipe, inputs, mesh)
     result = summarise(run, position, mesh)
     tracker.event(FINISH, result.to_json())
     if recipe.evaluate.data and mesh.is_first:
         tracker.status("running", phase="evaluate")
-        measure(loop, recipe, inputs, around)
+        try:
+            measure(loop, recipe, inputs, around, signals.poll)
+        except Cut:
+            raise unmeasured_error(signals, weights, f"tunesmith runs resume {run.path}") from None
     return result
 
 
@@ -140,12 +145,14 @@ def tell_steps(around: Context) -> Callable[[int, int, dict[str, float]], None]:
     return tell
 
 
-def measure(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
+def measure(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context, poll: Poll) -> None:
     """Score the trained model on `evaluate.data`; the scores are an event, the answers stand in `answers.jsonl`."""
 
     def told(task: str, done: int, total: int) -> None:
-        around.display.phase(f"answering {task}", done, total)
+        poll()
+        around.display.phase(f"evaluating {task}", done, total)
 
+    poll()
     model, reference = loop.parts.model, loop.parts.streams.reference
     if inputs.task.reads == "values":
         settings = recipe.data.model_copy(update={"limit": recipe.evaluate.limit})
@@ -210,10 +217,21 @@ def resume(loop: Loop, recipe: Recipe, inputs: Inputs, around: Context) -> None:
     loop.resume(checkpoint, ignore=(DATA_HASH,) if around.accept_data_change else ())
     mend(loop.parts.streams, build_source(recipe, inputs, around.mesh), loop.position.step, around.mesh)
     around.tracker.heal(loop.position.step + 1)
+    if around.mesh.is_first:
+        told_before(loop, around.run)
 
 
-def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) -> None:
-    """Write the final weights: the best ones when early stopping was asked for, else the last ones.
+def told_before(loop: Loop, run: RunDir) -> None:
+    """What an earlier attempt told of the checkpoint's own step, after it was saved, is not told twice."""
+    step = loop.position.step
+    if any(name.startswith("eval/") for row in read_metrics(run.metrics_file) if row["step"] == step for name in row):
+        loop.told = step
+    if any(row.get("step") == step and "completion" in row for row in read_lines(run.completions_file)):
+        loop.position.sampled = step
+
+
+def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) -> Path | None:
+    """Write the final weights: the best ones when early stopping was asked for, else the last ones; where they are.
 
     Products in 8 bits end here: what is saved, centred and measured has the exact weights.
     """
@@ -226,6 +244,7 @@ def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) 
     else:
         loop.parts.optimizer.settle()
     exact_products(loop.parts.model)
+    folder = None
     if mesh.is_first:
         if recipe.model.base_products != "exact":
             exact_again(loop.parts.model, load_base(inputs.base, recipe.model, mesh.device(), inputs.task.outputs))
@@ -235,6 +254,7 @@ def finish(loop: Loop, run: RunDir, recipe: Recipe, inputs: Inputs, mesh: Mesh) 
             examples = [inputs.train[index] for index in range(0, len(inputs.train), -(-len(inputs.train) // CENTRING))]
             centre(loop.parts.model, examples, folder, "the training data")
     mesh.barrier()
+    return folder
 
 
 def summarise(run: RunDir, position: Position, mesh: Mesh) -> RunResult:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ def evaluate(
 
     A source of pairs or rankings is measured by which answer the model finds likelier, and has no answers of its own;
     `reference` is what its rewards are measured against. `data` says which tokens the loss sees and how long records
-    may be. `on_progress` hears (task, done, all) answers or pairs.
+    may be. `on_progress` hears (task, done, all) records, answers or pairs, at every batch and token; what it raises
+    breaks off.
     """
     data = data or DataConfig()
     result = Evaluation({}, [])
@@ -105,7 +107,8 @@ def evaluate(
         entries = list(read_entries(source, Tally(data.on_bad), settings.limit))
         found: dict[str, Score] = {}
         if any(name in LOSS_METRICS for name in settings.metrics):
-            found |= measure_loss(model, tokenizer, entries, settings, data, left_out)
+            heard = None if on_progress is None else partial(on_progress, task)
+            found |= measure_loss(model, tokenizer, entries, settings, data, left_out, heard)
         if any(name in ANSWER_METRICS for name in settings.metrics):
             answered = answer(model, tokenizer, task, entries, settings, left_out, on_progress)
             found |= judge(answered, settings)
@@ -174,6 +177,7 @@ def measure_loss(
     settings: EvaluateConfig,
     data: DataConfig,
     left_out: Counter[str],
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Score]:
     """Loss and perplexity over all trained tokens of the set, with intervals over its records."""
     examples: list[Example] = []
@@ -184,14 +188,16 @@ def measure_loss(
         examples += outcome.examples
     if not examples:
         return {}
-    nll, weights = loss_sums(model, examples)
+    nll, weights = loss_sums(model, examples, on_progress)
     return {name: LOSS_METRICS[name](nll, weights) for name in settings.metrics if name in LOSS_METRICS}
 
 
-def loss_sums(model: nn.Module, examples: Sequence[Example]) -> tuple[list[float], list[float]]:
+def loss_sums(
+    model: nn.Module, examples: Sequence[Example], on_progress: Callable[[int, int], None] | None = None
+) -> tuple[list[float], list[float]]:
     """Weighted negative log-probability and weight of every example, in order."""
     nll, weights = [0.0] * len(examples), [0.0] * len(examples)
-    device = base_model(model).device
+    device, done = base_model(model).device, 0
     for group in pack([len(example) for example in examples], MICROBATCH_TOKENS):
         batch = batch_of([examples[index] for index in group])
         logprobs = score_only(model, batch.to(device)).logprobs.double().cpu()
@@ -200,6 +206,9 @@ def loss_sums(model: nn.Module, examples: Sequence[Example]) -> tuple[list[float
         sums[1].index_add_(0, batch.sequence, batch.weight.double())
         for index, top, bottom in zip(group, *sums.tolist(), strict=True):
             nll[index], weights[index] = top, bottom
+        done += len(group)
+        if on_progress is not None:
+            on_progress(done, len(examples))
     return nll, weights
 
 
@@ -223,6 +232,17 @@ def answer(
             left_out["prompt_fills_context"] += 1
         else:
             questions.append(question)
+    done = 0
+
+    def finished(now: int, total: int) -> None:
+        nonlocal done
+        done = now
+        heard()
+
+    def heard() -> None:
+        if on_progress is not None:
+            on_progress(task, done, len(questions))
+
     answers = generate(
         model,
         tokenizer,
@@ -230,7 +250,8 @@ def answer(
         Sampling(settings.max_new_tokens),
         batch_size=settings.batch_size,
         held=settings.products,
-        on_progress=None if on_progress is None else lambda done, total: on_progress(task, done, total),
+        on_progress=finished,
+        on_token=heard,
     )
     return [
         Row(

@@ -53,18 +53,19 @@ def generate(
     *,
     batch_size: int = 32,
     on_progress: Progress | None = None,
+    on_token: Callable[[], None] | None = None,
     held: Held = "packed",
 ) -> list[Generated]:
     """One answer per prompt, in order; prompts of like length are decoded together.
 
     Prompt i draws from its own generator, seeded by (seed, i), so its answer does not depend on its neighbours.
-    `on_progress` hears (finished prompts, all prompts). `held`: "shared" needs no memory for a second copy of the
-    weights; "int8" is faster, and not exact. ModelError E150: a prompt is empty or fills the context; E428: there are
-    no products in 8 bits here.
+    `on_progress` hears (finished prompts, all prompts), `on_token` every token. `held`: "shared" needs no memory for a
+    second copy of the weights; "int8" is faster, and not exact. ModelError E150: a prompt is empty or fills the
+    context; E428: there are no products in 8 bits here.
     """
     requests = [Request(index, (index,)) for index in range(len(prompts))]
     found: dict[int, Generated] = {}
-    for place, answer in complete(model, tokenizer, prompts, requests, sampling, batch_size, held=held):
+    for place, answer in complete(model, tokenizer, prompts, requests, sampling, batch_size, on_token, held):
         found[place] = answer
         if on_progress is not None:
             on_progress(len(found), len(prompts))

@@ -21,17 +21,18 @@ from tunesmith.running.references import Referee, build_streams
 from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
 from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.pull import Factors, Pull
+from tunesmith.train.signals import Poll
 from tunesmith.train.streams import Streams
 from tunesmith.types import Task
 
 
-def general_loss(recipe: Recipe, inputs: Inputs, model: nn.Module, mesh: Mesh) -> Callable[[], float] | None:
+def general_loss(recipe: Recipe, inputs: Inputs, model: nn.Module, mesh: Mesh) -> Callable[[Poll], float] | None:
     """The loss on held-out general data: that of their next tokens, whatever the objective is."""
     if inputs.general is None:
         return None
     build = Builder(inputs.general, Task(), share=shares_prefixes(recipe, inputs.base))
     held_out = HeldOut(Microbatches(build, recipe.train.microbatch_limit(mesh.device().type)), Streams(), mesh)
-    return lambda: evaluation_loss(model, held_out, (SFT(),), {})["loss"]
+    return lambda poll: evaluation_loss(model, held_out, (SFT(),), {}, poll)["loss"]
 
 
 def guessed_loss(objectives: Sequence[Objective], vocabulary: int) -> float | None:

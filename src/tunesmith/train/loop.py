@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from tunesmith.distributed.stragglers import Stragglers
 from tunesmith.errors import CheckpointError, MachineError
-from tunesmith.faults import altered, fault, spoil
+from tunesmith.faults import fault, spoil
 from tunesmith.track.clock import phase
 from tunesmith.train import layer_watch, out_of_memory, saving
 from tunesmith.train.checkpoint import Checkpoint
 from tunesmith.train.clipping import make_clipper
+from tunesmith.train.due import answers_left, due, evaluation_left, is_left
 from tunesmith.train.early_stopping import is_over, note
-from tunesmith.train.measure import memory_gb
+from tunesmith.train.measure import left_alone, memory_gb
 from tunesmith.train.optimizer import clip
 from tunesmith.train.out_of_memory import TooLarge
 from tunesmith.train.parts import Parts, Timing
-from tunesmith.train.position import Position, check_same, without
+from tunesmith.train.position import Position, check_same, restored, without
 from tunesmith.train.replicas import Replicas
 from tunesmith.train.saving import Saver
 from tunesmith.train.schedule import factor, settled
-from tunesmith.train.signals import Request, Signals, stop_error
+from tunesmith.train.signals import Cut, Poll, Request, Signals, stop_error
 from tunesmith.train.stability import Verdict
-from tunesmith.train.start import judge_start
-from tunesmith.train.step import StepResult, compute_step
+from tunesmith.train.start import check_start
+from tunesmith.train.step import StepResult, compute_step, with_faults
 from tunesmith.train.work import Amount, amount_of
 from tunesmith.types import Batch
 
@@ -50,14 +51,16 @@ class Loop:
         self.saved_at = -1
         self.saved_when = time.monotonic()
         self.stopped_early = False
+        self.told = -1  # step of an evaluation that an earlier attempt has told of
 
     def run(self, signals: Signals) -> Position:
         """Train to the end, to an early stop, or to a signal; a signal saves and raises Preempted or Interrupted."""
         self.parts.model.train()
-        if self.position.step == 0 and self.parts.show_samples is not None:
-            self.parts.show_samples(0)
         if self.position.step == 0:
-            self.measure_start()
+            self.look_at_start(signals)
+        elif self.unmeasured:  # a stop was asked for before it was done
+            self.look(signals)
+            self.answer(signals)
         with left_alone():
             while self.position.step < self.parts.total and not self.stopped_early:
                 self.step_and_more(signals)
@@ -70,26 +73,60 @@ class Loop:
         self.step()
         self.replicas.look(self.position.step, self.parts.model, self.parts.optimizer)
         self.tell_saved(self.saver.landed())
+        self.look(signals)
         last = self.position.step == self.parts.total
-        if self.measures and (last or due(self.position.step, settings.evaluate_every)):
-            self.evaluate()
-        if self.parts.show_samples is not None and (last or due(self.position.step, settings.sample_every)):
-            with self.parts.optimizer.averaged():
-                self.parts.show_samples(self.position.step)
         if due(self.position.step, settings.checkpoint.every) or last or self.stopped_early or self.overdue():
             self.save()
         self.answer(signals)
 
+    def look(self, signals: Signals) -> None:
+        """The evaluation and the answers that are due; after a request everything is saved first.
+
+        What a stop breaks off is left for the resume.
+        """
+        if evaluation_left(self.parts, self.position):
+            if self.urgency(signals):
+                self.save()
+            with suppress(Cut):
+                self.evaluate(lambda: self.poll(signals))
+        if answers_left(self.parts, self.position):
+            if self.parts.mesh.world == 1 and signals.requested():
+                self.save()
+            self.show_samples(signals)
+
+    def show_samples(self, signals: Signals) -> None:
+        """Of the first rank alone, so that the others learn of a stop when it is answered."""
+        if self.parts.show_samples is not None:
+            with self.parts.optimizer.averaged(), suppress(Cut):
+                signals.poll()
+                self.parts.show_samples(self.position.step, signals.poll)
+                self.position.sampled = self.position.step
+
+    def poll(self, signals: Signals) -> None:
+        """Raises Cut on all ranks once one of them was asked to stop."""
+        urgency = self.urgency(signals)
+        if urgency and Request(urgency).stops:
+            raise Cut
+
     @property
-    def measures(self) -> bool:
-        return self.parts.evaluate is not None or self.parts.measure_general is not None
+    def unmeasured(self) -> bool:
+        """On any rank: the first one alone answers prompts."""
+        return self.parts.mesh.largest(float(is_left(self.parts, self.position))) > 0
 
     @phase("evaluation")
-    def measure_start(self) -> None:
-        """The loss on general data before anything is learned: what later ones are compared with."""
-        if self.parts.measure_general is not None:
-            self.position.general_start = self.position.general_loss = self.parts.measure_general()
-            self.parts.tracker.metrics(0, 0, {"eval/general_loss": self.position.general_loss})
+    def look_at_start(self, signals: Signals) -> None:
+        """Answers, and the loss on general data, before anything is learned: what later ones are compared with."""
+        parts, position = self.parts, self.position
+        if parts.settings.sample_every:
+            if position.sampled < 0:
+                self.show_samples(signals)
+            self.answer(signals)
+        if parts.measure_general is not None and position.general_start is None:
+            with suppress(Cut):
+                position.general_start = parts.measure_general(lambda: self.poll(signals))
+                position.general_loss = position.general_start
+                parts.tracker.metrics(0, 0, {"eval/general_loss": position.general_start})
+            self.answer(signals)
 
     def step(self) -> None:
         parts, position = self.parts, self.position
@@ -106,7 +143,7 @@ class Loop:
         result, microbatches = self.compute(microbatches)
         result = parts.tuning.weigh(with_faults(result, position.step + 1), parts.optimizer)
         if position.step == 0:
-            self.check_start(result)
+            check_start(parts, result)
         verdict = self.judge(result)
         if verdict.action == "update":
             self.update(result)
@@ -215,16 +252,6 @@ class Loop:
         for objective in parts.objectives:
             position.memory = objective.remember(position.memory, result.metrics)
 
-    def check_start(self, result: StepResult) -> None:
-        """Policy and reference agree where the reference is the model as loaded; say so, or that it is another one.
-
-        Raises NumericalError E281 when they should agree and do not.
-        """
-        told = judge_start(self.parts.objectives, self.parts.streams, result, self.parts.model)
-        if told is not None:
-            self.parts.tracker.event("start", {"message": told})
-            self.parts.tracker.text(told)
-
     def account(self, result: StepResult, verdict: Verdict) -> None:
         position = self.position
         if verdict.action != "update":
@@ -282,18 +309,18 @@ class Loop:
         return done
 
     @phase("evaluation")
-    def evaluate(self) -> None:
-        """The losses on held-out data, the best ones so far, and whether it is time to stop."""
+    def evaluate(self, poll: Poll) -> None:
+        """The losses on held-out data, the best ones so far, and whether it is time to stop; `poll` may break off."""
         parts, position = self.parts, self.position
-        if position.evaluated == position.step:
-            return
         found: dict[str, float] = {}
         with parts.optimizer.averaged():
             if parts.evaluate is not None:
-                found = parts.evaluate(position.memory)
+                found = parts.evaluate(position.memory, poll)
             if parts.measure_general is not None:
-                found["general_loss"] = parts.measure_general()
-        parts.tracker.metrics(position.step, position.tokens, {f"eval/{name}": value for name, value in found.items()})
+                found["general_loss"] = parts.measure_general(poll)
+        if self.told != position.step:
+            values = {f"eval/{name}": value for name, value in found.items()}
+            parts.tracker.metrics(position.step, position.tokens, values)
         if note(position, found, parts.settings.early_stopping):
             if parts.settings.evaluate_every:
                 self.save(best=True)
@@ -308,7 +335,8 @@ class Loop:
             return
         folder = self.save()
         signals.saved()
-        if request.stops and self.position.step < self.parts.total and not self.stopped_early:
+        is_over = self.position.step == self.parts.total or self.stopped_early
+        if request.stops and (not is_over or self.unmeasured):
             self.tell_saved(self.saver.settle())
             run = self.parts.store.folder.parent
             raise stop_error(request, self.position.step, folder, f"tunesmith runs resume {run}")
@@ -327,7 +355,7 @@ class Loop:
         """Commit everything a resume needs; saving the same step again only marks it."""
         parts, position = self.parts, self.position
         folder = saving.folder_of(parts.store, position.step)
-        if self.saver.apart and self.saved_at == position.step and not best:
+        if self.saved_at == position.step and not best:
             return folder
         self.replicas.compare(position.step, parts.model, parts.optimizer)
         parts.tracker.flush()
@@ -349,7 +377,7 @@ class Loop:
         check_same(without(state["about"], ignore), without(self.parts.about, ignore), self.parts.known)
         saving.put_back(self.parts, checkpoint)
         self.clipper.restore(state["clipper"])
-        self.position = Position(**state["position"])
+        self.position = restored(state["position"])
         self.parts.source.restore(state["source"], self.position.microbatch_tokens)
         self.parts.total = state["total"]
         self.stopped_early = is_over(self.position, self.parts.settings.early_stopping)
@@ -368,24 +396,3 @@ class Loop:
         except (CheckpointError, MachineError):
             return None
         return None if newest is None else newest.folder
-
-
-def with_faults(result: StepResult, step: int) -> StepResult:
-    """The result, with what armed faults make of its figures."""
-    loss, norm = altered("train.loss", result.loss, step), altered("train.grad_norm", result.grad_norm, step)
-    return result if (loss, norm) == (result.loss, result.grad_norm) else replace(result, loss=loss, grad_norm=norm)
-
-
-@contextmanager
-def left_alone() -> Iterator[None]:
-    """Garbage collection walks only through what is made from now on; the rest took it 2 % of a step."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,3 +25,14 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def memory_gb(device: torch.device) -> float:
     return peak_memory_bytes(device) / 1e9
+
+
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """Garbage collection walks only through what is made from now on; the rest took it 2 % of a step."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

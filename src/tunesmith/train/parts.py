@@ -18,6 +18,7 @@ from tunesmith.train.loss_scale import LossScale
 from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.position import Known
 from tunesmith.train.pull import Pull
+from tunesmith.train.signals import Poll
 from tunesmith.train.stability import Guard
 from tunesmith.train.streams import Streams
 from tunesmith.train.tuning import Tuning
@@ -44,9 +45,10 @@ class Parts:
     total: int
     work: Work
     scale: LossScale | None = None  # of the loss, in fp16
-    evaluate: Callable[[dict[str, float]], dict[str, float]] | None = None  # "loss" and metrics of held-out data
-    measure_general: Callable[[], float] | None = None  # the loss on held-out data of what must not be forgotten
-    show_samples: Callable[[int], None] | None = None
+    # between their batches all three ask whether to break off
+    evaluate: Callable[[dict[str, float], Poll], dict[str, float]] | None = None  # "loss" and metrics of held-out data
+    measure_general: Callable[[Poll], float] | None = None  # the loss on held-out data of what must not be forgotten
+    show_samples: Callable[[int, Poll], None] | None = None
     on_step: Callable[[int, int, dict[str, float]], None] | None = None
     warn: Callable[[Diagnostic], object] = str  # told of what the user should know
     pull: Pull | None = None

@@ -26,10 +26,16 @@ class Position:
     best_step: int = 0
     stale: int = 0  # evaluations since the best one
     evaluated: int = -1  # step of the last evaluation
+    sampled: int = -1  # step of the last answers to the fixed prompts
     general_start: float | None = None  # loss on general data before the first step, and at the last evaluation
     general_loss: float | None = None
     microbatch_tokens: int = 0  # to which memory that ran out has brought them down; 0: those of the recipe
     memory: dict[str, float] = field(default_factory=dict)  # what objectives remember from step to step
+
+
+def restored(state: Mapping[str, Any]) -> Position:
+    """The position of a checkpoint; one of an older version took no note of answers, which were there."""
+    return Position(**{"sampled": state["step"], **state})
 
 
 def without(about: dict[str, Any], ignore: tuple[str, ...]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -43,6 +44,13 @@ _NOT_SAVED = {
 }
 
 
+Poll = Callable[[], None]  # called between batches; raises Cut
+
+
+class Cut(Exception):
+    """What goes on between steps is broken off, because a stop was asked for."""
+
+
 class Signals:
     """SIGTERM, SIGHUP, SIGINT and SIGUSR1 as requests that the loop polls, while inside `with`.
 
@@ -76,6 +84,11 @@ class Signals:
         """The most urgent request so far; a stop stays, SAVE stays until `saved`."""
         return self._pending
 
+    def poll(self) -> None:
+        """Raises Cut once this process was asked to stop."""
+        if self._pending is not None and self._pending.stops:
+            raise Cut
+
     def saved(self) -> None:
         """A SAVE request was served."""
         if self._pending is Request.SAVE:
@@ -104,10 +117,19 @@ def _say(text: str) -> None:
 
 def stop_error(request: Request, step: int, checkpoint: Path, resume: str) -> TunesmithError:
     """The error that ends a run stopped by `request` after its checkpoint was saved: exit code 75 or 130."""
+    return stopped(request, f"after step {step}, saved", f"saved: {checkpoint}", resume)
+
+
+def unmeasured_error(signals: Signals, weights: Path | None, resume: str) -> TunesmithError:
+    """The error that ends a run whose training is over, and whose evaluation a signal has broken off."""
+    request = signals.requested()
+    assert request is not None, "nothing else cuts an evaluation off"
+    told = f"the training is finished, its weights are saved: {weights}"
+    return stopped(request, "in the evaluation after the training", told, resume)
+
+
+def stopped(request: Request, when: str, kept: str, resume: str) -> TunesmithError:
     fixes = (Fix("go on from here", command=resume),)
-    evidence = (f"saved: {checkpoint}",)
     if request is Request.TERMINATE:
-        return Preempted(
-            "E130", f"stopped by SIGTERM or SIGHUP after step {step}, saved", evidence=evidence, fixes=fixes
-        )
-    return Interrupted("E131", f"interrupted after step {step}, saved", evidence=evidence, fixes=fixes)
+        return Preempted("E130", f"stopped by SIGTERM or SIGHUP {when}", evidence=(kept,), fixes=fixes)
+    return Interrupted("E131", f"interrupted {when}", evidence=(kept,), fixes=fixes)

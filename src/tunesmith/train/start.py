@@ -10,6 +10,7 @@ from torch import nn
 from tunesmith.errors import Fix, NumericalError, Where
 from tunesmith.models.forward import base_model
 from tunesmith.objectives import Objective
+from tunesmith.train.parts import Parts
 from tunesmith.train.step import StepResult
 from tunesmith.train.streams import Streams
 
@@ -50,3 +51,14 @@ def judge_start(objectives: Sequence[Objective], streams: Streams, result: StepR
             Fix("model.attention=dense", {"model.attention": "dense"}, effect="slower, one mask over the batch"),
         ],
     )
+
+
+def check_start(parts: Parts, result: StepResult) -> None:
+    """Policy and reference agree where the reference is the model as loaded; say so, or that it is another one.
+
+    Raises NumericalError E281 when they should agree and do not.
+    """
+    told = judge_start(parts.objectives, parts.streams, result, parts.model)
+    if told is not None:
+        parts.tracker.event("start", {"message": told})
+        parts.tracker.text(told)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.distributed.mesh import Mesh
-from tunesmith.faults import fault
+from tunesmith.faults import altered, fault
 from tunesmith.models.forward import base_model, read, read_only
 from tunesmith.objectives import Objective
 from tunesmith.objectives.language_modeling import imitated_weight
@@ -213,3 +213,9 @@ def noisy_embeddings(model: nn.Module, batch: Batch, alpha: float) -> Tensor:
     scale_T = (alpha / (lengths * embedded.shape[-1]).sqrt()).repeat_interleave(lengths.long())
     noise = torch.rand_like(embedded, dtype=torch.float32).mul_(2).sub_(1)
     return embedded + (noise * scale_T[:, None]).to(embedded.dtype)
+
+
+def with_faults(result: StepResult, step: int) -> StepResult:
+    """The result, with what armed faults make of its figures."""
+    loss, norm = altered("train.loss", result.loss, step), altered("train.grad_norm", result.grad_norm, step)
+    return result if (loss, norm) == (result.loss, result.grad_norm) else replace(result, loss=loss, grad_norm=norm)
