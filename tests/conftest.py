@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests import fault_rows
 SLOW = ("tests/e2e/", "tests/distributed/")
 KERNELS = Path(__file__).parents[1] / ".pytest_cache" / "kernels"  # compiled once, not in the home of every test
 os.environ.setdefault("TUNESMITH_KERNELS_FOLDER", str(KERNELS))
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as shells leave it for jobs in the background, and nohup
+        signal.signal(number, handler)
 
 
 @pytest.hookimpl(tryfirst=True)
