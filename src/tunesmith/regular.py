@@ -8,6 +8,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
+PIECE = 1 << 16  # bytes at once: a read takes as much memory as it asks for, whatever the file holds
 KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -44,8 +45,10 @@ def open_regular(path: Path) -> BufferedReader:
 
 def read_regular(path: Path, largest: int) -> bytes:
     """The bytes of a small file; NotRegular when it is larger than `largest`."""
+    content = bytearray()
     with open_regular(path) as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise NotRegular(path, f"it is larger than {largest:,} bytes")
-    return content
+        while piece := file.read(PIECE):
+            content += piece
+            if len(content) > largest:
+                raise NotRegular(path, f"it is larger than {largest:,} bytes")
+    return bytes(content)
