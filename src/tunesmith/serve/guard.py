@@ -117,7 +117,7 @@ def is_own(origin: str, host: str) -> bool:
 
 def readable(route: Route) -> str:
     """Its path as a person writes it: /v1/models/NAME."""
-    return re.sub(r"\{(\w+)[^}]*\}", lambda found: found[1].upper(), route.path)
+    return re.sub(r"\{(\w+)(?::\w+)?\}", lambda found: found[1].upper(), route.path)
 
 
 def as_refusal(error: Exception) -> TunesmithError:
