@@ -24,11 +24,12 @@ from tunesmith.recipe import load_recipe
 from tunesmith.run import execute
 from tunesmith.track.progress import make_progress
 from tunesmith.track.run_dir import RunDir
+from tunesmith.train import loop
 from tunesmith.train.in_backward import BackwardOptimizer, make_optimizer
-from tunesmith.train.loop import Loop
 from tunesmith.train.optimizer import Optimizer
 from tunesmith.train.optimizers import AdamW
 from tunesmith.train.stability import Verdict
+from tunesmith.train.start import check_start
 from tunesmith.train.step import compute_step
 
 SETTINGS = AdamW(lr=1e-2, weight_decay=0.1, in_backward=True)
@@ -213,15 +214,13 @@ def test_runs_end_alike_and_go_on_as_if_they_had_not_stopped(start, tmp_path):
 
 
 def test_a_run_stops_at_a_gradient_that_is_not_finite(start, tmp_path, monkeypatch):
-    real = Loop.check_start
-
-    def poison(loop, result):
+    def poison(parts, result):
         """From the second step on."""
-        parameter = next(iter(loop.parts.optimizer.parameters.values()))
+        parameter = next(iter(parts.optimizer.parameters.values()))
         parameter.register_hook(lambda gradient: gradient * math.nan)
-        real(loop, result)
+        check_start(parts, result)
 
-    monkeypatch.setattr(Loop, "check_start", poison)
+    monkeypatch.setattr(loop, "check_start", poison)
     run = RunDir.create(tmp_path / "runs", "poisoned")
     with pytest.raises(NumericalError) as caught:
         start(run, "train.optimizer.in_backward=true", "train.checkpoint.every=1")
