@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from tunesmith.contained import check_contained
 from tunesmith.errors import Fix, ModelError, Where
-from tunesmith.models.cache import Progress, is_intact, locked, make_folder, remove_left_overs, silent, staged
+from tunesmith.models.cache import Progress, made_once
 from tunesmith.models.fresh_config import FreshConfig
 from tunesmith.models.headers import TensorInfo
 from tunesmith.models.locate import locate
@@ -35,7 +35,6 @@ def blueprint(fresh: FreshConfig, progress: Progress | None = None) -> Path:
     Raises ModelError E396 when there is no tokenizer where `fresh` says, and what locating it raises.
     """
     source = locate_tokenizer(fresh.tokenizer, progress)
-    report = progress or silent
     about = [
         FORM,
         fresh.kind,
@@ -44,15 +43,7 @@ def blueprint(fresh: FreshConfig, progress: Progress | None = None) -> Path:
         [hashlib.sha256(path.read_bytes()).hexdigest() for path in files_of(source)],
     ]
     folder = home() / "models" / f"blueprint-{key_of(about)}"
-    if is_intact(folder):
-        return folder
-    make_folder(folder.parent)
-    with locked(folder.parent / f".{folder.name}.lock", report):
-        if not is_intact(folder):
-            remove_left_overs(folder)
-            with staged(folder) as stage:
-                write_blueprint(fresh, source, stage)
-    return folder
+    return made_once(folder, lambda stage: write_blueprint(fresh, source, stage), progress)
 
 
 def key_of(about: Any) -> str:

@@ -62,6 +62,18 @@ def require_space(folder: Path, need: int, doing: str) -> None:
         )
 
 
+def made_once(folder: Path, make: Callable[[Path], None], progress: Progress | None) -> Path:
+    """The folder, which `make` fills at its first use: by one process at a time, and wholly or not at all."""
+    if is_intact(folder):
+        return folder
+    with locked(folder.parent / f".{folder.name}.lock", progress or silent):
+        if not is_intact(folder):
+            remove_left_overs(folder)
+            with staged(folder) as stage:
+                make(stage)
+    return folder
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place when the block ends well, and vanishes when it does not."""

@@ -14,16 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.models.blueprint import FORM, blueprint, key_of, read_skeleton
-from tunesmith.models.cache import (
-    MANIFEST,
-    Progress,
-    is_intact,
-    locked,
-    remove_left_overs,
-    require_space,
-    silent,
-    staged,
-)
+from tunesmith.models.cache import MANIFEST, Progress, made_once, require_space, silent
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.fresh_config import FreshConfig
 from tunesmith.models.inventory import EMBEDDING
@@ -47,22 +38,18 @@ def write_fresh(fresh: FreshConfig, seed: int, progress: Progress | None = None)
     """A Hugging Face folder of the new model, kept under home() by all that shapes its bits."""
     plan, report = blueprint(fresh, progress), progress or silent
     about = [FORM, plan.name, seed, fresh.deviation, fresh.residual, fresh.embedding]
-    folder = home() / "models" / f"fresh-{key_of(about)}"
-    if is_intact(folder):
-        return folder
-    with locked(folder.parent / f".{folder.name}.lock", report):
-        if not is_intact(folder):
-            remove_left_overs(folder)
-            model = read_skeleton(plan)
-            require_space(folder.parent, 4 * model.num_parameters(), "a new model")
-            with staged(folder) as stage:
-                begin(model, fresh, seed, report)
-                transformers_logging.disable_progress_bar()
-                model.save_pretrained(str(stage))
-                for path in plan.iterdir():
-                    if path.name != MANIFEST:
-                        shutil.copyfile(path, stage / path.name)
-    return folder
+
+    def make(stage: Path) -> None:
+        model = read_skeleton(plan)
+        require_space(stage.parent, 4 * model.num_parameters(), "a new model")
+        begin(model, fresh, seed, report)
+        transformers_logging.disable_progress_bar()
+        model.save_pretrained(str(stage))
+        for path in plan.iterdir():
+            if path.name != MANIFEST:
+                shutil.copyfile(path, stage / path.name)
+
+    return made_once(home() / "models" / f"fresh-{key_of(about)}", make, report)
 
 
 def begin(model: PreTrainedModel, fresh: FreshConfig, seed: int, progress: Progress = silent) -> None:

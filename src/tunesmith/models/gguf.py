@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError, Where
-from tunesmith.models.cache import (
-    Progress,
-    is_intact,
-    locked,
-    make_folder,
-    remembered_digest,
-    remove_left_overs,
-    require_space,
-    silent,
-    staged,
-)
+from tunesmith.models.cache import Progress, made_once, remembered_digest, require_space, silent
 from tunesmith.models.gguf_header import check_gguf
 from tunesmith.paths import home
 from tunesmith.track.kept import Kept
@@ -39,17 +29,12 @@ def locate_gguf(path: Path, progress: Progress | None = None) -> Path:
     """The folder a GGUF file was converted to, converting it on first use; keyed by the file's content."""
     check_gguf(path)
     report = progress or silent
-    folder = home() / "models" / f"gguf-{remembered_digest(path)[:16]}"
-    if is_intact(folder):
-        return folder
-    make_folder(folder.parent)
-    with locked(folder.parent / f".{folder.name}.lock", report):
-        if not is_intact(folder):
-            remove_left_overs(folder)
-            require_space(folder.parent, 5 * path.stat().st_size, f"converting {path.name}")
-            with staged(folder) as stage:
-                convert_in_child(path, stage, report)
-    return folder
+
+    def make(stage: Path) -> None:
+        require_space(stage.parent, 5 * path.stat().st_size, f"converting {path.name}")
+        convert_in_child(path, stage, report)
+
+    return made_once(home() / "models" / f"gguf-{remembered_digest(path)[:16]}", make, report)
 
 
 def convert_in_child(gguf: Path, stage: Path, progress: Progress = silent) -> None:

@@ -15,17 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tunesmith.errors import Diagnostic, Fix, ModelError, Where
-from tunesmith.models.cache import (
-    Progress,
-    is_intact,
-    locked,
-    make_folder,
-    remembered_digest,
-    remove_left_overs,
-    require_space,
-    silent,
-    staged,
-)
+from tunesmith.models.cache import Progress, made_once, remembered_digest, require_space, silent
 from tunesmith.models.headers import INDEX, SINGLE, read_headers
 from tunesmith.models.safety import read_json_object
 from tunesmith.paths import home
@@ -71,18 +61,13 @@ def plain(folder: Path, progress: Progress | None = None) -> Path:
     if bits is None:
         return folder
     report = progress or silent
-    made = home() / "models" / f"{bits}-{key_of(folder)[:16]}"
-    if is_intact(made):
-        return made
-    make_folder(made.parent)
-    with locked(made.parent / f".{made.name}.lock", report):
-        if not is_intact(made):
-            remove_left_overs(made)
-            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            require_space(made.parent, size * (2 if bits == "int8" else 4), f"opening the {bits} weights of {folder}")
-            with staged(made) as stage:
-                write_plain(folder, stage, config, report)
-    return made
+
+    def make(stage: Path) -> None:
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        require_space(stage.parent, size * (2 if bits == "int8" else 4), f"opening the {bits} weights of {folder}")
+        write_plain(folder, stage, config, report)
+
+    return made_once(home() / "models" / f"{bits}-{key_of(folder)[:16]}", make, report)
 
 
 def rounded_from(folder: Path) -> Bits | None:

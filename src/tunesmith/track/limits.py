@@ -118,10 +118,8 @@ def limit_error(error: BaseException) -> MachineError | None:
         return no_memory(error)
     if any(is_threadless(each) for each in chain):
         return no_threads(error)
-    is_foreign = isinstance(
-        error, RuntimeError | ImportError | SystemError
-    )  # libraries lose their words without memory
-    return no_memory(error) if is_foreign and any(bound.is_met for bound in own_bounds()) else None
+    lost_for_words = isinstance(error, RuntimeError | ImportError | SystemError)  # as libraries are without memory
+    return no_memory(error) if lost_for_words and any(bound.is_met for bound in own_bounds()) else None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 from safetensors.torch import load_file, save_file
-from tests.hostile import tunesmith
+from tests.hostile import copy, tunesmith
 from tests.house.source import ROOT
 from tests.tiny import tiny_model_folder
 from transformers import AutoModelForCausalLM
@@ -38,11 +38,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def folder(model, tmp_path):
     """A copy that may be changed."""
-    copy = tmp_path / "M"
-    copy.mkdir()
-    for path in model.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    return copy
+    return copy(model, tmp_path / "M")
 
 
 @pytest.fixture

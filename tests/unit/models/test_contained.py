@@ -6,7 +6,7 @@ import shlex
 import signal
 
 import pytest
-from tests.hostile import tunesmith
+from tests.hostile import copy, tunesmith
 from tests.tiny import tiny_model_folder
 
 from tunesmith.contained import READ, check_contained, check_file, check_tree
@@ -30,11 +30,7 @@ def good(tmp_path_factory):
 @pytest.fixture
 def folder(good, tmp_path):
     """A model that may be changed."""
-    place = tmp_path / "M"
-    place.mkdir()
-    for path in good.iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-    return place
+    return copy(good, tmp_path / "M")
 
 
 @pytest.fixture
