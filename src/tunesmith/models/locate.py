@@ -81,7 +81,9 @@ def check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         refuse_pickles(folder)
         message = f"{folder} holds no safetensors weights"
-        raise ModelError("E086", message, where=Where(str(folder), field=FIELD), fixes=[CONVERT])
+        files = [Fix(f"name the file: {path}", {FIELD: str(path)}) for path in sorted(folder.glob("*.gguf"))[:3]]
+        name = "name the folder that holds config.json and *.safetensors"
+        raise ModelError("E086", message, where=Where(str(folder), field=FIELD), fixes=[*files, name, STARTER])
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise ModelError("E084", f"{folder} holds no config.json", where=Where(str(folder), field=FIELD))
 

@@ -15,13 +15,13 @@ import torch
 
 import tunesmith
 from tunesmith.regular import open_regular, read_regular
+from tunesmith.track.files import LARGEST
 from tunesmith.train.durable import to_json
 
 PACKAGE = Path(__file__).parents[1]
 CODE = ("*.py", "*.cpp", "*.h")
 MANIFEST = "manifest.json"
 FORMAT = 1
-LARGEST = 16_000_000  # bytes of a manifest
 
 
 class Broken(Exception):

@@ -51,6 +51,17 @@ def test_a_folder_without_weights_and_one_without_config_are_told_apart(tmp_path
         locate(str(tmp_path / "model"))
 
 
+def test_a_folder_without_weights_names_what_to_give_instead(tmp_path):
+    folder = folder_with(tmp_path, "notes.txt", "small.gguf")
+    with pytest.raises(ModelError, match="holds no safetensors weights") as caught:
+        locate(str(folder))
+    assert [fix.set for fix in caught.value.diagnostic.fixes] == [
+        {"model.path": str(folder / "small.gguf")},
+        {},
+        {"model.path": "starter"},
+    ]
+
+
 def test_a_pickle_file_is_unsafe_and_any_other_file_no_model(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(pickle.dumps([1]))
