@@ -43,7 +43,10 @@ def opened(server, body: dict) -> socket.socket:
 
 def test_a_full_queue_says_when_to_come_back(tiny):
     with serving({"tiny": tiny}, limited(batch_size=1, queue=2)) as running:
-        held = [opened(running, {**LONG, "logprobs": True, "top_logprobs": 20}) for _ in range(3)]
+        held = [opened(running, LONG)]
+        eventually(lambda: running.metric("answers_live") == 1)
+        endless(running)
+        held += [opened(running, LONG) for _ in range(2)]
         eventually(lambda: running.house.worker.waiting == 2)
         answer = post(running, CHAT)
         assert code(answer) == (429, "E415")
