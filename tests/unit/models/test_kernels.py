@@ -192,7 +192,8 @@ def test_a_library_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
     first = build.compiled()
     assert first is not None
-    stamp = first.stat().st_mtime_ns
+    stamp, held = first.stat().st_mtime_ns, sorted(first.parent.iterdir())
     assert build.compiled() == first
     assert first.stat().st_mtime_ns == stamp
-    assert list(first.parent.iterdir()) == [first]
+    assert sorted(first.parent.iterdir()) == held
+    assert all(each.suffix == ".so" for each in held), "what it was made in is gone"

@@ -15,8 +15,17 @@ from pathlib import Path
 from tunesmith.paths import home
 
 FOLDER = Path(__file__).parent
-SOURCES = ("kernels.cpp", "attention.cpp", "low_rank.cpp", "moments.cpp", "expand.cpp", "decode.cpp", "product.cpp")
-HEADERS = ("tiles.h",)
+SOURCES = (
+    "kernels.cpp",
+    "attention.cpp",
+    "low_rank.cpp",
+    "moments.cpp",
+    "expand.cpp",
+    "decode.cpp",
+    "step.cpp",
+    "product.cpp",
+)
+HEADERS = ("tiles.h", "rows.h", "decode.h")
 SWITCH = "TUNESMITH_KERNELS"  # "off" keeps to torch
 FOLDER_VARIABLE = "TUNESMITH_KERNELS_FOLDER"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")

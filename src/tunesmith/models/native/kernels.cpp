@@ -7,9 +7,9 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
+#include "rows.h"
 #include "tiles.h"
 
 #ifdef TILES
@@ -19,69 +19,13 @@
 
 namespace {
 
-inline float wide(float value) { return value; }
-inline float wide(bf16 value) {
-    uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, 4);
-    return result;
-}
-
-inline void put(float *place, float value) { *place = value; }
-inline void put(bf16 *place, float value) {  // to the nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    place->bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-
-inline float greater(float one, float other) { return one > other ? one : other; }
-
-inline float rounded(float value, const float *) { return value; }
-inline float rounded(float value, const bf16 *) {
-    bf16 kept;
-    put(&kept, value);
-    return wide(kept);
-}
-
-// e^x within 2 units in the last place, without a branch, so that loops over it become vector instructions
-// (coefficients: Cephes expf, S. Moshier, public domain). 0 below -87.3, as far as fp32 reaches above 88.
-inline float power(float x) {
-    float held = x < -87.3f ? -87.3f : x;
-    held = held > 88.3f ? 88.3f : held;
-    const float shift = 12582912.f;  // adding and taking away 1.5 * 2^23 rounds to a whole number
-    float times = held * 1.44269504f + shift;
-    int32_t exponent;
-    std::memcpy(&exponent, &times, 4);
-    times -= shift;
-    float rest = held - times * 0.693359375f + times * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1;
-    int32_t bits = (exponent - 0x4b400000 + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, 4);
-    return x < -87.3f ? 0 : sum * scale;
-}
-
 template <class T>
 void norm(const T *x, int64_t x_step, const float *weight, float eps, T *out, int64_t out_step, float *factor,
           int64_t outer, int64_t inner, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < outer * inner; row++) {
         const T *from = x + row / inner * x_step + row % inner * width;
-        T *to = out + row / inner * out_step + row % inner * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < width; i++) sum += wide(from[i]) * wide(from[i]);
-        float scale = 1 / std::sqrt(sum / width + eps);
-        factor[row] = scale;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) put(to + i, wide(from[i]) * scale * weight[i]);
+        factor[row] = norm_row(from, weight, eps, out + row / inner * out_step + row % inner * width, width);
     }
 }
 
@@ -115,37 +59,19 @@ void norm_backward(const T *grad, int64_t grad_step, const T *x, int64_t x_step,
 template <class T>
 void rotate(const T *x, int64_t x_key, int64_t x_row, const T *cosine, const T *sine, T *out, int64_t out_key,
             int64_t out_row, int64_t keys, int64_t rows, int64_t group, int64_t width, float sign, int threads) {
-    int64_t half = width / 2;
 #pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        const T *c = cosine + row * width, *s = sine + row * width;
-        for (int64_t head = 0; head < keys * group; head++) {
-            const T *from = x + head / group * x_key + row * x_row + head % group * width;
-            T *to = out + head / group * out_key + row * out_row + head % group * width;
-            const T *s1 = sign > 0 ? s : s + half, *s2 = sign > 0 ? s + half : s;
-#pragma omp simd
-            for (int64_t i = 0; i < half; i++) {
-                float first = wide(from[i]), second = wide(from[i + half]);
-                float one = rounded(first * wide(c[i]), from), two = rounded(second * wide(c[i + half]), from);
-                put(to + i, one - sign * second * wide(s1[i]));
-                put(to + i + half, two + sign * first * wide(s2[i]));
-            }
-        }
-    }
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t head = 0; head < keys * group; head++)
+            rotate_head(x + head / group * x_key + row * x_row + head % group * width, cosine + row * width,
+                        sine + row * width, out + head / group * out_key + row * out_row + head % group * width, width,
+                        sign);
 }
 
 template <class T>
 void gate(const T *both, T *out, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        const T *first = both + 2 * row * width, *second = first + width;
-        T *to = out + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float value = wide(first[i]);
-            put(to + i, value / (1 + power(-value)) * wide(second[i]));
-        }
-    }
+    for (int64_t row = 0; row < rows; row++)
+        gate_row(both + 2 * row * width, both + (2 * row + 1) * width, out + row * width, width);
 }
 
 template <class T>
@@ -233,31 +159,12 @@ void powers(T *logits, float *largest, float *sums, float *worth, int64_t rows, 
     }
 }
 
-// Rows in 8 bits: the largest figure of each becomes 127; scale times a result is the row again. Sizes are compared as
-// bits, among which NaN is the largest: a row with NaN has the scale NaN, and so have all products with it.
 template <class T>
 void quantize(const T *x, int8_t *result, int64_t result_step, float *scale, int64_t rows, int64_t width,
               int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        const T *from = x + row * width;
-        int8_t *to = result + row * result_step;
-        uint32_t most = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < width; i++) {
-            float value = wide(from[i]);
-            uint32_t bits;
-            std::memcpy(&bits, &value, 4);
-            bits &= 0x7fffffff;
-            most = bits > most ? bits : most;
-        }
-        float top;
-        std::memcpy(&top, &most, 4);
-        float times = top > 0 ? 127 / top : 0;
-        scale[row] = top / 127;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) to[i] = static_cast<int8_t>(std::nearbyint(wide(from[i]) * times));
-    }
+    for (int64_t row = 0; row < rows; row++)
+        scale[row] = quantize_row(x + row * width, result + row * result_step, width);
 }
 
 #ifdef BLOCKS

@@ -19,11 +19,12 @@ from tunesmith.models.layer.module import FastLayer
 from tunesmith.models.layer.parts import gate
 from tunesmith.models.layer.weights import Shape, Weights
 from tunesmith.models.native import decode
+from tunesmith.models.native.decode import MANY
 from tunesmith.models.prompts import positions_taken
 from tunesmith.models.rounding import missing
 from tunesmith.models.scratch import Loan, scratch
 from tunesmith.rollout.config import Held
-from tunesmith.rollout.engine.matrices import Head, Packs, laid_out
+from tunesmith.rollout.engine.matrices import Head, Packs, laid_out, together
 from tunesmith.rollout.engine.pages import Pages, Row, View
 
 TOKENS = 4096  # of prompts that are read in one pass; a longer one alone is more
@@ -52,6 +53,7 @@ class Engine:
         self.head = Head(active_module(head), packs)
         shape = self.shapes[0]
         self.pages = Pages(len(layers), shape.key_heads, shape.width, like)
+        self.together = together(self.weights, self.shapes) if self.pages.native else None
 
     @torch.no_grad()
     def read(self, prompts: Sequence[Sequence[int]]) -> tuple[list[Row], Float[Tensor, "P V"]]:
@@ -104,6 +106,10 @@ class Engine:
 
     def step_states(self, tokens: Int[Tensor, " B"], view: View) -> Float[Tensor, "B D"]:
         states, rotation = self.begin(tokens, view.lengths - 1)
+        if self.together is not None and len(states) <= MANY:
+            places = view.pages, view.lengths, view.places
+            self.together.step(states, rotation.cos, rotation.sin, self.pages.layers, *places)
+            return states
         for number, (weights, shape) in enumerate(zip(self.weights, self.shapes, strict=True)):
             states = self.step_layer(number, states, weights, shape, rotation, view)
         return states

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tunesmith.models.layer.projection import Part, Projection
-from tunesmith.models.layer.weights import Weights
+from tunesmith.models.layer.weights import Norm, Shape, Weights
 from tunesmith.models.native.decode import MANY, PackedMatrix, PackedMatrix8, serves
+from tunesmith.models.native.step import LayerOf, Layers, Product, RowNorm, Sizes
 from tunesmith.rollout.config import Held
 
 Packed = PackedMatrix | PackedMatrix8
@@ -56,6 +57,11 @@ class Whole:
     def product_backward(self, grad: Tensor, out: Tensor) -> None:
         raise AssertionError("decoding has no gradient")
 
+    def for_kernel(self) -> Product:
+        if self.factors is None:
+            return Product(self.matrix, self.bias, None, None)
+        return Product(self.matrix, self.bias, PackedMatrix(self.factors.a), PackedMatrix(self.factors.b))
+
 
 def laid_out(weights: Weights, packs: Packs, like: Tensor) -> Weights:
     """The layer's weights with products of that kind; those in few or 8 bits already stay as they are."""
@@ -74,6 +80,30 @@ def whole(projection: Projection, packs: Packs, like: Tensor) -> Projection:
     if any(part.weight is None for part in projection.parts):
         return projection
     return replace(projection, parts=(Part(projection.width, None, None, None, Whole(projection, packs, like)),))
+
+
+def together(weights: Sequence[Weights], shapes: Sequence[Shape]) -> Layers | None:
+    """All layers for one call of the kernels; None where a projection is not held whole, or layers differ in size."""
+    sizes = {
+        Sizes(each.out.width, own.heads, own.key_heads, own.width) for each, own in zip(weights, shapes, strict=True)
+    }
+    layers = [layer_of(each, own) for each, own in zip(weights, shapes, strict=True)]
+    known = [layer for layer in layers if layer is not None]
+    return Layers(known, sizes.pop()) if len(sizes) == 1 and len(known) == len(layers) else None
+
+
+def layer_of(weights: Weights, shape: Shape) -> LayerOf | None:
+    held = [each.parts[0].eight for each in projections_of(weights)]
+    qkv, out, gate_up, down = (each.for_kernel() if isinstance(each, Whole) else None for each in held)
+    if qkv is None or out is None or gate_up is None or down is None:
+        return None
+    norms = weights.norms
+    each = norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp, norms.query, norms.key
+    return LayerOf((qkv, out, gate_up, down), tuple(map(row_norm, each)), shape.window, shape.rotary, shape.scale)
+
+
+def row_norm(norm: Norm | None) -> RowNorm | None:
+    return None if norm is None else RowNorm(norm.weight.detach().float().contiguous(), norm.eps)
 
 
 class Head:
