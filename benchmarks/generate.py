@@ -43,7 +43,8 @@ def main() -> None:
         prove(sides, shared)
     given = {**shared, "dtype": choices.dtype, "tokens": choices.tokens}
     busy = list(alternate(sides, choices.repeats, choices.allow_load, lambda side: side.train(given)))
-    save(report(sides, choices, busy), choices.results, f"generate-{choices.model}-{choices.work}", show_generation)
+    name = f"generate-{choices.model}-{choices.work}-{choices.threads}-threads"
+    save(report(sides, choices, busy), choices.results, name, show_generation)
 
 
 def parse() -> argparse.Namespace:

@@ -59,7 +59,9 @@ def generation_table(report: dict) -> str:
 
 def generation_title(report: dict) -> str:
     work = report["work"]
-    return f"Answers, {work['model']}, {ANSWERS.get(work['work'], 'one answer to one prompt of 120 tokens')}"
+    threads = "one thread" if work["threads"] == 1 else f"{work['threads']} threads"
+    asked = ANSWERS.get(work["work"], "one answer to one prompt of 120 tokens")
+    return f"Answers, {work['model']}, {asked}, {threads}"
 
 
 def generation_notes(report: dict) -> str:
