@@ -71,7 +71,7 @@ def corruptions(folder: Path) -> Trial:
     newest, older = store.steps()[:2]
     found = 0
     for _ in range(CORRUPTIONS):
-        path = dice.choice(sorted((store.folder / f"step-{newest}").iterdir()))
+        path = dice.choice(sorted((store.folder / f"step-{newest}").glob("[!.]*")))
         content = path.read_bytes()
         place = dice.randrange(len(content))
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << dice.randrange(8)]) + content[place + 1 :])

@@ -109,7 +109,7 @@ def _without_place(row: Row) -> Row:
 
 
 def _checkpoints(run: RunDir) -> list[int]:
-    names = (path.name.removeprefix("step-") for path in run.checkpoints.glob("step-*"))
+    names = (path.parent.name.removeprefix("step-") for path in run.checkpoints.glob("step-*/manifest.json"))
     return sorted(int(name) for name in names if name.isdigit())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,13 @@ from tunesmith.running.references import find_referee
 from tunesmith.running.speed import work_of
 from tunesmith.running.trunk import build_trunk
 from tunesmith.running.tuning import build_tuning
+from tunesmith.track.mounts import renames_folders
 from tunesmith.track.progress import Progress
 from tunesmith.track.run_dir import RunDir
 from tunesmith.track.tracker import Tracking
 from tunesmith.train.checkpoint import CheckpointStore
 from tunesmith.train.commit import Writers
+from tunesmith.train.config import CheckpointConfig
 from tunesmith.train.ema import Average
 from tunesmith.train.evaluation_loss import HeldOut, evaluation_loss
 from tunesmith.train.in_backward import make_optimizer
@@ -110,7 +113,7 @@ def build_loop(recipe: Recipe, inputs: Inputs, around: Context, about: dict[str,
         optimizer=optimizer,
         guard=Guard(settings.stability, guessed_loss(objectives, inventory.vocabulary)),
         scale=LossScale(settings.loss_scale) if base_model(model).dtype == torch.float16 else None,
-        store=CheckpointStore(around.run.checkpoints, settings.checkpoint.keep, writers(mesh)),
+        store=checkpoint_store(around.run.checkpoints, settings.checkpoint, writers(mesh)),
         tracker=tracker,
         mesh=mesh,
         settings=settings,
@@ -228,6 +231,11 @@ def first_prompts(source: SourceConfig, count: int, kind: Kind) -> list[tuple[Me
         elif isinstance(entry, Pair | Feedback | Ranking) and not isinstance(entry.prompt, str):
             found.append(entry.prompt)
     return found
+
+
+def checkpoint_store(folder: Path, settings: CheckpointConfig, writers: Writers) -> CheckpointStore:
+    in_place = not renames_folders(folder) if settings.commit == "auto" else settings.commit == "marker"
+    return CheckpointStore(folder, settings.keep, writers, in_place=in_place)
 
 
 def writers(mesh: Mesh) -> Writers:

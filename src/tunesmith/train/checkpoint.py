@@ -17,7 +17,7 @@ from tunesmith.errors import CheckpointError, Diagnostic, MachineError, Where
 from tunesmith.faults import fault
 from tunesmith.models.headers import read_header
 from tunesmith.train import commit
-from tunesmith.train.commit import TEMPORARY, Commit, Part, Tensors, Writers
+from tunesmith.train.commit import TEMPORARY, Commit, Part, Tensors, Writers, is_unfinished, withdraw
 from tunesmith.train.manifest import Broken, read_manifest, verify, versions
 from tunesmith.train.stored import Stored
 
@@ -103,8 +103,10 @@ def counted(ranks: int) -> str:
 class CheckpointStore:
     """The checkpoints of one run in `folder`: the newest `keep` (at least 2) valid ones and the best one stay."""
 
-    def __init__(self, folder: Path, keep: int = 2, writers: Writers | None = None) -> None:
+    def __init__(self, folder: Path, keep: int = 2, writers: Writers | None = None, *, in_place: bool = False) -> None:
+        """`in_place`: write checkpoints under their own names, the manifest last, and rename no folder."""
         self.folder = folder
+        self._in_place = in_place
         self._keep = max(2, keep)
         self._writers = writers or Writers()
         self._verified: dict[int, list[tuple[str, int, int]]] = {}
@@ -117,7 +119,8 @@ class CheckpointStore:
             names = [re.fullmatch(r"step-(\d+)", name) for name in os.listdir(self.folder)]
         except OSError as error:
             raise MachineError("E115", f"cannot list {self.folder}: {error.strerror}") from error
-        return sorted((int(name[1]) for name in names if name), reverse=True)
+        found = [int(name[1]) for name in names if name and not is_unfinished(self.folder / name[0])]
+        return sorted(found, reverse=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, None when none was ever saved; CheckpointError when all are damaged."""
@@ -175,7 +178,7 @@ class CheckpointStore:
         """
         fault("ckpt.begin", step)
         lead = self._writers.lead
-        saving = Commit(self.folder, step, self._writers)
+        saving = Commit(self.folder, step, self._writers, in_place=self._in_place)
         present = self._present(step) if lead else None
         if not self._writers.agree(present is None):
             saving.together(lambda: saving.mark_best(present or {}) if best else None)
@@ -244,6 +247,9 @@ class CheckpointStore:
         fault("ckpt.after_prune", saved)
 
     def _remove(self, step: int, saved: int) -> None:
+        if self._in_place:
+            withdraw(self._path(step), saved)
+            return
         # renamed first, so that a kill in the middle never leaves half a checkpoint under its own name
         aside = self.folder / f"{TEMPORARY}old-step-{step}-{self._writers.token}"
         self._path(step).rename(aside)

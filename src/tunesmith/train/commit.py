@@ -1,4 +1,8 @@
-"""The commit protocol: stage, write, agree, seal, rename; a kill at any moment leaves the old state or the new one."""
+"""The commit protocol: stage, write, agree, seal, rename; a kill at any moment leaves the old state or the new one.
+
+Where renaming a folder is not one act (object stores, some network file systems) a checkpoint is written under its own
+name, and the manifest, which comes last, makes it one.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from tunesmith.train import durable
 from tunesmith.train.manifest import FORMAT, MANIFEST, seal, versions
 
 TEMPORARY = ".tmp-"
+IN_PLACE = ".in-place"  # in a folder that is written under its own name: without a manifest it is no checkpoint
 MARGIN = 1.2  # free space wanted, as a share of what will be written
 ABOUT = ("examples", "tokens", "data", "config")
 
@@ -53,12 +58,13 @@ class Writers:
 class Commit:
     """One checkpoint on its way to disk; every method is called by every rank, in the same order."""
 
-    def __init__(self, folder: Path, step: int, writers: Writers) -> None:
+    def __init__(self, folder: Path, step: int, writers: Writers, *, in_place: bool = False) -> None:
         self.final = folder / f"step-{step}"
         self._folder = folder
         self._step = step
         self._writers = writers
-        self._staging = folder / f"{TEMPORARY}step-{step}-{writers.token}"
+        self._in_place = in_place
+        self._staging = self.final if in_place else folder / f"{TEMPORARY}step-{step}-{writers.token}"
         self._need = 0
         self._published = False
 
@@ -75,7 +81,7 @@ class Commit:
         fault("ckpt.before_barrier", self._step)
         agreed = self._writers.agree(failure is None)
         fault("ckpt.after_barrier", self._step)
-        if not agreed and self._writers.lead:
+        if not agreed and self._writers.lead and not self._published:
             shutil.rmtree(self._staging, ignore_errors=True)
         if failure is not None:
             raise failure
@@ -90,7 +96,11 @@ class Commit:
             self._folder.mkdir(parents=True)
             durable.sync_folder(self._folder.parent)
         durable.require_space(self._folder, self._need)
+        if self._in_place and os.path.lexists(self.final):
+            withdraw(self.final, self._step)
         self._staging.mkdir()
+        if self._in_place:
+            durable.write_text(self._staging / IN_PLACE, "", self._step)
         fault("ckpt.after_stage", self._step)
 
     def write(self, shared: Mapping[str, Tensors], state: Mapping[str, Any] | None, own: Part) -> None:
@@ -130,7 +140,18 @@ class Commit:
         fault("ckpt.after_folder_fsync", self._step, self._staging)
 
     def publish(self) -> None:
-        """Rename the sealed folder to its own name; a damaged one of the same step makes way."""
+        """Give the sealed folder its own name, where it has not got it, and tell of it in `latest`."""
+        if self._in_place:
+            self._published = True
+            durable.sync_folder(self._folder)
+        else:
+            self._rename()
+        fault("ckpt.before_latest", self._step)
+        self._replace(self._folder / "latest", f"{self.final.name}\n")
+        fault("ckpt.after_latest", self._step)
+
+    def _rename(self) -> None:
+        """A damaged checkpoint of the same step makes way."""
         bad = self._folder / f"{TEMPORARY}bad-{self.final.name}-{self._writers.token}"
         if os.path.lexists(self.final):
             fault("ckpt.before_set_aside", self._step)
@@ -143,9 +164,6 @@ class Commit:
         durable.sync_folder(self._folder)
         fault("ckpt.after_parent_fsync", self._step, self.final)
         remove(bad)
-        fault("ckpt.before_latest", self._step)
-        self._replace(self._folder / "latest", f"{self.final.name}\n")
-        fault("ckpt.after_latest", self._step)
 
     def mark_best(self, manifest: Mapping[str, Any]) -> None:
         """Set `best` in the manifest of the checkpoint that is already there."""
@@ -167,7 +185,8 @@ class Commit:
 def clean(folder: Path) -> list[str]:
     """Remove what killed saves left in `folder`, and return the names; only the owner of the run's lock may do this."""
     fault("ckpt.before_clean")
-    left_over = sorted(folder.glob(f"{TEMPORARY}*")) if folder.is_dir() else []
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    left_over = [path for path in there if path.name.startswith(TEMPORARY) or is_unfinished(path)]
     for path in left_over:
         remove(path)
         fault("ckpt.mid_clean")
@@ -175,9 +194,28 @@ def clean(folder: Path) -> list[str]:
     return [path.name for path in left_over]
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a save in place ended before its manifest, or what it made is being removed."""
+    return os.path.lexists(folder / IN_PLACE) and not os.path.lexists(folder / MANIFEST)
+
+
+def withdraw(folder: Path, step: int) -> None:
+    """Remove a checkpoint that cannot be renamed first: from its first file on it is none any more."""
+    fault("ckpt.before_set_aside", step)
+    if folder.is_dir() and not folder.is_symlink():
+        (folder / IN_PLACE).touch()
+        (folder / MANIFEST).unlink(missing_ok=True)
+        durable.sync_folder(folder)
+    fault("ckpt.after_set_aside", step)
+    remove(folder)
+
+
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it is there; what says that it is unfinished goes last."""
     if path.is_dir() and not path.is_symlink():
+        for inner in path.iterdir():
+            if inner.name != IN_PLACE:
+                remove(inner)
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -50,6 +50,11 @@ class CheckpointConfig(Config):
     keep: Annotated[int, Field(ge=2)] = Field(
         default=2, description="How many of the newest are kept; the best is kept besides."
     )
+    commit: Literal["auto", "rename", "marker"] = Field(
+        default="auto",
+        description="rename: written beside, then renamed in one act; marker: written in place, the manifest last, for "
+        "object stores and network file systems; auto: by the file system of the run's folder.",
+    )
     in_background: bool = Field(
         default=False,
         description="Copy the state and write it while training goes on, one save at a time; takes the memory of the "

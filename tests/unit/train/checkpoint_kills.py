@@ -1,6 +1,6 @@
 """Kill a process at every failpoint of a save and see what is left; torch is imported once, every case is a fork.
 
-Usage: python checkpoint_kills.py FOLDER KILLS_PER_POINT. Prints one JSON object per case.
+Usage: python checkpoint_kills.py FOLDER KILLS_PER_POINT rename|marker. Prints one JSON object per case.
 """
 
 import json
@@ -16,16 +16,16 @@ import torch
 from tunesmith import faults
 from tunesmith.errors import CheckpointError
 from tunesmith.train.checkpoint import CheckpointStore
-from tunesmith.train.commit import Part, Writers
+from tunesmith.train.commit import Part, Writers, is_unfinished
 
 LAST = 5
 BEST = (2, 3)
 FILE_POINTS = ("ckpt.before_open", "ckpt.mid_write", "ckpt.before_fsync", "ckpt.after_fsync")
 
 
-def scenario(folder: Path, last: int = LAST) -> None:
+def scenario(folder: Path, in_place: bool, last: int = LAST) -> None:
     """A run of saves that passes every failpoint: left-overs to clean, a damaged folder in the way, a best to mark."""
-    store = CheckpointStore(folder, keep=2, writers=Writers(token="t"))
+    store = CheckpointStore(folder, keep=2, writers=Writers(token="t"), in_place=in_place)
     (folder / ".tmp-left-over").mkdir(parents=True, exist_ok=True)
     store.clean()
     newest = _newest(store)
@@ -59,13 +59,13 @@ def in_child(work) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def all_points(folder: Path) -> dict[tuple[str, str], int]:
+def all_points(folder: Path, in_place: bool) -> dict[tuple[str, str], int]:
     """How often the unkilled scenario passes every failpoint, told apart by the file where there is one."""
     trace = folder / "trace"
 
     def work() -> None:
         faults.arm(f"*:trace:{trace}")
-        scenario(folder / "all")
+        scenario(folder / "all", in_place)
 
     assert in_child(work) == 0
     seen = Counter()
@@ -75,27 +75,36 @@ def all_points(folder: Path) -> dict[tuple[str, str], int]:
     return seen
 
 
-def case(folder: Path, point: str, name: str, hit: int) -> dict:
+def last_committed(passed: list[list[str]], in_place: bool) -> int:
+    """The last step whose folder got its own name, or, in place, whose manifest was whole: it is written in halves."""
+    if not in_place:
+        return max((int(step) for point, step, _ in passed if point == "ckpt.after_rename"), default=0)
+    halves = Counter(int(step) for point, step, name in passed if (point, name) == ("ckpt.mid_write", "manifest.json"))
+    return max((step for step, count in halves.items() if count >= 2), default=0)
+
+
+def case(folder: Path, in_place: bool, point: str, name: str, hit: int) -> dict:
     """Kill at the given passing of a point; then check what a fresh process finds, and let it finish."""
     trace = folder.with_suffix(".trace")
     condition = f"@file={name}" if name else ""
 
     def killed() -> None:
         faults.arm(f"*:trace:{trace}; {point}{condition}@hit={hit}:kill")
-        scenario(folder)
+        scenario(folder, in_place)
 
     status = in_child(killed)
     problems = []
     if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
         problems.append(f"not killed: status {status}")
     passed = [line.split() for line in trace.read_text().splitlines()]
-    committed = max((int(step) for name, step, _ in passed if name == "ckpt.after_rename"), default=0)
+    committed = last_committed(passed, in_place)
     best = max((int(step) for name, step, _ in passed if name == "ckpt.after_mark_best"), default=0)
     problems += _problems(folder, committed, best)
-    if in_child(lambda: scenario(folder)) != 0:
+    if in_child(lambda: scenario(folder, in_place)) != 0:
         problems.append("could not go on")
     problems += _problems(folder, LAST, max(BEST))
     problems += [f"left over: {path.name}" for path in folder.glob(".tmp-*")]
+    problems += [f"left unfinished: {path.name}" for path in folder.glob("step-*") if is_unfinished(path)]
     shutil.rmtree(folder)
     trace.unlink()
     return {"point": point, "file": name, "hit": hit, "committed": committed, "problems": problems}
@@ -122,12 +131,12 @@ def _problems(folder: Path, want: int, want_best: int) -> list[str]:
     return problems
 
 
-def main(folder: Path, kills: int) -> None:
+def main(folder: Path, kills: int, in_place: bool) -> None:
     torch.set_num_threads(1)
-    for (point, name), times in all_points(folder).items():
+    for (point, name), times in all_points(folder, in_place).items():
         for hit in sorted({max(1, times * kill // kills) for kill in range(1, kills + 1)}):
-            print(json.dumps(case(folder / "case", point, name, hit)), flush=True)
+            print(json.dumps(case(folder / "case", in_place, point, name, hit)), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "marker")

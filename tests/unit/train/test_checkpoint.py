@@ -43,12 +43,6 @@ def _flip(path: Path, position: int | None = None) -> None:
     path.write_bytes(content)
 
 
-@pytest.fixture(autouse=True)
-def _disarm():
-    yield
-    faults.arm("")
-
-
 def _every_dtype() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     made = {}

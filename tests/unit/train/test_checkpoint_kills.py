@@ -34,8 +34,8 @@ def _run(
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-def _kill_everywhere(folder: Path, kills: int) -> None:
-    done = _run("checkpoint_kills.py", folder, kills)
+def _kill_everywhere(folder: Path, kills: int, commit: str) -> None:
+    done = _run("checkpoint_kills.py", folder, kills, commit)
     assert done.returncode == 0, done.stderr[-2000:]
     cases = [json.loads(line) for line in done.stdout.splitlines()]
     failed = [case for case in cases if case["problems"]]
@@ -45,13 +45,18 @@ def _kill_everywhere(folder: Path, kills: int) -> None:
     assert len(points) >= 50
 
 
-def test_r01_r18_kill_at_every_failpoint(fast_folder):
-    _kill_everywhere(fast_folder, 2)
+WAYS = pytest.mark.parametrize("commit", ["rename", "marker"])
+
+
+@WAYS
+def test_r01_r18_kill_at_every_failpoint(fast_folder, commit):
+    _kill_everywhere(fast_folder, 2, commit)
 
 
 @pytest.mark.nightly
-def test_r01_r18_kill_at_every_failpoint_five_times(fast_folder):
-    _kill_everywhere(fast_folder, 5)
+@WAYS
+def test_r01_r18_kill_at_every_failpoint_five_times(fast_folder, commit):
+    _kill_everywhere(fast_folder, 5, commit)
 
 
 def test_r09_disk_full(tmp_path):
