@@ -31,11 +31,11 @@ ARCHITECTURES: dict[str, dict] = {
 }
 
 
-def build(architecture: str, implementation: str = attention.RAGGED) -> PreTrainedModel:
+def build(architecture: str, implementation: str = attention.RAGGED, **sizes: int) -> PreTrainedModel:
     """Random weights with visible norms and biases, fp32, evaluation mode."""
     attention.register()
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **{**COMMON, **ARCHITECTURES[architecture]})
+    config = AutoConfig.for_model(architecture, **{**COMMON, **ARCHITECTURES[architecture], **sizes})
     model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).float().eval()
     for name, parameter in model.named_parameters():
         if "norm" in name or "bias" in name:

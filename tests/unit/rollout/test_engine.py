@@ -1,12 +1,11 @@
 """The engine against transformers: the same logits for every architecture, however rows come, share pages and go."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from tests.unit.models.architectures import ARCHITECTURES, build
-from tests.unit.models.test_decode_kernels import compiled
 from tests.unit.rollout.test_generator import load
 from tests.unit.serve.running import resident
 from torch import nn
@@ -16,8 +15,7 @@ from tunesmith.errors import ModelError
 from tunesmith.models.adapters import attach
 from tunesmith.models.config import LoraConfig
 from tunesmith.models.layer.module import put_fast_layers
-from tunesmith.models.native.decode import MANY, PLACES
-from tunesmith.models.native.step import Layers
+from tunesmith.models.native.decode import PLACES
 from tunesmith.rollout.choosing import Sampling
 from tunesmith.rollout.config import Held
 from tunesmith.rollout.continuous import Asked, answers
@@ -31,8 +29,8 @@ WRITTEN_OUT = ["llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"]
 PROMPTS = [[5, 9, 70], [17], list(range(20, 90))]
 
 
-def fast(architecture: str) -> PreTrainedModel:
-    return put_fast_layers(build(architecture)).eval()
+def fast(architecture: str, **sizes: int) -> PreTrainedModel:
+    return put_fast_layers(build(architecture, **sizes)).eval()
 
 
 def plain_logits(architecture: str, tokens: list[int], adapted: nn.Module | None = None) -> torch.Tensor:
@@ -54,9 +52,9 @@ def decode(engine: Engine, prompts: list[list[int]], count: int) -> tuple[list[l
     return made, logits
 
 
-def with_adapter(model: nn.Module) -> nn.Module:
+def with_adapter(model: nn.Module, rank: int = 4) -> nn.Module:
     torch.manual_seed(1)
-    adapted = attach(model, LoraConfig(rank=4)).eval()
+    adapted = attach(model, LoraConfig(rank=rank)).eval()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.2)
@@ -101,74 +99,11 @@ def test_an_adapter_is_part_of_what_is_decoded(dtype: torch.dtype, tolerance: fl
         assert (last.float() - plain_logits("qwen2", prompt + own)).abs().max() > 0.2 * wanted.abs().max()
 
 
-@pytest.fixture
-def own_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@compiled
 @pytest.mark.parametrize("held", ["packed", "int8"])
 @pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("architecture", WRITTEN_OUT)
-def test_all_layers_in_one_call_give_what_their_parts_give(
-    architecture: str, adapted: bool, held: Held, own_threads: None
-) -> None:
-    """To the bit, but for low-rank products, which torch adds up in another order; with any number of threads."""
-    model = fast(architecture)
-    model = (with_adapter(model) if adapted else model).bfloat16()
-    whole, parts = Engine(model, held), Engine(model, held)
-    assert whole.together is not None
-    parts.together = None
-    made, wanted = decode(parts, PROMPTS, 12)  # beyond a page, and beyond windows
-    found = []
-    for count in (1, 5):  # of threads: more than there are rows, and than most machines of tests have
-        torch.set_num_threads(count)
-        found.append(decode(whole, PROMPTS, 12))
-    assert all(torch.equal(logits, found[0][1]) for _, logits in found)
-    if adapted:
-        assert (found[0][1] - wanted).abs().max() < 0.03 * wanted.abs().max()
-    else:
-        assert torch.equal(found[0][1], wanted)
-        assert found[0][0] == made
-
-
-@compiled
-@pytest.mark.parametrize("rows", [1, 8, 9, 64, 65])
-def test_one_call_takes_as_many_rows_as_its_products_do(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, parts = Engine(fast("llama").bfloat16()), Engine(fast("llama").bfloat16())
-    calls: list[int] = []
-    step = Layers.step
-    monkeypatch.setattr(
-        Layers, "step", lambda self, states, *given: calls.append(len(states)) or step(self, states, *given)
-    )
-    prompts = [[3 + row, 8] for row in range(rows)]
-    _, logits = decode(engine, prompts, 2)
-    assert calls == ([rows] * 2 if rows <= MANY else [])
-    parts.together = None
-    assert torch.equal(logits, decode(parts, prompts, 2)[1])
-
-
-@compiled
-def test_pages_that_move_when_they_grow_are_found_by_the_next_step() -> None:
-    engine, parts = Engine(fast("llama").bfloat16()), Engine(fast("llama").bfloat16())
-    parts.together = None
-    prompts = [[row % 90, 5] * 30 for row in range(60)]  # 60 tokens of a page of 64: all rows take another one at once
-    found, wanted = decode(engine, prompts, 6), decode(parts, prompts, 6)
-    assert engine.pages.used == 120
-    assert found[0] == wanted[0]
-    assert torch.equal(found[1], wanted[1])
-
-
-def test_layers_that_are_not_held_whole_are_multiplied_part_by_part() -> None:
-    assert Engine(fast("llama")).together is None  # fp32
-    assert Engine(fast("llama").bfloat16(), "shared").together is None
-
-
-@pytest.mark.parametrize("held", ["packed", "int8"])
-def test_rows_of_bf16_do_not_depend_on_their_neighbours(held: Held) -> None:
-    engine = Engine(fast("llama").bfloat16(), held)
+def test_rows_of_bf16_do_not_depend_on_their_neighbours(held: Held, adapted: bool) -> None:
+    model = with_adapter(fast("llama")) if adapted else fast("llama")
+    engine = Engine(model.bfloat16(), held)
     rows, _ = engine.read([[7, 8]] * 5)
     tokens = torch.tensor([3, 4, 5, 6, 7])
     together = engine.step(rows, tokens)
@@ -271,13 +206,13 @@ def test_prompts_of_all_lengths_leave_no_kernels_behind(tmp_path: Path) -> None:
 def test_engines_of_one_base_share_what_is_packed() -> None:
     adapted = with_adapter(fast("qwen2").bfloat16())
     packs = Packs("packed")
-    with_it = Engine(adapted, packs=packs)
+    adapted_engine = Engine(adapted, packs=packs)
     count = len(packs.made)
     adapted.base_model.disable_adapter_layers()
     alone = Engine(adapted, packs=packs)
     assert len(packs.made) == count
     adapted.base_model.enable_adapter_layers()
-    for engine, other in ((with_it, Engine(adapted)), (alone, Engine(fast("qwen2").bfloat16()))):
+    for engine, other in ((adapted_engine, Engine(adapted)), (alone, Engine(fast("qwen2").bfloat16()))):
         made, logits = decode(engine, PROMPTS, 5)
         again, wanted = decode(other, PROMPTS, 5)
         assert made == again

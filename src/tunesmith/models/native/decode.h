@@ -96,15 +96,15 @@ inline void few(const int8_t *x, int64_t step, const uint8_t *tiles, int64_t dep
     }
 }
 
-// work(R, first row, rows left) for rows in eights, the last ones in fewer.
-template <class Work>
-inline void in_eights(int64_t rows, Work work) {
+// each(R, first row, rows left) for rows in eights, the last ones in fewer.
+template <class Each>
+inline void in_eights(int64_t rows, Each each) {
     for (int64_t row = 0; row < rows; row += 8) {
         const int64_t left = rows - row;
-        if (left == 1) work(std::integral_constant<int, 1>(), row, left);
-        else if (left == 2) work(std::integral_constant<int, 2>(), row, left);
-        else if (left <= 4) work(std::integral_constant<int, 4>(), row, left);
-        else work(std::integral_constant<int, 8>(), row, left);
+        if (left == 1) each(std::integral_constant<int, 1>(), row, left);
+        else if (left == 2) each(std::integral_constant<int, 2>(), row, left);
+        else if (left <= 4) each(std::integral_constant<int, 4>(), row, left);
+        else each(std::integral_constant<int, 8>(), row, left);
     }
 }
 
@@ -207,7 +207,6 @@ void attend_queries(const Cache &cache, int64_t head, const bf16 *query, Sight s
     for (; column + 64 <= cache.width; column += 64) mix<Q, 4>(cache, head, scores, step, sums, sight, column, out);
     for (; column < cache.width; column += 16) mix<Q, 1>(cache, head, scores, step, sums, sight, column, out);
 }
-
 
 inline Sight seen_by(const int32_t *pages, int64_t length, int64_t window) {
     return {pages, window > 0 ? most(0, length - window) : 0, length};

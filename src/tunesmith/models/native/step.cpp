@@ -39,15 +39,17 @@ struct Step {
     int64_t count, rows, hidden, heads, key_heads, width, most_pages;
 };
 
+// models/native/step.py has the same structs, and asserts the same sizes
+static_assert(sizeof(Matrix) == 64 && sizeof(Norm) == 24 && sizeof(Layer) == 424 && sizeof(Step) == 128, "padding");
+
 namespace {
 
-class Crew {  // threads that work side by side; each knows its number
-    std::atomic<int> arrived{0}, turn{0};
+class Crew {  // threads that work side by side, and wait for each other; what they write is apart from what they watch
+    alignas(64) std::atomic<int> arrived{0};
+    alignas(64) std::atomic<int> turn{0};
 
 public:
-    int count = 1;
-
-    void wait() {
+    void wait(int count) {
         const int own = turn.load(std::memory_order_acquire);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
             arrived.store(0, std::memory_order_relaxed);
@@ -97,22 +99,22 @@ class Worker {
     const Step &step;
     const Work &work;
     Crew &crew;
-    const int me;
+    const int me, threads;
     float *scores;
     const int64_t query_width, key_width;
 
     template <class Each>
     void in_turn(int64_t count, Each each) {
-        for (int64_t i = me; i < count; i += crew.count) each(i);
-        crew.wait();
+        for (int64_t i = me; i < count; i += threads) each(i);
+        crew.wait(threads);
     }
 
     // Blocks of 32 outputs that follow each other, so that each thread reads weights from end to end.
     template <class Each>
     void in_blocks(int64_t outputs, Each each) {
         const int64_t count = up(outputs, 32) / 32;
-        for (int64_t i = count * me / crew.count; i < count * (me + 1) / crew.count; i++) each(i * 32);
-        crew.wait();
+        for (int64_t i = count * me / threads; i < count * (me + 1) / threads; i++) each(i * 32);
+        crew.wait(threads);
     }
 
     void few_plain(const bf16 *x, int64_t x_step, const bf16 *tiles, int64_t depth, bf16 *out, int64_t outputs,
@@ -221,9 +223,9 @@ class Worker {
     }
 
 public:
-    Worker(const Step &step, const Work &work, Crew &crew, int me, float *scores)
-        : step(step), work(work), crew(crew), me(me), scores(scores), query_width(step.heads * step.width),
-          key_width(step.key_heads * step.width) {}
+    Worker(const Step &step, const Work &work, Crew &crew, float *scores)
+        : step(step), work(work), crew(crew), me(omp_get_thread_num()), threads(omp_get_num_threads()), scores(scores),
+          query_width(step.heads * step.width), key_width(step.key_heads * step.width) {}
 
     void pass() {
         const Layer *layer = step.layers;
@@ -273,9 +275,7 @@ extern "C" void decode_step(const Step *given, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Buffer<float> scores;
-#pragma omp single
-        crew.count = omp_get_num_threads();
-        Worker(step, work, crew, omp_get_thread_num(), scores.of(4 * step.most_pages * PLACES)).pass();
+        Worker(step, work, crew, scores.of(4 * step.most_pages * PLACES)).pass();
     }
 }
 #endif

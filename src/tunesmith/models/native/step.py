@@ -12,7 +12,7 @@ from jaxtyping import BFloat16, Float, Int
 from torch import Tensor
 
 from tunesmith.models.native.build import library
-from tunesmith.models.native.decode import PackedMatrix, PackedMatrix8
+from tunesmith.models.native.decode import PLACES, PackedMatrix, PackedMatrix8
 from tunesmith.models.native.kernels import require_alike, require_rows
 
 
@@ -28,13 +28,15 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class RowNorm:
+    """x / sqrt(mean(x^2) + eps) * weight, in pieces of D figures."""
+
     weight: Float[Tensor, " D"]  # fp32
     eps: float
 
 
 @dataclass(frozen=True, slots=True)
-class LayerOf:
-    """A layer: products of qkv, out, gate_up and down; norms before and after each half, of queries and of keys."""
+class Layer:
+    """Products of qkv, out, gate_up and down; norms before and after each half, of queries and of keys."""
 
     products: tuple[Product, Product, Product, Product]
     norms: tuple[RowNorm | None, ...]
@@ -45,6 +47,8 @@ class LayerOf:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
+    """Of states, and of the heads: so many, of queries and of keys, of one width."""
+
     hidden: int
     heads: int
     key_heads: int
@@ -81,12 +85,18 @@ class _Step(Structure):
     ]
 
 
+assert [ctypes.sizeof(each) for each in (_Matrix, _Norm, _Layer, _Step)] == [64, 24, 424, 128], "not those of step.cpp"
+
+
 class Layers:
     """All layers, told to the kernel once; what they are made of is kept alive and must stay where it is."""
 
-    def __init__(self, layers: Sequence[LayerOf], sizes: Sizes) -> None:
+    def __init__(self, layers: Sequence[Layer], sizes: Sizes) -> None:
+        for layer in layers:
+            check_layer(layer, sizes)
         self.layers, self.sizes = layers, sizes
         self.told = (_Layer * len(layers))(*map(told_layer, layers))
+        self.most_threads = -(-sizes.hidden // 32)  # more would find no outputs to work on
 
     def step(
         self,
@@ -104,25 +114,53 @@ class Layers:
         assert states.dtype == torch.bfloat16
         assert pages.dtype == torch.int32
         assert lengths.dtype == places.dtype == torch.int64
-        sizes, count, rows = self.sizes, len(self.layers), len(states)
-        assert len(caches) == count
+        sizes, rows, shape = self.sizes, len(states), caches[0].shape
+        assert all(cache.shape == shape for cache in caches)
+        assert len(caches) == len(self.layers)
         assert len(cos) == len(sin) == len(pages) == len(lengths) == len(places) == rows
         assert states.shape[1] == sizes.hidden
-        assert cos.shape[1] == sin.shape[1] == caches[0].shape[4] == sizes.width
-        places_of = lambda which: (c_void_p * count)(*(cache[which].data_ptr() for cache in caches))  # noqa: E731
+        assert shape[2:] == (sizes.key_heads, PLACES, sizes.width)
+        assert cos.shape[1] == sin.shape[1] == sizes.width
+        keys = [cache.data_ptr() for cache in caches]
+        behind = caches[0].stride(0) * caches[0].element_size()
+        addresses = c_void_p * len(keys)
         given = _Step(
             self.told,
-            places_of(0),
-            places_of(1),
+            addresses(*keys),
+            addresses(*(key + behind for key in keys)),
             *(each.data_ptr() for each in (pages, lengths, places, cos, sin, states)),
-            *(count, rows, sizes.hidden, sizes.heads, sizes.key_heads, sizes.width, pages.shape[1]),
+            *(len(keys), rows, sizes.hidden, sizes.heads, sizes.key_heads, sizes.width, pages.shape[1]),
         )
         loaded = library()
         assert loaded is not None, "there are packed matrices only where there are kernels"
-        loaded.decode_step(byref(given), ctypes.c_int(torch.get_num_threads()))
+        loaded.decode_step(byref(given), ctypes.c_int(min(torch.get_num_threads(), self.most_threads)))
 
 
-def told_layer(layer: LayerOf) -> _Layer:
+def check_layer(layer: Layer, sizes: Sizes) -> None:
+    """The kernel sees addresses alone: a matrix of another size would be read, and written to, beyond its end."""
+    qkv, out, gate_up, down = layer.products
+    query, key = sizes.heads * sizes.width, sizes.key_heads * sizes.width
+    assert sizes.heads % sizes.key_heads == 0
+    assert sides(qkv) == (sizes.hidden, query + 2 * key)
+    assert sides(out) == (query, sizes.hidden)
+    assert sides(gate_up) == (sizes.hidden, 2 * down.matrix.inputs)
+    assert down.matrix.outputs == sizes.hidden
+    *of_states, of_query, of_key = layer.norms
+    assert all(norm is None or len(norm.weight) == sizes.hidden for norm in of_states)
+    assert all(norm is None or width % len(norm.weight) == 0 for norm, width in ((of_query, query), (of_key, key)))
+    assert len(layer.norms) == len(_Layer().norms)
+    for each in layer.products:
+        assert each.bias is None or len(each.bias) == each.matrix.outputs
+        if each.a is not None and each.b is not None:
+            assert (each.a.inputs, each.b.outputs) == sides(each)
+            assert each.a.outputs == each.b.inputs
+
+
+def sides(product: Product) -> tuple[int, int]:
+    return product.matrix.inputs, product.matrix.outputs
+
+
+def told_layer(layer: Layer) -> _Layer:
     products = (_Matrix * 4)(*map(told_product, layer.products))
     norms = (_Norm * 6)(*map(told_norm, layer.norms))
     return _Layer(products, norms, layer.window or 0, int(layer.rotary), layer.scale)

@@ -20,11 +20,12 @@ from tunesmith.models.layer.parts import gate
 from tunesmith.models.layer.weights import Shape, Weights
 from tunesmith.models.native import decode
 from tunesmith.models.native.decode import MANY
+from tunesmith.models.native.step import Layers
 from tunesmith.models.prompts import positions_taken
 from tunesmith.models.rounding import missing
 from tunesmith.models.scratch import Loan, scratch
 from tunesmith.rollout.config import Held
-from tunesmith.rollout.engine.matrices import Head, Packs, laid_out, together
+from tunesmith.rollout.engine.matrices import Head, Packs, laid_out, stacked
 from tunesmith.rollout.engine.pages import Pages, Row, View
 
 TOKENS = 4096  # of prompts that are read in one pass; a longer one alone is more
@@ -53,7 +54,7 @@ class Engine:
         self.head = Head(active_module(head), packs)
         shape = self.shapes[0]
         self.pages = Pages(len(layers), shape.key_heads, shape.width, like)
-        self.together = together(self.weights, self.shapes) if self.pages.native else None
+        self.stack = stacked(self.weights, self.shapes) if self.pages.native else None
 
     @torch.no_grad()
     def read(self, prompts: Sequence[Sequence[int]]) -> tuple[list[Row], Float[Tensor, "P V"]]:
@@ -106,13 +107,18 @@ class Engine:
 
     def step_states(self, tokens: Int[Tensor, " B"], view: View) -> Float[Tensor, "B D"]:
         states, rotation = self.begin(tokens, view.lengths - 1)
-        if self.together is not None and len(states) <= MANY:
-            places = view.pages, view.lengths, view.places
-            self.together.step(states, rotation.cos, rotation.sin, self.pages.layers, *places)
+        if self.stack is not None:
+            self.step_stack(self.stack, states, rotation, view)
             return states
         for number, (weights, shape) in enumerate(zip(self.weights, self.shapes, strict=True)):
             states = self.step_layer(number, states, weights, shape, rotation, view)
         return states
+
+    def step_stack(self, stack: Layers, states: Float[Tensor, "B D"], rotation: Rotation, view: View) -> None:
+        """In place, MANY rows at a time: those of one text come in order, so that each sees what is before it."""
+        given = states, rotation.cos, rotation.sin, view.pages, view.lengths, view.places
+        for own, cos, sin, *seen in zip(*(each.split(MANY) for each in given), strict=True):
+            stack.step(own, cos, sin, self.pages.layers, *seen)
 
     def step_layer(
         self, number: int, x: Float[Tensor, "B D"], weights: Weights, shape: Shape, rotation: Rotation, view: View

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tunesmith.models.layer.projection import Part, Projection
 from tunesmith.models.layer.weights import Norm, Shape, Weights
 from tunesmith.models.native.decode import MANY, PackedMatrix, PackedMatrix8, serves
-from tunesmith.models.native.step import LayerOf, Layers, Product, RowNorm, Sizes
+from tunesmith.models.native.step import Layer, Layers, Product, RowNorm, Sizes
 from tunesmith.rollout.config import Held
 
 Packed = PackedMatrix | PackedMatrix8
@@ -82,7 +82,7 @@ def whole(projection: Projection, packs: Packs, like: Tensor) -> Projection:
     return replace(projection, parts=(Part(projection.width, None, None, None, Whole(projection, packs, like)),))
 
 
-def together(weights: Sequence[Weights], shapes: Sequence[Shape]) -> Layers | None:
+def stacked(weights: Sequence[Weights], shapes: Sequence[Shape]) -> Layers | None:
     """All layers for one call of the kernels; None where a projection is not held whole, or layers differ in size."""
     sizes = {
         Sizes(each.out.width, own.heads, own.key_heads, own.width) for each, own in zip(weights, shapes, strict=True)
@@ -92,14 +92,14 @@ def together(weights: Sequence[Weights], shapes: Sequence[Shape]) -> Layers | No
     return Layers(known, sizes.pop()) if len(sizes) == 1 and len(known) == len(layers) else None
 
 
-def layer_of(weights: Weights, shape: Shape) -> LayerOf | None:
+def layer_of(weights: Weights, shape: Shape) -> Layer | None:
     held = [each.parts[0].eight for each in projections_of(weights)]
     qkv, out, gate_up, down = (each.for_kernel() if isinstance(each, Whole) else None for each in held)
     if qkv is None or out is None or gate_up is None or down is None:
         return None
     norms = weights.norms
     each = norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp, norms.query, norms.key
-    return LayerOf((qkv, out, gate_up, down), tuple(map(row_norm, each)), shape.window, shape.rotary, shape.scale)
+    return Layer((qkv, out, gate_up, down), tuple(map(row_norm, each)), shape.window, shape.rotary, shape.scale)
 
 
 def row_norm(norm: Norm | None) -> RowNorm | None:
@@ -117,8 +117,9 @@ class Head:
             self.matrix = packs.of([weight], lambda: weight)
 
     def __call__(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
-        if self.matrix is None or len(states) > MANY:
+        if self.matrix is None:
             return self.module(states)
         out = states.new_empty(len(states), self.matrix.outputs)
-        self.matrix.product(states.contiguous(), out)
+        for rows, place in zip(states.contiguous().split(MANY), out.split(MANY), strict=True):
+            self.matrix.product(rows, place)
         return out
