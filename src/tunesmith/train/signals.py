@@ -57,7 +57,8 @@ class Signals:
     The second SIGTERM or SIGINT leaves at once by SystemExit (143 or 130), so that `finally` still releases locks;
     SIGHUP never counts as one of the two, since a terminal that closes sends several. SIGHUP stays ignored where the
     process was started so (nohup). The first one is told with a word of saving where something `saves`.
-    Outside the main thread nothing is installed. The old handlers come back after.
+    Outside the main thread nothing is installed. The old handlers come back after; where they are those of other
+    Signals, around these, a stop that came too late for what ended in between is left to them.
     """
 
     def __init__(self, *, saves: bool = True) -> None:
@@ -78,7 +79,16 @@ class Signals:
     ) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+            around = getattr(handler, "__self__", None)
+            if kind is None and isinstance(around, Signals):
+                around.take_over(self)
         self._old.clear()
+
+    def take_over(self, inner: Signals) -> None:
+        """What was asked for while `inner` was listening, and not answered."""
+        if inner._pending is not None and inner._pending.stops:
+            self._pending = max(inner._pending, self._pending or inner._pending)
+            self._asked |= inner._asked
 
     def requested(self) -> Request | None:
         """The most urgent request so far; a stop stays, SAVE stays until `saved`."""

@@ -242,6 +242,25 @@ def test_a_signal_stops_in_any_phase_and_the_run_goes_on(taught, prompts, tmp_pa
     assert summarise(run).state == "finished"
 
 
+class SignalledAtTheEnd(Signalled):
+    def step(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        if step == total:
+            self.phase("step")
+
+
+@pytest.mark.row("P1")
+def test_a_signal_in_the_last_step_of_a_round_keeps_the_round_and_begins_no_other(taught, prompts, tmp_path):
+    made = recipe(taught, prompts, "online.rounds=2")
+    run = RunDir.create(tmp_path / "runs", "r")
+    with pytest.raises(TunesmithError) as caught:
+        iterate(made, run, Mesh(), SignalledAtTheEnd(signal.SIGTERM, "step"))
+    assert caught.value.exit_code == 75
+    assert "in round 2 of 2: answers" in str(caught.value)
+    assert (run.path / "rounds/0/round.json").exists()
+    assert not (run.path / "rounds/1/sampled.jsonl").exists()
+    assert len(play(made, run).rounds) == 2
+
+
 def test_a_run_killed_in_every_phase_ends_with_the_same_weights(taught, prompts, tmp_path):
     settings = words(taught, prompts, "online.rounds=2", "train.checkpoint.every=1", "train.epochs=1")
     whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"

@@ -81,6 +81,29 @@ def test_p03_a_hangup_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def _answered() -> None:
+    with Signals():
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("answered")
+
+
+@pytest.mark.row("P1")
+def test_a_stop_that_what_ended_did_not_answer_is_left_to_those_around():
+    with Signals() as around:
+        with Signals() as inner:
+            signal.raise_signal(signal.SIGTERM)
+        assert inner.requested() is around.requested() is Request.TERMINATE
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)  # the second one
+    with Signals() as around:
+        with pytest.raises(ValueError, match="answered"):
+            _answered()
+        assert around.requested() is None
+        with Signals():
+            signal.raise_signal(signal.SIGUSR1)
+        assert around.requested() is None
+
+
 def test_another_thread_installs_nothing():
     before = signal.getsignal(signal.SIGTERM)
     seen = []
