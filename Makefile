@@ -21,7 +21,7 @@ quickstart: $(READY) ## fine-tune the starter model, before and after, in minute
 	@env -u OMP_NUM_THREADS $(BIN)/tunesmith quickstart
 
 test: $(READY) ## the test suite: no GPU, no model hub, no shared data needed
-	@$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/house --durations 25 --durations-min 4 tests
 
 check: $(READY) ## lint, format, types, house rules, code blocks of the docs
 	@$(BIN)/ruff check .

@@ -43,8 +43,7 @@ def main() -> None:
         prove(sides, shared)
     given = {**shared, "dtype": choices.dtype, "tokens": choices.tokens}
     busy = list(alternate(sides, choices.repeats, choices.allow_load, lambda side: side.train(given)))
-    name = f"generate-{choices.model}-{choices.work}-{choices.threads}-threads"
-    save(report(sides, choices, busy), choices.results, name, show_generation)
+    save(report(sides, choices, busy), choices.results, f"generate-{choices.model}-{choices.work}", show_generation)
 
 
 def parse() -> argparse.Namespace:

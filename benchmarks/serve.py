@@ -41,7 +41,7 @@ def main() -> None:
         sides.append(Side("transformers, one at a time", sys.executable, "serve_run.py", one))
     busy = list(alternate(sides, choices.repeats, choices.allow_load, lambda side: side.train(shared)))
     name = "soak" if choices.seconds else "clients"
-    save(report(sides, choices, busy), choices.results, f"serve-smollm2-{name}-{choices.threads}-threads", show_serving)
+    save(report(sides, choices, busy), choices.results, f"serve-smollm2-{name}", show_serving)
     if errors := [error for side in sides for run in side.runs for error in run["errors"]]:
         raise SystemExit(f"{len(errors)} errors, first {errors[0]}")
 

@@ -95,8 +95,9 @@ def identity(report: dict) -> tuple:
 def save(report: dict, folder: Path, name: str, show: Callable[[dict], None] | None) -> None:
     """Write the result; print it as a table with `show`, else as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    ending = "" if report["work"]["dtype"] == "bfloat16" else f"-{report['work']['dtype']}"
-    path = folder / f"{name}-{report['date'][:10]}{ending}.json"
+    work = report["work"]
+    ending = "" if work["dtype"] == "bfloat16" else f"-{work['dtype']}"
+    path = folder / f"{name}-{work['threads']}-threads-{report['date'][:10]}{ending}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if show is None:
         print(json.dumps(report))
