@@ -19,9 +19,8 @@ def file_system(folder: Path) -> str | None:
     for line in lines:
         own, _, about = line.partition(" - ")
         mount = Path(unescaped(own.split()[4]))
-        if (
-            place.is_relative_to(mount) and len(mount.parts) >= longest
-        ):  # of two on one place the later one hides the other
+        # of two mounts on one place the later one hides the other
+        if place.is_relative_to(mount) and len(mount.parts) >= longest:
             found, longest = about.split()[0], len(mount.parts)
     return found
 

@@ -66,7 +66,7 @@ class Commit:
         self._in_place = in_place
         self._staging = self.final if in_place else folder / f"{TEMPORARY}step-{step}-{writers.token}"
         self._need = 0
-        self._published = False
+        self._staged = self._published = False
 
     def together(self, action: Callable[[], object], *, lead_only: bool = True) -> None:
         """Do this rank's share of a phase; go on only when all ranks succeeded, else all of them raise MachineError."""
@@ -81,7 +81,7 @@ class Commit:
         fault("ckpt.before_barrier", self._step)
         agreed = self._writers.agree(failure is None)
         fault("ckpt.after_barrier", self._step)
-        if not agreed and self._writers.lead and not self._published:
+        if not agreed and self._writers.lead and self._staged and not self._published:
             shutil.rmtree(self._staging, ignore_errors=True)
         if failure is not None:
             raise failure
@@ -99,6 +99,7 @@ class Commit:
         if self._in_place and os.path.lexists(self.final):
             withdraw(self.final, self._step)
         self._staging.mkdir()
+        self._staged = True
         if self._in_place:
             durable.write_text(self._staging / IN_PLACE, "", self._step)
         fault("ckpt.after_stage", self._step)

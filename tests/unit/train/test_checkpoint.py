@@ -290,9 +290,15 @@ def test_r10_disk_errors_keep_the_old_and_leave_no_rest(tmp_path, point, name):
     assert _step_of(store) == 3
 
 
-@pytest.mark.parametrize("point", ["after_rename", "before_latest", "before_prune", "mid_prune", "mid_remove"])
-def test_r09_an_error_after_the_commit_says_that_the_checkpoint_is_complete(tmp_path, point):
-    store = CheckpointStore(tmp_path)
+AFTER = {
+    False: ("after_rename", "before_latest", "before_prune", "mid_prune", "mid_remove"),
+    True: ("before_latest", "before_prune", "mid_prune", "after_set_aside"),
+}
+
+
+@pytest.mark.parametrize(("in_place", "point"), [(way, point) for way, points in AFTER.items() for point in points])
+def test_r09_an_error_after_the_commit_says_that_the_checkpoint_is_complete(tmp_path, in_place, point):
+    store = CheckpointStore(tmp_path, in_place=in_place)
     _save(store, 1, 2)
     faults.arm(f"ckpt.{point}@step=3:errno:EIO")
     with pytest.raises(MachineError, match="the checkpoint is saved, but afterwards"):
